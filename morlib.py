@@ -108,10 +108,10 @@ RECIPES = {
                    schedule="constant", clip=None, fresh_windows=False, depth_warmup=0.0),
 }  # fmt: skip
 PRESETS = {
-    "smoke": dict(n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=3, lr=1e-2,
-                  evaluations=3, eval_windows=16, heldout_windows=64, max_chars=120_000, subwords=500, seeds=1, jobs=1),
-    "quick": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=800, epochs=5, lr=4e-3, router_lr=4e-3,
-                  evaluations=5, heldout_windows=1000, max_chars=1_200_000, subwords=1000, seeds=2, jobs=2),
+    "smoke": dict(n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=5, lr=1e-2,
+                  evaluations=5, eval_windows=16, heldout_windows=64, max_chars=120_000, subwords=500, seeds=1, jobs=1),
+    "quick": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=880, epochs=6, lr=4e-3, router_lr=4e-3,
+                  evaluations=6, eval_windows=100, heldout_windows=500, max_chars=1_200_000, subwords=500, seeds=1, jobs=2),
     "paper": dict(seeds=6, jobs=1),
 }  # fmt: skip
 
@@ -1133,7 +1133,7 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
     if budget:
         calibrate(model, corpus, tc.seed)
     metrics = evaluate(model, corpus, "heldout", tc.heldout_windows)
-    sampled = evaluate(model, corpus, "heldout", tc.heldout_windows, sampling=True)
+    sampled = metrics if cfg.routing == "none" else evaluate(model, corpus, "heldout", tc.heldout_windows, sampling=True)
     floors = {n: ngram_floor(corpus.ids["train"], corpus.ids["heldout"], n, corpus.vocab_size) for n in (2, 3)}
     metrics |= dict(
         train_seconds=seconds,
