@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-OUT := $(if $(MORLIB_OUTPUTS),$(MORLIB_OUTPUTS),$(CURDIR)/outputs)
+OUT := $(if $(MORLIB_OUTPUTS),$(abspath $(MORLIB_OUTPUTS)),$(CURDIR)/outputs)
 
 .PHONY: run paper test smoke report clean
 
@@ -42,7 +42,7 @@ smoke: $(VENV)/ready
 
 # The README's table of results, printed from the stored records.
 report: $(VENV)/ready
-	@$(BIN)/python -c "import morlib; morlib.update_readme()"
+	@$(BIN)/python report.py
 
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'

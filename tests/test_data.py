@@ -1,5 +1,6 @@
 """Where texts come from, that nothing is lost in tokens, and that nothing held out is trained on."""
 
+import http.client
 import random
 import socket
 import subprocess
@@ -25,9 +26,9 @@ def sources(tmp_path, monkeypatch):
     monkeypatch.delenv("MORLIB_DATA", raising=False)
     monkeypatch.setattr(morlib, "is_online", lambda url: False)
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "no index"))
-    morlib.load_corpus.cache_clear()
+    morlib._load_corpus.cache_clear()
     yield tmp_path
-    morlib.load_corpus.cache_clear()
+    morlib._load_corpus.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +128,7 @@ def test_sources_are_tried_in_order(sources, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("MORLIB_DATA", str(elsewhere))
     (elsewhere / "bangla_wikipedia.txt").write_text("একটি পরীক্ষার লেখা। " * 400, encoding="utf-8")
     (elsewhere / "tinyshakespeare.txt").write_text("not the known text", encoding="utf-8")
-    morlib.load_corpus.cache_clear()
+    morlib._load_corpus.cache_clear()
     found = morlib.load_corpus("bangla", subwords=300)
     assert (found.name, found.source) == ("bangla-wikipedia", "MORLIB_DATA")
     with pytest.raises(ValueError, match="put tinyshakespeare.txt into data/"):
@@ -135,7 +136,7 @@ def test_sources_are_tried_in_order(sources, monkeypatch, tmp_path, capsys):
     assert "not the known text" in capsys.readouterr().out
 
     (sources / "data" / "bangla_wikipedia.txt").write_text("আরেকটি লেখা এখানে। " * 400, encoding="utf-8")
-    morlib.load_corpus.cache_clear()
+    morlib._load_corpus.cache_clear()
     assert morlib.load_corpus("bangla", subwords=300).source == "data/"
 
 
@@ -147,11 +148,16 @@ def test_a_download_is_checked_and_kept(sources, monkeypatch, shakespeare):
         def read(self, most):
             return self.data[:most]
 
+    class Broken:
+        def read(self, most):
+            raise http.client.IncompleteRead(b"")
+
     exact = "".join(shakespeare.text.values()).encode()
     monkeypatch.setattr(morlib, "is_online", lambda url: True)
-    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Answer(b"tampered" + exact))
-    with pytest.raises(ValueError, match="put tinyshakespeare.txt"):
-        morlib.load_corpus("tinyshakespeare")
+    for answer in (Answer(b"tampered" + exact), Broken()):
+        monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: answer)
+        with pytest.raises(ValueError, match="put tinyshakespeare.txt"):
+            morlib.load_corpus("tinyshakespeare")
     monkeypatch.setattr(morlib, "SHAKESPEARE_SHA256", morlib._sha256(exact))
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: Answer(exact))
     assert morlib.load_corpus("tinyshakespeare").source == morlib.SHAKESPEARE_URL
@@ -183,6 +189,7 @@ def test_no_internet_is_noticed_in_time(monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     monkeypatch.setattr(urllib.request, "urlopen", hang)
+    morlib.is_online.cache_clear()
     began = time.perf_counter()
     assert not morlib.is_online("https://example.invalid")
     assert time.perf_counter() - began < 10
@@ -211,6 +218,14 @@ def test_a_bad_file_is_explained(tmp_path, data, message):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message):
         morlib.load_corpus(str(path))
+
+
+def test_an_edited_file_is_read_again(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("first version " * 20, encoding="utf-8")
+    before = morlib.load_corpus(str(path))
+    path.write_text("second version " * 20, encoding="utf-8")
+    assert morlib.load_corpus(str(path)).sha256 != before.sha256
 
 
 def test_bad_arguments_are_explained(small_text, tmp_path):

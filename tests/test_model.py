@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def tokens(B=3, L=9, V=11, seed=1):
     return torch.randint(V, (B, L), generator=torch.Generator().manual_seed(seed))
 
 
-def masked_apply(self, block, x, chosen, gate, past, B, L):
+def masked_step(self, block, x, chosen, gate, past, B, L):
     """The reference: computes every token, keeps what was named, and writes attention out in full."""
     D, H = x.shape[1], block.attention.n_heads
     active = torch.zeros(B * L, dtype=torch.bool).index_fill(0, chosen, True)
@@ -56,7 +57,7 @@ def loss_and_gradients(model, x, seed=0):
 def test_packed_execution_equals_the_masked_reference(make_model, monkeypatch, shape, routing):
     model, x = make_model(routing=routing, **shape), tokens()
     packed, packed_gradients = loss_and_gradients(model, x)
-    monkeypatch.setattr(morlib.Transformer, "apply", masked_apply)
+    monkeypatch.setattr(morlib.Transformer, "run_step", masked_step)
     masked, masked_gradients = loss_and_gradients(model, x)
     assert (packed.actions == masked.actions).all() and (packed.actions == SKIP).any() and (packed.actions >= FORWARD).any()
     assert torch.allclose(packed.logits, masked.logits, atol=1e-5)
@@ -70,27 +71,32 @@ def test_packed_equals_masked_when_none_or_all_are_active(make_model, monkeypatc
     model, x = make_model(routing="random", action_rates=rates), tokens()
     packed, packed_gradients = loss_and_gradients(model, x)
     assert (packed.depth == {SKIP: 0, FORWARD: 3, RECURSE: 6}[action]).all()
-    monkeypatch.setattr(morlib.Transformer, "apply", masked_apply)
+    monkeypatch.setattr(morlib.Transformer, "run_step", masked_step)
     masked, masked_gradients = loss_and_gradients(model, x)
     assert torch.allclose(packed.logits, masked.logits, atol=1e-5)
     assert all(torch.allclose(g, masked_gradients[n], atol=1e-5) for n, g in packed_gradients.items())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dice", range(12))
 @pytest.mark.parametrize("routing", POLICIES)
 @pytest.mark.parametrize("training", (False, True))
-def test_depth_is_what_hooks_on_the_blocks_count(make_model, shape, routing, training):
-    model, x = make_model(routing=routing, **shape).train(training), tokens()
-    block_rows, linear_rows = [], []
+def test_depth_is_what_hooks_on_the_blocks_count(make_model, dice, routing, training):
+    draw = random.Random(dice)
+    shape = dict(max_recursions=draw.randint(1, 4), shared_blocks=draw.choice([None, 1, 2, 3]), granularity=draw.choice(["token", "sample"]), norm=draw.choice(["pre", "post"]))
+    model, x = make_model(routing=routing, **shape).train(training), tokens(B=draw.randint(1, 5), L=draw.randint(1, 12))
+    linear_rows, seen = [], []
     for block in model.blocks:
-        block.register_forward_hook(lambda module, inputs, output: block_rows.append(len(inputs[0])))
         block.feed_forward[0].register_forward_hook(lambda module, inputs, output: linear_rows.append(inputs[0].numel() // 16))
+        block.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1].row))
     out = model(x)
-    assert out.depth.shape == x.shape and int(out.depth.sum()) == sum(block_rows) == sum(linear_rows)
+    assert out.depth.shape == x.shape and int(out.depth.sum()) == sum(linear_rows) == sum(len(row) for row in seen)
+    by_sequence = torch.bincount(torch.cat([torch.zeros(0, dtype=torch.long), *seen]), minlength=len(x))
+    assert (by_sequence == out.depth.sum(1)).all(), "and sequence by sequence"
     ran = (out.actions == FORWARD) | (out.actions == RECURSE)
     assert (ran.sum((0, 1)) == out.depth).all()
     if routing == "none":
         assert (out.depth == 3).all()
+        return
     asked_again = out.actions[:, 1:] != NOT_ASKED
     assert (asked_again == (out.actions[:, :-1] == RECURSE)).all(), "exactly the tokens that chose recurse are asked again"
 
@@ -111,7 +117,8 @@ def test_no_gradient_where_it_is_cut_or_frozen(make_model):
     for changes in (dict(routing="mor", estimator="cut"), dict(routing="frozen")):
         model, x = make_model(**changes), tokens()
         out = model(x, sampling=True)
-        (F.cross_entropy(out.logits.flatten(0, 1), x.flatten()) + out.expected_depth).backward()
+        assert not out.expected_depth.requires_grad, "neither router nor backbone hears of the depth"
+        F.cross_entropy(out.logits.flatten(0, 1), x.flatten()).backward()
         assert all(p.grad is None for p in model.policy.parameters())
         assert model.blocks[0].attention.qkv.weight.grad is not None
 
@@ -140,23 +147,23 @@ def test_expected_depth_is_the_mean_of_sampled_depth(make_model):
     assert abs(sampled - expected) < 0.05
 
 
-def test_expected_depth_has_the_gradient_of_the_true_expectation(make_model):
-    """One layer, R = 2, routers blind to the state: E = q + p_recurse * q in closed form, so the estimate can be checked."""
-    model, x = make_model(routing="mor", n_layers=1), tokens(B=64, L=12)
+@pytest.mark.parametrize("R", (1, 2, 3))
+def test_expected_depth_has_the_gradient_of_the_true_expectation(make_model, R):
+    """One layer, routers blind to the state: E = q + p q + p^2 q + ... in closed form, so the estimate can be checked."""
+    model, x = make_model(routing="mor", n_layers=1, max_recursions=R), tokens(B=64, L=12)
     last = model.policy.routers[0][2]
     with torch.no_grad():
         last.weight.zero_()
         last.bias.copy_(torch.tensor([0.3, -0.2, 0.4]))
     torch.manual_seed(0)
     gradients = []
-    for _ in range(30):
+    for _ in range(60):
         model.zero_grad()
         model(x, sampling=True).expected_depth.backward()
         gradients.append(last.bias.grad.clone())
     logits = last.bias.detach().clone().requires_grad_()
     p = logits.softmax(-1)
-    q = 1 - p[SKIP]
-    (q + p[RECURSE] * q).backward()
+    sum((1 - p[SKIP]) * p[RECURSE] ** r for r in range(R)).backward()
     assert torch.allclose(torch.stack(gradients).mean(0), logits.grad, atol=0.01)
 
 
@@ -177,6 +184,23 @@ def test_all_skip_equals_embedding_to_head(make_model, norm):
     out = model(x)
     states = model.embed(x) + model.positions[: x.shape[1]]
     assert int(out.depth.sum()) == 0 and torch.allclose(out.logits, model.head(model.norm(states)), atol=1e-6)
+
+
+@pytest.mark.parametrize("action", (SKIP, FORWARD, RECURSE))
+def test_the_learned_router_when_none_or_all_are_active(make_model, monkeypatch, action):
+    model, x = make_model(routing="mor"), tokens()
+    with torch.no_grad():
+        for router in model.policy.routers:
+            router[2].bias[action] += 4.0  # decides for nearly every token, and keeps a gradient
+            router[2].weight *= 0.1
+    model.policy.cfg = dataclasses.replace(model.cfg, temperature=3.0)
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda self: self.fill_(1.0))
+    packed, packed_gradients = loss_and_gradients(model, x)
+    assert (packed.depth == {SKIP: 0, FORWARD: 3, RECURSE: 6}[action]).all()
+    monkeypatch.setattr(morlib.Transformer, "run_step", masked_step)
+    masked, masked_gradients = loss_and_gradients(model, x)
+    assert torch.allclose(packed.logits, masked.logits, atol=1e-5)
+    assert all(torch.allclose(g, masked_gradients[n], atol=1e-5) for n, g in packed_gradients.items())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -278,6 +302,20 @@ def test_a_policy_from_outside_works_everywhere(make_model, monkeypatch):
     stopped = (out.actions[:, 0] == SKIP).long().cummax(0).values
     assert (out.depth.float().mean() > 0) and ((out.actions[:, 0] == SKIP).long() == stopped).all()
     assert torch.equal(morlib.generate(model, x, 20), morlib.generate(model, x, 20, use_cache=False))
+
+
+@pytest.mark.parametrize("R", (1, 2, 3))
+@pytest.mark.parametrize("target", (2.0, 3.0, 5.5, 6.0, 7.0))
+def test_calibration_meets_its_target(make_model, R, target):
+    if target > 6 * R:
+        pytest.skip("beyond N * R")
+    model, x = make_model(routing="mor", n_layers=6, max_recursions=R, target_depth=target), tokens(B=128, L=12)
+    model.policy.calibrating = True
+    for sampling in (True, False):
+        depths = [model(x, sampling=sampling).depth.float().mean().item() for _ in range(6)]
+        assert depths[-1] == pytest.approx(target, abs=0.1), depths
+    model.policy.calibrating = False
+    assert model(x).depth.float().mean().item() == pytest.approx(target, abs=0.1), "and it stays"
 
 
 def test_one_seed_gives_every_policy_the_same_backbone(make_model):

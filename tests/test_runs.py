@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import morlib
+import report
 
 SMALL = dict(n_layers=3, d_model=16, n_heads=2, d_ff=40, max_len=12, dropout=0.1)
 
@@ -54,12 +55,29 @@ def test_training_learns_and_the_record_says_so(corpus):
     assert record["data"].keys() >= {"name", "sha256", "split"}
 
 
-def test_a_target_depth_is_held(corpus):
-    training = morlib.TrainConfig(epochs=4, windows=128, batch_size=8, lr=5e-3, router_lr=5e-3, evaluations=2, eval_windows=8)
-    for target in (2.0, 3.0, 4.5):
-        model, record = trained(corpus, training, routing="mor", n_layers=4, target_depth=target, dropout=0.0)
-        assert abs(morlib.evaluate(model, corpus, "train")["effective_depth"] - target) < 0.15
-        assert abs(record["metrics"]["effective_depth"] - target) < 0.3
+@pytest.mark.parametrize("target", (2.0, 3.0, 4.5))
+def test_a_target_depth_is_held(corpus, target):
+    training = morlib.TrainConfig(epochs=4, windows=128, batch_size=8, lr=5e-3, router_lr=5e-3, evaluations=4, eval_windows=8)
+    model, record = trained(corpus, training, routing="mor", n_layers=4, target_depth=target, dropout=0.0)
+    assert abs(morlib.evaluate(model, corpus, "train")["effective_depth"] - target) < 0.15
+    assert abs(record["metrics"]["effective_depth"] - target) < 0.3 and abs(record["metrics"]["sampled"]["effective_depth"] - target) < 0.3
+    assert [point["train_depth"] for point in record["history"][2:]] == pytest.approx([target] * 2, abs=0.1), "in training too, after the warm-up"
+    if target < 4:
+        assert record["history"][0]["train_depth"] > target + 0.3, "which falls from full depth"
+
+
+def test_a_penalty_lowers_depth_in_training(corpus):
+    training = morlib.TrainConfig(epochs=4, windows=128, batch_size=8, router_lr=1e-2, evaluations=1, eval_windows=8)
+    depth = [trained(corpus, dataclasses.replace(training, penalty=penalty), routing="mor")[1]["metrics"]["sampled"]["effective_depth"] for penalty in (0.0, 0.3)]
+    assert depth[1] < 0.8 * depth[0]
+
+
+def test_random_controls_repeat_the_measured_rates(small_text, quick_training):
+    spec = specs(small_text, quick_training, ("mor",))
+    records = morlib.run_all(spec)
+    control = morlib.run_all(morlib.random_controls(records, spec, "mor"))
+    assert control["model"].tolist() == ["random"]
+    assert control["effective_depth"][0] == pytest.approx(records["effective_depth"][0], abs=0.3)
 
 
 def test_evaluate_agrees_with_a_plain_computation(corpus, quick_training):
@@ -170,7 +188,7 @@ def test_settings_resolve_in_order(monkeypatch):
 
 @pytest.mark.parametrize("given, message", [
     (dict(sedes=3), "unknown parameter sedes; allowed are: .*seeds"),
-    (dict(seeds="six"), "parameter seeds must be int, not str 'six'; allowed parameters are"),
+    (dict(seeds="six"), "parameter seeds must be int, not str 'six'; allowed are"),
     (dict(seeds=2.5), "seeds must be int"),
     (dict(seeds=True), "seeds must be int"),
     (dict(seeds=0), "1 or more"),
@@ -178,10 +196,24 @@ def test_settings_resolve_in_order(monkeypatch):
     (dict(preset="tiny"), "preset must be one of smoke, quick, paper"),
     (dict(recipe="secret"), "recipe must be one of sound, source"),
     (dict(d_model=65), "multiple of n_heads"),
+    (dict(temperature=0), "temperature must be above 0"),
+    (dict(max_chars=-5), "max_chars must be 1 or more"),
+    (dict(batch_size=0), "batch_size must be 1 or more"),
+    (dict(epochs=0), "epochs must be 1 or more"),
+    (dict(action_rates=[[1], [1, 2]]), "action_rates must have shape"),
 ])  # fmt: skip
 def test_a_wrong_parameter_is_explained(given, message):
     with pytest.raises(ValueError, match=message):
         morlib.settings(dict(preset="smoke") | given)
+
+
+def test_the_parameter_cell_can_be_run_again():
+    namespace = dict(preset="smoke", seeds=None)
+    morlib.settings(namespace)
+    namespace |= dict(N=4, models={}, seeds=3)  # left by later cells, and changed by the reader
+    assert morlib.settings(namespace).seeds == 3
+    with pytest.raises(ValueError, match="own_text must be str"):
+        morlib.settings(dict(preset="smoke", own_text=5), dict(own_text=str))
 
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
@@ -224,7 +256,7 @@ def test_paired_comparison():
 def test_the_readme_prints_the_stored_records(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_bytes((morlib.ROOT / "README.md").read_bytes())
-    morlib.update_readme(readme)
+    report.update_readme(readme)
     assert readme.read_text(encoding="utf-8") == (morlib.ROOT / "README.md").read_text(encoding="utf-8"), "run `make report`"
 
 
