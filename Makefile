@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 OUT := $(if $(MORLIB_OUTPUTS),$(abspath $(MORLIB_OUTPUTS)),$(CURDIR)/outputs)
 
-.PHONY: run paper test smoke report clean
+.PHONY: run paper test smoke reference report clean
 
 run: $(VENV)/ready
 	@mkdir -p "$(OUT)"
@@ -39,6 +39,15 @@ smoke: $(VENV)/ready
 	@scratch=$$(mktemp -d); \
 	MORLIB_OUTPUTS=$$scratch $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS); \
 	status=$$?; rm -rf $$scratch; exit $$status
+
+# The records that ship: six seeds a model, into outputs/reference (about half an hour on 2 CPU cores at the quick preset).
+reference: export MORLIB_PRESET := quick
+reference: $(VENV)/ready
+	@mkdir -p "$(OUT)/reference"
+	@for notebook in $(wordlist 2,5,$(NOTEBOOKS)); do \
+		MORLIB_OUTPUTS="$(OUT)" $(BIN)/papermill $$notebook "$(OUT)/$$(basename $$notebook)" --cwd notebooks -k python3 -p seeds 6 || exit 1; \
+	done
+	cp "$(OUT)"/results/*_s[0-5]_*.json "$(OUT)"/routing_findings.csv "$(OUT)/reference/"
 
 # The README's table of results, printed from the stored records.
 report: $(VENV)/ready
