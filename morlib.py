@@ -37,11 +37,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import scipy.optimize
 import scipy.stats
 import torch
 import torch.nn.functional as F
-import safetensors.torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
