@@ -1380,8 +1380,10 @@ def run_all(specs: list[Run], jobs: int = 1) -> pd.DataFrame:
     else:
         from joblib import Parallel, delayed
 
-        todo = Parallel(n_jobs=jobs, return_as="generator")(delayed(_run_alone)(spec) for spec in specs)
-        records = list(tqdm(todo, total=len(specs), desc="runs", disable=quiet()))
+        longest_first = sorted(range(len(specs)), key=lambda i: -specs[i].train.epochs * specs[i].config.n_layers)  # so that no worker waits for one long run at the end
+        todo = Parallel(n_jobs=jobs, return_as="generator")(delayed(_run_alone)(specs[i]) for i in longest_first)
+        done = dict(zip(longest_first, tqdm(todo, total=len(specs), desc="runs", disable=quiet())))
+        records = [done[i] for i in range(len(specs))]
     return table_of(records)
 
 
@@ -1459,19 +1461,25 @@ def compare(records: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> 
     return result
 
 
+def answers(records: pd.DataFrame, pairs: list[tuple[str, str]]) -> list[str]:
+    """One line a pair of models: the paired difference in held-out accuracy, its interval and p value, and both depths."""
+    depth, lines = records.groupby("model")["effective_depth"].mean(), []
+    for a, b in (pair for pair in pairs if set(pair) <= set(depth.index)):
+        c = compare(records, a, b)
+        interval = f" [{c['low']:+.2f}, {c['high']:+.2f}], sign-flip p {c['p']:.3f}" if c["pairs"] > 2 else ""
+        lines.append(f"{a} (E {depth[a]:.2f}) minus {b} (E {depth[b]:.2f}): {c['mean']:+.2f} points of accuracy{interval}; claim: {c['claim']}")
+    return lines
+
+
 def headline(experiment: str, pairs: list[tuple[str, str]], folder: Path | None = None) -> None:
-    """Print an experiment's answer from stored records: each pair's difference in held-out accuracy, and both depths."""
+    """Print an experiment's answer from stored records, by default those that ship with the suite."""
     records = stored_records(experiment, folder)
     if records.empty:
         print(f"No stored record of {experiment} ships with this copy: run the notebook to make some.")
         return
     first = records.iloc[0]
     print(f"Stored records: preset {first['preset']}, recipe {first['recipe']}, {records['seed'].nunique()} seeds, {first['data']}, {first['record']['device']}")
-    depth = records.groupby("model")["effective_depth"].mean()
-    for a, b in (pair for pair in pairs if set(pair) <= set(depth.index)):
-        c = compare(records, a, b)
-        print(f"{a} (E {depth[a]:.2f}) minus {b} (E {depth[b]:.2f}): {c['mean']:+.2f} points of accuracy "
-              f"[{c['low']:+.2f}, {c['high']:+.2f}], sign-flip p {c['p']:.3f}; claim: {c['claim']}")  # fmt: skip
+    print("\n".join(answers(records, pairs)))
 
 
 def figure_style() -> None:

@@ -7,7 +7,12 @@ import pandas as pd
 import morlib
 
 START, END = "<!-- results: printed by `make report` -->", "<!-- end of results -->"
-TITLES = {"exp1": "Experiment 1: efficiency", "exp2": "Experiment 2: equal cost", "bangla": "Experiment 3: Bangla"}
+EXPERIMENTS = {
+    "exp1": ("Experiment 1: efficiency", [("mor", "fixed-deep"), ("mor", "fixed-at-E"), ("mor", "random"), ("mor", "frozen")]),
+    "exp2": ("Experiment 2: equal cost", [("mor-source-protocol", "fixed-shallow"), ("mor-equal-epochs", "fixed-shallow"),
+                                          ("mor-equal-compute", "fixed-shallow"), ("mor-equal-epochs", "random")]),
+    "bangla": ("Experiment 3: Bangla", [("mor-deep", "fixed-deep"), ("mor-half", "fixed-shallow")]),
+}  # fmt: skip
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -19,11 +24,18 @@ def markdown(table: pd.DataFrame) -> str:
 def results_section() -> str:
     """One table an experiment, with its settings."""
     parts = []
-    for experiment, title in TITLES.items():
+    for experiment, (title, pairs) in EXPERIMENTS.items():
         records = morlib.stored_records(experiment)
         if len(records):
             first = records.iloc[0]
-            parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, {first['record']['device']})\n\n{markdown(morlib.summary(records))}")
+            parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, {first['record']['device']})")
+            parts.append(markdown(morlib.summary(records)))
+            parts.append("\n".join(f"- {line}" for line in morlib.answers(records, pairs)))
+    findings = morlib.ROOT / "outputs" / "reference" / "routing_findings.csv"
+    if findings.is_file():
+        correlation = pd.read_csv(findings).groupby("model", sort=False)["correlation"].agg(["mean", "min", "max", "count"])
+        parts.append("**Does depth follow difficulty?** Rank correlation of a token's depth with the surprisal of what follows, over seeds")
+        parts.append(markdown(correlation.round(3).rename(columns={"count": "seeds"})))
     return "\n\n".join(parts) or "No records yet."
 
 
