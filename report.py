@@ -35,7 +35,7 @@ def results_section() -> str:
     if findings.is_file():
         correlation = pd.read_csv(findings).groupby("model", sort=False)["correlation"].agg(["mean", "min", "max", "count"])
         parts.append("**Does depth follow difficulty?** Rank correlation of a token's depth with the surprisal of what follows, over seeds")
-        parts.append(markdown(correlation.round(3).rename(columns={"count": "seeds"})))
+        parts.append(markdown(correlation.round(3).astype({"count": str}).rename(columns={"count": "seeds"})))
     return "\n\n".join(parts) or "No records yet."
 
 
