@@ -52,29 +52,32 @@ def loss_and_gradients(model, x, seed=0):
     return out, {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()}
 
 
+def assert_equals_masked(model, x, monkeypatch):
+    """Packed execution and the reference agree in actions, logits and every gradient; returns the packed Output."""
+    packed, packed_gradients = loss_and_gradients(model, x)
+    monkeypatch.setattr(morlib.Transformer, "run_step", masked_step)
+    masked, masked_gradients = loss_and_gradients(model, x)
+    assert (packed.actions == masked.actions).all()
+    assert torch.allclose(packed.logits, masked.logits, atol=1e-5)
+    for name, gradient in packed_gradients.items():
+        assert torch.allclose(gradient, masked_gradients[name], atol=1e-5), name
+    return packed
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("routing", ("mor", "random"))
 def test_packed_execution_equals_the_masked_reference(make_model, monkeypatch, shape, routing):
     model, x = make_model(routing=routing, **shape), tokens()
-    packed, packed_gradients = loss_and_gradients(model, x)
-    monkeypatch.setattr(morlib.Transformer, "run_step", masked_step)
-    masked, masked_gradients = loss_and_gradients(model, x)
-    assert (packed.actions == masked.actions).all() and (packed.actions == SKIP).any() and (packed.actions >= FORWARD).any()
-    assert torch.allclose(packed.logits, masked.logits, atol=1e-5)
-    for name, gradient in packed_gradients.items():
-        assert torch.allclose(gradient, masked_gradients[name], atol=1e-5), name
+    packed = assert_equals_masked(model, x, monkeypatch)
+    assert (packed.actions == SKIP).any() and (packed.actions >= FORWARD).any()
 
 
 @pytest.mark.parametrize("action", (SKIP, FORWARD, RECURSE))
 def test_packed_equals_masked_when_none_or_all_are_active(make_model, monkeypatch, action):
     rates = [[[float(a == action) for a in range(3)]] * 2] * 3
     model, x = make_model(routing="random", action_rates=rates), tokens()
-    packed, packed_gradients = loss_and_gradients(model, x)
+    packed = assert_equals_masked(model, x, monkeypatch)
     assert (packed.depth == {SKIP: 0, FORWARD: 3, RECURSE: 6}[action]).all()
-    monkeypatch.setattr(morlib.Transformer, "run_step", masked_step)
-    masked, masked_gradients = loss_and_gradients(model, x)
-    assert torch.allclose(packed.logits, masked.logits, atol=1e-5)
-    assert all(torch.allclose(g, masked_gradients[n], atol=1e-5) for n, g in packed_gradients.items())
 
 
 @pytest.mark.parametrize("dice", range(12))
@@ -195,12 +198,8 @@ def test_the_learned_router_when_none_or_all_are_active(make_model, monkeypatch,
             router[2].weight *= 0.1
     model.policy.cfg = dataclasses.replace(model.cfg, temperature=3.0)
     monkeypatch.setattr(torch.Tensor, "exponential_", lambda self: self.fill_(1.0))
-    packed, packed_gradients = loss_and_gradients(model, x)
+    packed = assert_equals_masked(model, x, monkeypatch)
     assert (packed.depth == {SKIP: 0, FORWARD: 3, RECURSE: 6}[action]).all()
-    monkeypatch.setattr(morlib.Transformer, "run_step", masked_step)
-    masked, masked_gradients = loss_and_gradients(model, x)
-    assert torch.allclose(packed.logits, masked.logits, atol=1e-5)
-    assert all(torch.allclose(g, masked_gradients[n], atol=1e-5) for n, g in packed_gradients.items())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
