@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-__version__ = "0.1.0"  # part of every run's identity: raise it when a change alters what a run computes
+__version__ = "0.2.0"  # part of every run's identity: raise it when a change alters what a run computes
 ROOT = Path(__file__).resolve().parent
 SKIP, FORWARD, RECURSE, NOT_ASKED = 0, 1, 2, -1
 ACTIONS = ("skip", "forward", "recurse")
@@ -72,10 +72,10 @@ class ModelConfig:
     granularity: str = "token"  # what the router reads: "token", or "sample" (causal prefix mean)
     target_depth: float | None = None  # effective depth that "random" draws and that a target budget holds
     action_rates: tuple | None = None  # "random": [N][R][3] probabilities of skip, forward, recurse
-    always_run: int = 2  # a target budget runs every token at the first and last so many layers (at most two thirds of the target)
-    recurse_share: float = 0.1  # a target budget's share of executed tokens that are asked again
+    capacity: float = 0.2  # under a target budget, the least share of tokens that a routed layer runs; the other layers run everyone
+    recurse_share: float = 0.03  # under a target budget, the share of executed tokens that run again
+    estimator: str = "scaled"  # how the router learns: "scaled", "gumbel" (the sources' text) or "cut" (their public code), see Router
     temperature: float = 1.0  # tau of the Gumbel-Softmax
-    estimator: str = "straight-through"  # or "cut": no gradient reaches the router (the sources' public code)
     scaled_init: bool = True  # see Transformer._scaled_init; False: PyTorch's own
 
 
@@ -87,14 +87,14 @@ class TrainConfig:
     windows: int = 5000
     batch_size: int = 128
     lr: float = 1e-3
-    router_lr: float = 1e-3
+    router_lr: float = 1e-4  # an eighth of lr or less: routers that move fast disturb the blocks (notebook 02)
     weight_decay: float = 0.1
     warmup: float = 0.1  # share of the steps in which the learning rate rises linearly
     schedule: str = "cosine"  # or "constant"
     clip: float | None = 1.0  # largest gradient norm
     fresh_windows: bool = True  # draw new windows every epoch; False: one draw for all epochs (the sources)
     penalty: float = 0.0  # lambda of the auxiliary loss lambda * E
-    depth_warmup: float = 0.3  # share of the steps in which a target budget falls from full depth to its target
+    depth_warmup: float = 0.0  # share of the steps in which a target budget falls from full depth to its target
     evaluations: int = 10  # points of the learning curve
     eval_windows: int = 200  # windows of the validation part at each point
     heldout_windows: int | None = None  # None: the whole held-out part at the end
@@ -103,14 +103,16 @@ class TrainConfig:
 
 RECIPES = {
     "sound": {},
-    "source": dict(norm="post", scaled_init=False, lr=3e-4, router_lr=3e-4, weight_decay=0.01, warmup=0.0,
-                   schedule="constant", clip=None, fresh_windows=False, depth_warmup=0.0, penalty=0.1),
+    "source": dict(norm="post", scaled_init=False, estimator="gumbel", lr=3e-4, router_lr=3e-4, weight_decay=0.01, warmup=0.0,
+                   schedule="constant", clip=None, fresh_windows=False, penalty=0.1),
 }  # fmt: skip
 PRESETS = {
-    "smoke": dict(n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=5, lr=1e-2,
+    "smoke": dict(n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=5, lr=1e-2, router_lr=1e-3,
                   evaluations=5, eval_windows=16, heldout_windows=64, max_chars=120_000, subwords=500, seeds=1, jobs=1),
-    "quick": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=880, epochs=6, lr=4e-3, router_lr=4e-3,
+    "quick": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=880, epochs=6, lr=4e-3, router_lr=5e-4,
                   evaluations=6, eval_windows=100, heldout_windows=500, max_chars=1_200_000, subwords=500, seeds=1, jobs=2),
+    "cpu": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=3520, epochs=6, lr=4e-3, router_lr=5e-4,
+                evaluations=6, eval_windows=200, heldout_windows=None, max_chars=1_200_000, subwords=500, seeds=6, jobs=2),
     "paper": dict(seeds=6, jobs=1),
 }  # fmt: skip
 
@@ -202,11 +204,11 @@ def check_config(cfg: ModelConfig) -> None:
     need(cfg.d_model % 2 == 0, f"d_model must be even for sinusoidal positions, not {cfg.d_model}")
     need(0 <= cfg.dropout < 1, f"dropout must be in [0, 1), not {cfg.dropout}")
     for name, options in (("norm", ("pre", "post")), ("routing", tuple(POLICIES)), ("granularity", ("token", "sample")),
-                          ("estimator", ("straight-through", "cut"))):  # fmt: skip
+                          ("estimator", ("scaled", "gumbel", "cut"))):  # fmt: skip
         need(getattr(cfg, name) in options, f"{name} must be one of {', '.join(options)}, not {getattr(cfg, name)!r}")
     need(cfg.shared_blocks is None or 1 <= cfg.shared_blocks <= cfg.n_layers, f"shared_blocks must be in 1..{cfg.n_layers} or None, not {cfg.shared_blocks}")
     need(cfg.temperature > 0, f"temperature must be above 0, not {cfg.temperature}")
-    need(cfg.always_run >= 0 and 0 <= cfg.recurse_share <= 1, "always_run must be 0 or more, recurse_share in [0, 1]")
+    need(0 <= cfg.capacity < 1 and 0 <= cfg.recurse_share <= 1, "capacity must be in [0, 1), recurse_share in [0, 1]")
     most = cfg.n_layers * cfg.max_recursions
     need(cfg.target_depth is None or 0 <= cfg.target_depth <= most, f"target_depth must be in 0..N*R = {most}, not {cfg.target_depth}")
     if cfg.action_rates is not None:
@@ -710,20 +712,6 @@ class Block(nn.Module):
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
 
-class StraightThrough(torch.autograd.Function):
-    """The identity on a step's result [T, D]; backward, a gate [T] gets <dL/dy, y - x>, as if it had scaled the step's change."""
-
-    @staticmethod
-    def forward(ctx, after: Tensor, before: Tensor, gate: Tensor) -> Tensor:
-        ctx.save_for_backward(after, before)
-        return after.view_as(after)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        after, before = ctx.saved_tensors
-        return gradient, None, (gradient * (after - before)).sum(-1).to(gradient.dtype)
-
-
 # ---- Routing policies: who is executed at a step ----
 
 
@@ -755,7 +743,7 @@ class Decision:
 
     actions: Tensor  # [T] SKIP, FORWARD or RECURSE; at the last recursion RECURSE executes once, as FORWARD does
     probabilities: Tensor | None = None  # [T, 3], for the expected depth
-    gates: Tensor | None = None  # [T, 3], the relaxed sample whose gradient the executed tokens carry
+    weights: Tensor | None = None  # [T, 2] of the change that executing makes: this application's, and a share for the next one's
 
 
 class AllTokens(nn.Module):
@@ -804,11 +792,15 @@ class RandomPolicy(nn.Module):
 class Router(nn.Module):
     """MoR: a two-layer network a layer (D -> D/2 -> 3, as in the sources) chooses skip, forward or recurse.
 
-    Training samples by Gumbel-Softmax with a straight-through gradient (Jang et al. 2017); inference takes the argmax.
+    How it learns (`estimator`). "scaled": the likeliest action is taken in training as in inference, and an application's
+    change is multiplied by the probability of the choices that led to it, so that the loss reaches the router through what it
+    executed (as in Mixture-of-Depths, Raposo et al. 2024, equation 1). "gumbel": training samples by Gumbel-Softmax with a
+    straight-through gradient (Jang et al. 2017). "cut": the same samples, and no gradient.
+
     With a target depth, biases (buffers, no gradient) hold the rates at what the target asks, whatever the scale of the
     logits: in training each batch sets them to the quantiles of its own margins; `calibrate` sets them for inference, where
-    sampled and argmax actions have biases of their own, so that both hold the target. Under a target, a token that chose
-    recurse is run again for certain; what it decides then is whether to recurse once more.
+    sampled and argmax actions have biases of their own. Under a target, a token that chose recurse is run again for
+    certain; what it decides then is whether to recurse once more.
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -817,59 +809,67 @@ class Router(nn.Module):
         D, hidden = cfg.d_model, max(cfg.d_model // 2, 1)
         self.routers = nn.ModuleList(nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, 3)) for _ in range(cfg.n_layers))
         self.register_buffer("bias", torch.zeros(2, cfg.n_layers, cfg.max_recursions, 3))  # [argmax or sampled, layer, recursion, action]
+        self.shares, self.again = depth_budget(cfg)
         self.full = 0.0  # how much of the warm-up from full depth remains; `train` sets it
         self.calibrating = False  # set the biases from each batch; `train` and `calibrate` switch it on
         self.learns = cfg.routing != "frozen" and cfg.estimator != "cut"
         self.requires_grad_(cfg.routing != "frozen")
 
     def forward(self, ask: Ask) -> Decision:
+        scaled = self.cfg.estimator == "scaled"
+        sampling = ask.sampling and not scaled
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):  # nothing flows through a router that does not learn
             logits = self.routers[ask.layer](F.layer_norm(ask.states, ask.states.shape[-1:])).float()
-            noisy = logits - torch.empty_like(logits).exponential_().log() if ask.sampling else logits  # plus Gumbel noise
-            bias = self.bias[int(ask.sampling), ask.layer, ask.recursion]
+            noisy = logits - torch.empty_like(logits).exponential_().log() if sampling else logits  # plus Gumbel noise
+            bias = self.bias[int(sampling), ask.layer, ask.recursion]
             if self.calibrating:
                 self._calibrate(ask, bias, noisy.detach())
             logits, noisy = logits + bias, noisy + bias
-            return Decision(noisy.argmax(-1), logits.softmax(-1), (noisy / self.cfg.temperature).softmax(-1))
-
-    def budget(self, layer: int) -> tuple[float, float]:
-        """(applications a token that a layer may spend, share of its executed tokens that recurse) for the present target.
-
-        A layer that executes everyone once and asks a share `again` of them again applies 1 + again + ... + again^(R-1).
-        """
-        cfg = self.cfg
-        N, R = cfg.n_layers, cfg.max_recursions
-        goal = cfg.target_depth + self.full * max(N - cfg.target_depth, 0)
-        again = cfg.recurse_share if R > 1 else 0.0
-
-        def most(again):
-            return sum(again**r for r in range(R))
-
-        if goal > N * most(again):
-            again = scipy.optimize.brentq(lambda a: N * most(a) - goal, 0, 1)
-        ends = min(cfg.always_run, int(goal // 3), (N - 1) // 2)
-        if not ends <= layer < N - ends:
-            return most(again), again
-        return min(max((goal - 2 * ends * most(again)) / (N - 2 * ends), 0.0), most(again)), again
+            skip, forward, recurse = (noisy if scaled else noisy / self.cfg.temperature).unbind(-1)
+            weights = torch.stack([torch.logaddexp(forward, recurse) - skip, recurse - forward], dim=-1).sigmoid()
+            if not scaled:
+                weights = weights - weights.detach() + 1 if weights.requires_grad else None
+            return Decision(noisy.argmax(-1), logits.softmax(-1), weights)
 
     def _calibrate(self, ask: Ask, bias: Tensor, logits: Tensor) -> None:
-        """Set one step's biases [3] so that these logits [T, 3] spend its budget."""
-        spend, again = self.budget(ask.layer)
-        R, T = self.cfg.max_recursions, len(logits)
-        most = sum(again**r for r in range(R))
+        """Set one step's biases [3] so that of these logits [T, 3] the budget's shares execute and recurse."""
+        run = 1.0 if ask.recursion else self.full + (1 - self.full) * self.shares[ask.layer]
+        again = (1 - self.full) * self.again
         skip, forward, recurse = logits.unbind(-1)
-        everyone = ask.recursion > 0 or spend >= most
-        if ask.recursion + 1 < R:  # recurse is for the share of the executed tokens that favours it most
-            executed = slice(None) if everyone else torch.maximum(forward, recurse + bias[RECURSE]) > skip + bias[SKIP]
-            favour = (forward - recurse)[executed]
-            bias[RECURSE] = favour.kthvalue(min(max(round(again * len(favour)), 1), len(favour)))[0] if len(favour) and again else -1e9
-        if everyone or spend <= 0:
-            bias[SKIP] = -1e9 if everyone else 1e9  # holds for tokens not seen here too
-            return
-        margin, order = (torch.maximum(forward, recurse + bias[RECURSE]) - skip).sort(descending=True)
-        cost = 1 + (recurse + bias[RECURSE] > forward)[order] * ((most - 1) / again if R > 1 and again else 0.0)
-        run = int((cost.cumsum(0) <= spend * T).sum())  # as many of the keenest tokens as the budget pays for
-        bias[SKIP] = margin[min(run, T - 1)]
+        margin = torch.maximum(forward, recurse + bias[RECURSE]) - skip
+        # everyone or no one: a bias that holds for tokens not seen here too
+        bias[SKIP] = quantile(margin, run) if 0 < run < 1 else 1e9 if run <= 0 else -1e9
+        if ask.recursion + 1 < self.cfg.max_recursions:  # recurse is for the executed tokens that favour it most
+            favour = (forward - recurse)[margin > bias[SKIP]]
+            bias[RECURSE] = -quantile(-favour, again) if again and len(favour) else -1e9
+
+
+def quantile(values: Tensor, share: float) -> Tensor:
+    """The value [] that the given share of values [T] exceeds."""
+    return values.kthvalue(min(max(round((1 - share) * len(values)), 1), len(values)))[0]
+
+
+def depth_budget(cfg: ModelConfig) -> tuple[list[float], float]:
+    """How a target depth is spent: the share of tokens that each layer executes [N], and the share of those that recurse.
+
+    A layer that executes everyone and asks a share `again` of them again, and so on, applies 1 + again + ... + again^(R-1).
+    As many layers as the target allows run everyone, from the bottom up and the last one too; each of the others runs the
+    same share of the tokens, at least `capacity`. Notebook 02 shows what other ways of spending reach.
+    """
+    N, R, again = cfg.n_layers, cfg.max_recursions, cfg.recurse_share if cfg.max_recursions > 1 else 0.0
+    if cfg.target_depth is None:
+        return [1.0] * N, again
+
+    def most(again):
+        return sum(again**r for r in range(R))
+
+    if cfg.target_depth > N * most(again):
+        again = scipy.optimize.brentq(lambda a: N * most(a) - cfg.target_depth, 0, 1)
+    spend = min(cfg.target_depth / most(again), N)  # in layers that run everyone
+    everyone = max(int((spend - cfg.capacity * N) / (1 - cfg.capacity) + 1e-9), 0)
+    rest = (spend - everyone) / (N - everyone) if everyone < N else 0.0
+    bottom = max(everyone - 1, min(everyone, 1))
+    return [1.0 if layer < bottom or (everyone > 1 and layer == N - 1) else rest for layer in range(N)], again
 
 
 POLICIES = {"none": AllTokens, "mor": Router, "frozen": Router, "random": RandomPolicy}
@@ -919,7 +919,7 @@ class Transformer(nn.Module):
         expected = x.new_zeros(())
         for layer in range(cfg.n_layers):
             block = self.blocks[layer % len(self.blocks)]
-            asked, asks, came_by = index, [], None  # who awaits a decision; came_by: the recurse gates that led there
+            asked, asks, came_by = index, [], None  # who awaits a decision; came_by: the weights of the choices that led there
             for recursion in range(cfg.max_recursions):
                 states = self._router_input(x, B, L, (layer, recursion), cache)
                 if recursion:
@@ -931,17 +931,17 @@ class Transformer(nn.Module):
                 run = (decision.actions != SKIP).nonzero()[:, 0]
                 again = (decision.actions == RECURSE).nonzero()[:, 0]
                 chosen = asked.index_select(0, run)
-                gate = None
+                weight = None
                 if decision.probabilities is None:
                     expected = expected + len(chosen)
                 else:
                     asks.append((len(asked), decision.probabilities))
-                    gate = 1 - decision.gates[:, SKIP] + (0 if came_by is None else came_by)
-                    came_by = (decision.gates[:, RECURSE] + (0 if came_by is None else came_by)).index_select(0, again)
-                    gate = gate.index_select(0, run)
+                if decision.weights is not None:
+                    weight, further = decision.weights.unbind(-1) if came_by is None else (decision.weights * came_by[:, None]).unbind(-1)
+                    weight, came_by = weight.index_select(0, run), further.index_select(0, again)
                 if len(chosen):
                     past = cache.steps.setdefault((layer, recursion), StepCache()) if cache else None
-                    x = self.run_step(block, x, chosen, gate, past, B, L)
+                    x = self.run_step(block, x, chosen, weight, past, B, L)
                 asked = asked.index_select(0, again)
             if asks:
                 expected = expected + self._expected_depth(asks)
@@ -977,13 +977,13 @@ class Transformer(nn.Module):
                 nn.init.zeros_(parameter)
         self.positions *= 0.1
 
-    def run_step(self, block: Block, x: Tensor, chosen: Tensor, gate: Tensor | None, past: StepCache | None, B: int, L: int) -> Tensor:
-        """One step: x [B * L, D] with the block applied to the chosen tokens [T]; the others stay. A gate [T] scales the change by 1."""
+    def run_step(self, block: Block, x: Tensor, chosen: Tensor, weight: Tensor | None, past: StepCache | None, B: int, L: int) -> Tensor:
+        """One step: x [B * L, D] with the block applied to the chosen tokens [T], its change times their weight [T]; the others stay."""
         everyone = len(chosen) == B * L
         before = x if everyone else x.index_select(0, chosen)  # [T, D]
         after = block(before, Packing(chosen // L, B, L), past)
-        if gate is not None and gate.requires_grad:
-            after = StraightThrough.apply(after, before, gate)
+        if weight is not None:
+            after = torch.lerp(before, after, weight[:, None].to(after.dtype))
         return after if everyone else x.index_copy(0, chosen, after)
 
     def _router_input(self, x: Tensor, B: int, L: int, step: tuple[int, int], cache: Cache | None) -> Tensor:
@@ -1142,7 +1142,7 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
         began = time.perf_counter()
         model.train()
         if hasattr(model.policy, "full"):
-            model.policy.full = 1 - min(step / max(tc.depth_warmup * steps, 1), 1.0)
+            model.policy.full = max(1 - step / (tc.depth_warmup * steps), 0.0) if tc.depth_warmup else 0.0
         if budget:
             model.policy.calibrating = True
         at = step % per_epoch * tc.batch_size
@@ -1167,7 +1167,7 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
             if not math.isfinite(train_loss):
                 raise ValueError(f"the loss became {train_loss} by step {step + 1}: lower lr ({tc.lr}) or set clip")
             depth_now = float(depths / ((step + 1 - (history[-1]["step"] if history else 0)) * tc.batch_size * cfg.max_len))
-            calibrate(model, corpus, tc.seed, windows=256 if step + 1 == steps else 64)
+            calibrate(model, corpus, windows=512 if step + 1 == steps else 64)
             at_val = evaluate(model, corpus, "val", tc.eval_windows)
             history.append(dict(step=step + 1, tokens=(step + 1) * tc.batch_size * cfg.max_len, train_loss=train_loss, train_depth=depth_now,
                                 **{f"val_{k}": at_val[k] for k in ("loss", "accuracy", "effective_depth")}))  # fmt: skip
@@ -1201,18 +1201,19 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
 
 
 @torch.no_grad()
-def calibrate(model: Transformer, corpus: Corpus, seed: int = 0, windows: int = 256) -> None:
-    """Set a target budget's biases on training text as inference sees it: without dropout, for sampled actions and for argmax.
+def calibrate(model: Transformer, corpus: Corpus, windows: int = 256) -> None:
+    """Set a target budget's biases on the validation part, as inference sees text: unseen and without dropout.
 
-    A model without a target is left as it is. `train` calls this before each evaluation.
+    A model without a target is left as it is. `train` calls this before each evaluation. Not on training text, whose
+    states drift from those of unseen text as it is learnt; never on held-out text.
     """
     policy = model.policy
     if not isinstance(policy, Router) or model.cfg.target_depth is None:
         return
-    batch = corpus.draw(windows, model.cfg.max_len, torch.Generator().manual_seed(seed))[:, :-1].to(policy.bias.device)
+    batch = corpus.windows("val", model.cfg.max_len, windows)[:, :-1].to(policy.bias.device)
     model.eval()
     policy.calibrating = True
-    for sampling in (True, False) * 2:
+    for sampling in ((False,) if model.cfg.estimator == "scaled" else (True, False)) * 2:
         model(batch, sampling=sampling)
     policy.calibrating = False
 
@@ -1418,13 +1419,24 @@ def _interval(values: pd.Series) -> str:
     return f"{values.mean():.2f} [{low:.2f}, {high:.2f}]"
 
 
+def new_seed_range(values) -> tuple[float, float]:
+    """95 % prediction interval of one further run: mean -+ t(n-1) sd sqrt(1 + 1/n). NaN for fewer than three runs."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 3:
+        return math.nan, math.nan
+    reach = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) * math.sqrt(1 + 1 / len(values))
+    return float(values.mean() - reach), float(values.mean() + reach)
+
+
 def summary(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: means over seeds with intervals, and whether every seed ended below the bigram floor's loss."""
+    """One row a model: means over seeds with intervals, where a further seed is expected (95 %), and whether every seed ended
+    below the bigram floor's loss."""
     rows = {}
     for model, group in records.groupby("model", sort=False):
         rows[model] = {
             "seeds": len(group),
             "accuracy (%)": _interval(group["accuracy"]),
+            "a new seed (%)": "{:.1f} to {:.1f}".format(*new_seed_range(group["accuracy"])) if len(group) > 2 else "",
             "loss (nats)": _interval(group["loss"]),
             "bits per byte": f"{group['bits_per_byte'].mean():.3f}",
             "E": _interval(group["effective_depth"]),
@@ -1436,8 +1448,9 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).T.rename_axis("model")
 
 
-def compare(records: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> dict:
-    """Model a minus model b over paired seeds: mean, 95 % bootstrap interval, and the two-sided sign-flip p value.
+def compare(records: pd.DataFrame, a: str, b: str, metric: str = "accuracy", margin: float = 0.5) -> dict:
+    """Model a minus model b over paired seeds: mean, 95 % bootstrap interval, two-sided sign-flip p value, and the p value of
+    equivalence within the margin (the larger of two one-sided t tests, Schuirmann 1987).
 
     With fewer than 6 pairs p cannot fall below 0.05, and `claim` says so. Raises ValueError if a model has no record.
     """
@@ -1446,18 +1459,21 @@ def compare(records: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> 
         if name not in wide:
             raise ValueError(f"no records of model {name!r}; there are {', '.join(wide.columns)}")
     difference = (wide[a] - wide[b]).dropna().to_numpy()
-    result = dict(a=a, b=b, metric=metric, pairs=len(difference), mean=float(difference.mean()), low=math.nan, high=math.nan, p=math.nan)
+    result = dict(a=a, b=b, metric=metric, pairs=len(difference), mean=float(difference.mean()), low=math.nan, high=math.nan, p=math.nan, p_equivalent=math.nan)
     if len(difference) >= 3 and np.ptp(difference) > 0:
         low, high = scipy.stats.bootstrap((difference,), np.mean, rng=0, method="basic").confidence_interval
         test = scipy.stats.permutation_test((difference,), np.mean, permutation_type="samples", rng=0)
-        result |= dict(low=float(low), high=float(high), p=float(test.pvalue))
+        sides = [scipy.stats.ttest_1samp(difference, bound, alternative=side).pvalue for bound, side in ((-margin, "greater"), (margin, "less"))]
+        result |= dict(low=float(low), high=float(high), p=float(test.pvalue), p_equivalent=float(max(sides)))
     both = records[records["model"].isin([a, b])]
     if not both["did_train"].all():
         result["claim"] = "none: a run did not train"
     elif len(difference) < 6:
         result["claim"] = f"none: {len(difference)} seeds are too few (6 or more)"
     else:
-        result["claim"] = f"{a} {'higher' if result['mean'] > 0 else 'lower'}" if result["p"] < 0.05 else "no difference shown"
+        claims = [f"{a} {'higher' if result['mean'] > 0 else 'lower'}"] if result["p"] < 0.05 else []
+        claims += [f"equal within {margin:g}"] if result["p_equivalent"] < 0.05 else []
+        result["claim"] = ", yet ".join(claims) or "no difference shown"
     return result
 
 
@@ -1466,7 +1482,7 @@ def answers(records: pd.DataFrame, pairs: list[tuple[str, str]]) -> list[str]:
     depth, lines = records.groupby("model")["effective_depth"].mean(), []
     for a, b in (pair for pair in pairs if set(pair) <= set(depth.index)):
         c = compare(records, a, b)
-        interval = f" [{c['low']:+.2f}, {c['high']:+.2f}], sign-flip p {c['p']:.3f}" if c["pairs"] > 2 else ""
+        interval = f" [{c['low']:+.2f}, {c['high']:+.2f}], sign-flip p {c['p']:.3f}, p of equality within 0.5 {c['p_equivalent']:.3f}" if c["pairs"] > 2 else ""
         lines.append(f"{a} (E {depth[a]:.2f}) minus {b} (E {depth[b]:.2f}): {c['mean']:+.2f} points of accuracy{interval}; claim: {c['claim']}")
     return lines
 

@@ -20,7 +20,7 @@ def tokens(B=3, L=9, V=11, seed=1):
     return torch.randint(V, (B, L), generator=torch.Generator().manual_seed(seed))
 
 
-def masked_step(self, block, x, chosen, gate, past, B, L):
+def masked_step(self, block, x, chosen, weight, past, B, L):
     """The reference: computes every token, keeps what was named, and writes attention out in full."""
     D, H = x.shape[1], block.attention.n_heads
     active = torch.zeros(B * L, dtype=torch.bool).index_fill(0, chosen, True)
@@ -39,8 +39,8 @@ def masked_step(self, block, x, chosen, gate, past, B, L):
         y = block.norm1(x + attention(x))
         y = block.norm2(y + block.feed_forward(y))
     scale = torch.ones(B * L)
-    if gate is not None:
-        scale = scale.index_put((chosen,), 1 + gate - gate.detach())
+    if weight is not None:
+        scale = scale.index_put((chosen,), weight)
     return torch.where(active[:, None], x + scale[:, None] * (y - x), x)
 
 
@@ -65,9 +65,9 @@ def assert_equals_masked(model, x, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("routing", ("mor", "random"))
-def test_packed_execution_equals_the_masked_reference(make_model, monkeypatch, shape, routing):
-    model, x = make_model(routing=routing, **shape), tokens()
+@pytest.mark.parametrize("routing, estimator", [("mor", "scaled"), ("mor", "gumbel"), ("random", "scaled")])
+def test_packed_execution_equals_the_masked_reference(make_model, monkeypatch, shape, routing, estimator):
+    model, x = make_model(routing=routing, estimator=estimator, **shape), tokens()
     packed = assert_equals_masked(model, x, monkeypatch)
     assert (packed.actions == SKIP).any() and (packed.actions >= FORWARD).any()
 
@@ -106,8 +106,9 @@ def test_depth_is_what_hooks_on_the_blocks_count(make_model, dice, routing, trai
 
 @pytest.mark.parametrize("loss", ("cross-entropy", "depth"))
 @pytest.mark.parametrize("granularity", ("token", "sample"))
-def test_a_gradient_reaches_every_router_parameter(make_model, loss, granularity):
-    model, x = make_model(routing="mor", granularity=granularity), tokens(B=8, L=12)
+@pytest.mark.parametrize("estimator", ("scaled", "gumbel"))
+def test_a_gradient_reaches_every_router_parameter(make_model, loss, granularity, estimator):
+    model, x = make_model(routing="mor", granularity=granularity, estimator=estimator), tokens(B=8, L=12)
     torch.manual_seed(0)
     out = model(x, sampling=True)
     value = out.expected_depth if loss == "depth" else F.cross_entropy(out.logits.flatten(0, 1), x.flatten())
@@ -126,9 +127,10 @@ def test_no_gradient_where_it_is_cut_or_frozen(make_model):
         assert model.blocks[0].attention.qkv.weight.grad is not None
 
 
-def test_the_penalty_lowers_expected_depth(make_model):
+@pytest.mark.parametrize("estimator", ("scaled", "gumbel"))
+def test_the_penalty_lowers_expected_depth(make_model, estimator):
     def after(penalty):
-        model, x = make_model(routing="mor"), tokens(B=16, L=12)
+        model, x = make_model(routing="mor", estimator=estimator), tokens(B=16, L=12)
         optimizer = torch.optim.Adam(model.policy.parameters(), lr=1e-2)
         torch.manual_seed(0)
         for _ in range(15):
@@ -142,7 +144,7 @@ def test_the_penalty_lowers_expected_depth(make_model):
 
 
 def test_expected_depth_is_the_mean_of_sampled_depth(make_model):
-    model, x = make_model(routing="mor", max_recursions=3), tokens(B=64, L=12)
+    model, x = make_model(routing="mor", estimator="gumbel", max_recursions=3), tokens(B=64, L=12)
     torch.manual_seed(0)
     outs = [model(x, sampling=True) for _ in range(20)]
     sampled = torch.stack([out.depth.float().mean() for out in outs]).mean()
@@ -153,7 +155,7 @@ def test_expected_depth_is_the_mean_of_sampled_depth(make_model):
 @pytest.mark.parametrize("R", (1, 2, 3))
 def test_expected_depth_has_the_gradient_of_the_true_expectation(make_model, R):
     """One layer, routers blind to the state: E = q + p q + p^2 q + ... in closed form, so the estimate can be checked."""
-    model, x = make_model(routing="mor", n_layers=1, max_recursions=R), tokens(B=64, L=12)
+    model, x = make_model(routing="mor", estimator="gumbel", n_layers=1, max_recursions=R), tokens(B=64, L=12)
     last = model.policy.routers[0][2]
     with torch.no_grad():
         last.weight.zero_()
@@ -189,9 +191,10 @@ def test_all_skip_equals_embedding_to_head(make_model, norm):
     assert int(out.depth.sum()) == 0 and torch.allclose(out.logits, model.head(model.norm(states)), atol=1e-6)
 
 
+@pytest.mark.parametrize("estimator", ("scaled", "gumbel"))
 @pytest.mark.parametrize("action", (SKIP, FORWARD, RECURSE))
-def test_the_learned_router_when_none_or_all_are_active(make_model, monkeypatch, action):
-    model, x = make_model(routing="mor"), tokens()
+def test_the_learned_router_when_none_or_all_are_active(make_model, monkeypatch, action, estimator):
+    model, x = make_model(routing="mor", estimator=estimator), tokens()
     with torch.no_grad():
         for router in model.policy.routers:
             router[2].bias[action] += 4.0  # decides for nearly every token, and keeps a gradient
