@@ -72,8 +72,8 @@ class ModelConfig:
     granularity: str = "token"  # what the router reads: "token", or "sample" (causal prefix mean)
     target_depth: float | None = None  # effective depth that "random" draws and that a target budget holds
     action_rates: tuple | None = None  # "random": [N][R][3] probabilities of skip, forward, recurse
-    capacity: float = 0.2  # under a target budget, the least share of tokens that a routed layer runs; the other layers run everyone
-    recurse_share: float = 0.03  # under a target budget, the share of executed tokens that run again
+    capacity: float = 0.125  # under a target budget, the least share of tokens that a routed layer runs; the other layers run everyone
+    recurse_share: float = 0.02  # under a target budget, the share of executed tokens that run again
     estimator: str = "scaled"  # how the router learns: "scaled", "gumbel" (the sources' text) or "cut" (their public code), see Router
     temperature: float = 1.0  # tau of the Gumbel-Softmax
     scaled_init: bool = True  # see Transformer._scaled_init; False: PyTorch's own
