@@ -73,7 +73,7 @@ class ModelConfig:
     target_depth: float | None = None  # effective depth that "random" draws and that a target budget holds
     action_rates: tuple | None = None  # "random": [N][R][3] probabilities of skip, forward, recurse
     capacity: float = 0.125  # under a target budget, the least share of tokens that a routed layer runs; the other layers run everyone
-    recurse_share: float = 0.02  # under a target budget, the share of executed tokens that run again
+    recurse_share: float = 0.2  # under a target budget, the share of a routed layer's executed tokens that run again
     estimator: str = "scaled"  # how the router learns: "scaled", "gumbel" (the sources' text) or "cut" (their public code), see Router
     temperature: float = 1.0  # tau of the Gumbel-Softmax
     scaled_init: bool = True  # see Transformer._scaled_init; False: PyTorch's own
@@ -809,7 +809,7 @@ class Router(nn.Module):
         D, hidden = cfg.d_model, max(cfg.d_model // 2, 1)
         self.routers = nn.ModuleList(nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, 3)) for _ in range(cfg.n_layers))
         self.register_buffer("bias", torch.zeros(2, cfg.n_layers, cfg.max_recursions, 3))  # [argmax or sampled, layer, recursion, action]
-        self.shares, self.again = depth_budget(cfg)
+        self.shares = depth_budget(cfg)
         self.full = 0.0  # how much of the warm-up from full depth remains; `train` sets it
         self.calibrating = False  # set the biases from each batch; `train` and `calibrate` switch it on
         self.learns = cfg.routing != "frozen" and cfg.estimator != "cut"
@@ -832,16 +832,24 @@ class Router(nn.Module):
             return Decision(noisy.argmax(-1), logits.softmax(-1), weights)
 
     def _calibrate(self, ask: Ask, bias: Tensor, logits: Tensor) -> None:
-        """Set one step's biases [3] so that of these logits [T, 3] the budget's shares execute and recurse."""
-        run = 1.0 if ask.recursion else self.full + (1 - self.full) * self.shares[ask.layer]
-        again = (1 - self.full) * self.again
+        """Set one step's biases [3] so that these logits [T, 3] spend the layer's budget."""
+        run, again = self.shares[ask.layer]
+        run, again = (1.0 if ask.recursion else self.full + (1 - self.full) * run), (1 - self.full) * again
         skip, forward, recurse = logits.unbind(-1)
-        margin = torch.maximum(forward, recurse + bias[RECURSE]) - skip
-        # everyone or no one: a bias that holds for tokens not seen here too
-        bias[SKIP] = quantile(margin, run) if 0 < run < 1 else 1e9 if run <= 0 else -1e9
-        if ask.recursion + 1 < self.cfg.max_recursions:  # recurse is for the executed tokens that favour it most
-            favour = (forward - recurse)[margin > bias[SKIP]]
-            bias[RECURSE] = -quantile(-favour, again) if again and len(favour) else -1e9
+        further = sum(again**r for r in range(1, self.cfg.max_recursions - ask.recursion))  # applications that a recursing token may cause
+        bias[RECURSE] = -1e9
+        if further:  # recurse is for the share of those who would run that favours it most
+            favour = (recurse - forward)[forward - skip > quantile(forward - skip, run)] if run < 1 else recurse - forward
+            bias[RECURSE] = -quantile(favour, again) if len(favour) else -1e9
+        elif ask.recursion + 1 == self.cfg.max_recursions:
+            bias[RECURSE] = 0.0  # both run once
+        if run in (0, 1):  # holds for tokens not seen here too
+            bias[SKIP] = 1e9 if run == 0 else -1e9
+            return
+        margin, order = (torch.maximum(forward, recurse + bias[RECURSE]) - skip).sort(descending=True)
+        cost = 1 + (further / again if further else 0) * (recurse + bias[RECURSE] > forward)[order]
+        paid = int((cost.cumsum(0) <= run * (1 + further) * len(logits)).sum())  # the keenest tokens that the budget pays for
+        bias[SKIP] = margin[min(paid, len(margin) - 1)]
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
@@ -849,27 +857,27 @@ def quantile(values: Tensor, share: float) -> Tensor:
     return values.kthvalue(min(max(round((1 - share) * len(values)), 1), len(values)))[0]
 
 
-def depth_budget(cfg: ModelConfig) -> tuple[list[float], float]:
-    """How a target depth is spent: the share of tokens that each layer executes [N], and the share of those that recurse.
+def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
+    """How a target depth is spent: for each layer [N] the share of tokens that it runs, and the share of those that recurse.
 
-    A layer that executes everyone and asks a share `again` of them again, and so on, applies 1 + again + ... + again^(R-1).
-    As many layers as the target allows run everyone, from the bottom up and the last one too; each of the others runs the
-    same share of the tokens, at least `capacity`. Notebook 02 shows what other ways of spending reach.
+    As many layers as the target allows run every token once, from the bottom up and the last one too. Each of the others runs
+    the same share of the tokens, at least about `capacity`, and `recurse_share` of these again: 1 + a + ... + a^(R-1)
+    applications each. A target above N needs that everyone runs everywhere and some recurse. Notebook 02 shows what other ways
+    of spending reach.
     """
     N, R, again = cfg.n_layers, cfg.max_recursions, cfg.recurse_share if cfg.max_recursions > 1 else 0.0
     if cfg.target_depth is None:
-        return [1.0] * N, again
+        return [(1.0, again)] * N
 
     def most(again):
         return sum(again**r for r in range(R))
 
-    if cfg.target_depth > N * most(again):
-        again = scipy.optimize.brentq(lambda a: N * most(a) - cfg.target_depth, 0, 1)
-    spend = min(cfg.target_depth / most(again), N)  # in layers that run everyone
-    everyone = max(int((spend - cfg.capacity * N) / (1 - cfg.capacity) + 1e-9), 0)
-    rest = (spend - everyone) / (N - everyone) if everyone < N else 0.0
+    if cfg.target_depth >= N:
+        return [(1.0, scipy.optimize.brentq(lambda a: N * most(a) - cfg.target_depth, 0, 1))] * N
+    everyone = max(int((cfg.target_depth - cfg.capacity * N) / (1 - cfg.capacity) + 1e-9), 0)
+    rest = (cfg.target_depth - everyone) / (N - everyone) / most(again)
     bottom = max(everyone - 1, min(everyone, 1))
-    return [1.0 if layer < bottom or (everyone > 1 and layer == N - 1) else rest for layer in range(N)], again
+    return [(1.0, 0.0) if layer < bottom or (everyone > 1 and layer == N - 1) else (rest, again) for layer in range(N)]
 
 
 POLICIES = {"none": AllTokens, "mor": Router, "frozen": Router, "random": RandomPolicy}
