@@ -307,17 +307,36 @@ def test_a_policy_from_outside_works_everywhere(make_model, monkeypatch):
 
 
 @pytest.mark.parametrize("R", (1, 2, 3))
-@pytest.mark.parametrize("target", (2.0, 3.0, 5.5, 6.0, 7.0))
-def test_calibration_meets_its_target(make_model, R, target):
-    if target > 6 * R:
+@pytest.mark.parametrize("target", (1.0, 3.0, 4.0, 6.0, 7.5, 8.0, 11.0, 12.0, 15.0, 24.0))
+def test_a_depth_budget_adds_up(R, target):
+    """Over N = 12 layers, at most N and R applications: what the layers may spend is the target."""
+    if target > 12 * R:
         pytest.skip("beyond N * R")
-    model, x = make_model(routing="mor", n_layers=6, max_recursions=R, target_depth=target), tokens(B=128, L=12)
+    budget = morlib.depth_budget(morlib.ModelConfig(vocab_size=9, n_layers=12, max_recursions=R, target_depth=target))
+    assert sum(run * sum(again**r for r in range(R)) for run, again in budget) == pytest.approx(target)
+    assert all(0 <= share <= 1 for pair in budget for share in pair) and budget[0][0] >= budget[1][0]
+    routed = [run for run, _ in budget if run < 1]
+    assert target >= 12 or len(routed) > 0, "some layer is left to choose in"
+
+
+@pytest.mark.parametrize("R", (1, 2, 3))
+@pytest.mark.parametrize("estimator", ("scaled", "gumbel"))
+@pytest.mark.parametrize("target", (3.0, 6.0, 8.0, 10.0, 12.0, 15.0))
+def test_calibration_meets_its_target(make_model, R, target, estimator):
+    if target > 12 * R:
+        pytest.skip("beyond N * R")
+    model, x = make_model(routing="mor", n_layers=12, max_recursions=R, target_depth=target, estimator=estimator), tokens(B=128, L=12)
     model.policy.calibrating = True
     for sampling in (True, False):
-        depths = [model(x, sampling=sampling).depth.float().mean().item() for _ in range(6)]
-        assert depths[-1] == pytest.approx(target, abs=0.1), depths
+        for _ in range(3):
+            assert model(x, sampling=sampling).depth.float().mean().item() == pytest.approx(target, abs=0.1), "in every batch, not on average"
     model.policy.calibrating = False
     assert model(x).depth.float().mean().item() == pytest.approx(target, abs=0.1), "and it stays"
+
+
+def test_training_by_probability_decides_as_inference_does(make_model):
+    model, x = make_model(routing="mor", target_depth=1.7).train(), tokens(B=16, L=12)
+    assert torch.equal(model(x, sampling=True).actions, model(x, sampling=False).actions)
 
 
 def test_one_seed_gives_every_policy_the_same_backbone(make_model):

@@ -250,12 +250,24 @@ def test_paired_comparison():
     better = morlib.compare(table(dict(a=base + 1 + rng.normal(0, 0.1, 8), b=base)), "a", "b")
     assert better["low"] > 0.8 and better["high"] < 1.2 and better["p"] == pytest.approx(2 / 2**8) and better["claim"] == "a higher"
     same = morlib.compare(table(dict(a=base + 0.1 * np.array([1, -1, 2, -2, 3, -3, 1, -1]), b=base)), "a", "b")
-    assert same["claim"] == "no difference shown"
+    assert same["claim"] == "equal within 0.5" and same["p_equivalent"] < 0.001 < 0.05 < same["p"]
+    wide = morlib.compare(table(dict(a=base + 2 * np.array([1, -1, 2, -2, 3, -3, 1, -1]), b=base)), "a", "b")
+    assert wide["claim"] == "no difference shown" and wide["p_equivalent"] > 0.05, "too noisy to say either"
+    slight = morlib.compare(table(dict(a=base - 0.2 + rng.normal(0, 0.01, 8), b=base)), "a", "b")
+    assert slight["claim"] == "a lower, yet equal within 0.5", "a difference can be certain and small"
     few = morlib.compare(table(dict(a=base[:5] + 1 + rng.normal(0, 0.01, 5), b=base[:5])), "a", "b")
     assert few["p"] > 0.05 and "too few" in few["claim"]
     assert "did not train" in morlib.compare(table(dict(a=base + 1, b=base), did_train=False), "a", "b")["claim"]
     with pytest.raises(ValueError, match="no records of model 'c'"):
         morlib.compare(table(dict(a=base, b=base)), "c", "b")
+
+
+def test_where_a_new_seed_is_expected():
+    """The interval of one further draw holds 95 % of further draws from a normal population, whatever the number of seeds."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(40, 0.3, (4000, 7))
+    inside = [low < row[6] < high for row in draws for low, high in [morlib.new_seed_range(row[:6])]]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
 
 
 def test_the_readme_prints_the_stored_records(tmp_path):
