@@ -562,14 +562,23 @@ def _load_corpus(name: str, split: str, tokenizer: str | None, subwords: int, ma
 def ngram_floor(train_ids: Tensor, test_ids: Tensor, order: int, vocab_size: int) -> dict:
     """Loss (nats) and top-1 accuracy (%) of an n-gram model with Witten-Bell smoothing, interpolated down to a uniform floor.
 
+    The first order-1 test tokens only give context.
+    """
+    surprisal, hits = ngram_surprisal(train_ids, test_ids, order, vocab_size)
+    return dict(loss=float(surprisal.mean()), accuracy=float(100 * hits.mean()))
+
+
+def ngram_surprisal(train_ids: Tensor, test_ids: Tensor, order: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Surprisal (nats) of each test token but the first order-1 under the n-gram model of `ngram_floor`, and whether it was likeliest.
+
     P_n(w|h) = (c(h,w) + d(h) P_{n-1}(w|h')) / (c(h) + d(h)), d(h) the number of distinct successors of h
-    (Chen and Goodman 1998, TR-10-98, section 2.5). The first order-1 test tokens only give context.
+    (Chen and Goodman 1998, TR-10-98, section 2.5).
     """
     train, test = train_ids.numpy(), test_ids.numpy()
     contexts = np.lib.stride_tricks.sliding_window_view(test, order)  # [n, order], the last column is the target
     histories, where = np.unique(contexts[:, :-1], axis=0, return_inverse=True)
     where = where.reshape(-1)
-    loss = hits = 0.0
+    surprisal, hits = np.empty(len(contexts)), np.empty(len(contexts), dtype=bool)
     tables = []
     for n in range(1, order + 1):  # counts of every n-gram of the training text, sorted for look-up by history
         grams = np.lib.stride_tricks.sliding_window_view(train, n)
@@ -593,9 +602,9 @@ def ngram_floor(train_ids: Tensor, test_ids: Tensor, order: int, vocab_size: int
             p[seen] /= (total + distinct)[seen, None]
         members = by_history[bounds[start] : bounds[start + len(chunk)]]
         rows, targets = where[members] - start, contexts[members, -1]
-        loss -= np.log(p[rows, targets]).sum()
-        hits += (p.argmax(1)[rows] == targets).sum()
-    return dict(loss=float(loss / len(contexts)), accuracy=float(100 * hits / len(contexts)))
+        surprisal[members] = -np.log(p[rows, targets])
+        hits[members] = p.argmax(1)[rows] == targets
+    return surprisal, hits
 
 
 def _as_key(grams: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -880,6 +889,21 @@ def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
     return [(1.0, 0.0) if layer < bottom or (everyone > 1 and layer == N - 1) else (rest, again) for layer in range(N)]
 
 
+class Planned(nn.Module):
+    """Decisions made elsewhere, for interventions, oracles and planted routers: give it to a model as `model.policy`.
+
+    `applications` [N, B, L] says how often each layer runs each token of the batch, at most R times.
+    """
+
+    def __init__(self, applications: Tensor):
+        super().__init__()
+        self.register_buffer("applications", applications)
+
+    def forward(self, ask: Ask) -> Decision:
+        left = self.applications[ask.layer].flatten()[ask.index] - ask.recursion
+        return Decision(left.clamp(SKIP, RECURSE).long())  # none left: skip; the last one: forward; more: recurse
+
+
 POLICIES = {"none": AllTokens, "mor": Router, "frozen": Router, "random": RandomPolicy}
 
 
@@ -1121,8 +1145,11 @@ def check_training(tc: TrainConfig) -> None:
         raise ValueError("TrainConfig: lr and router_lr must be above 0, penalty 0 or more")
 
 
-def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progress: bool = False) -> dict:
+def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progress: bool = False,
+          watch: typing.Callable[[int, Transformer], None] | None = None) -> dict:  # fmt: skip
     """Train a model and measure it on held-out text. Returns a JSON-able record (see `run` for one with a name and a file).
+
+    At each point of the learning curve `watch` is called with the step and the model as it is then, calibrated; it must not change it.
 
     The order of the data depends on the seed alone, so runs of one seed are paired whatever their model.
     Raises ValueError if the corpus has more token kinds than the model or no room for one window.
@@ -1180,6 +1207,8 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
             history.append(dict(step=step + 1, tokens=(step + 1) * tc.batch_size * cfg.max_len, train_loss=train_loss, train_depth=depth_now,
                                 **{f"val_{k}": at_val[k] for k in ("loss", "accuracy", "effective_depth")}))  # fmt: skip
             losses, depths = [], 0
+            if watch:
+                watch(step + 1, model)
         else:
             seconds += time.perf_counter() - began
     metrics = evaluate(model, corpus, "heldout", tc.heldout_windows)
@@ -1506,10 +1535,20 @@ def headline(experiment: str, pairs: list[tuple[str, str]], folder: Path | None 
     print("\n".join(answers(records, pairs)))
 
 
+def bangla_font() -> Path | None:
+    """The Bangla font that ships in data/fonts, or its copy in a Kaggle input."""
+    return next((path for _, path in _candidates("fonts/NotoSansBengali-Regular.ttf") if path.is_file()), None)
+
+
 def figure_style() -> None:
-    """Colour-blind-safe colours (Okabe and Ito 2008), each with a line style of its own, so that figures read in grey."""
+    """Colour-blind-safe colours (Okabe and Ito 2008), each with a line style of its own, so that figures read in grey; and a Bangla font."""
     import matplotlib.pyplot as plt
     from cycler import cycler
+    from matplotlib import font_manager
+
+    if font := bangla_font():
+        font_manager.fontManager.addfont(font)
+        plt.rcParams["font.family"] = ["DejaVu Sans", font_manager.FontProperties(fname=font).get_name()]
 
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
     styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))]
