@@ -1537,7 +1537,8 @@ def headline(experiment: str, pairs: list[tuple[str, str]], folder: Path | None 
 
 def bangla_font() -> Path | None:
     """The Bangla font that ships in data/fonts, or its copy in a Kaggle input."""
-    return next((path for _, path in _candidates("fonts/NotoSansBengali-Regular.ttf") if path.is_file()), None)
+    name = "NotoSansBengali-Regular.ttf"
+    return next((path for where in (f"fonts/{name}", name) for _, path in _candidates(where) if path.is_file()), None)
 
 
 def figure_style() -> None:

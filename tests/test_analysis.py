@@ -1,8 +1,14 @@
 """The analysis of routing: a planted router makes it say yes and no, statistics have known answers, pages show what they should."""
 
 import dataclasses
+import json
 import random
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
 
+import matplotlib.ft2font
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +16,7 @@ import torch
 
 import analysis
 import morlib
+import textpage
 from morlib import FORWARD, RECURSE, SKIP
 
 
@@ -201,3 +208,160 @@ def test_kinds_of_bangla_pieces():
     found, place = analysis.kinds(Pieces(), range(10))
     assert found.tolist() == ["newline", "word-initial", "continuation", "suffix", "conjunct", "digit", "danda", "space", "byte", "word-initial"]
     assert place.tolist() == [0, 0, 1, 2, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.fixture
+def sections(make_model):
+    """Two texts as a page shows them, with everything in them that a page might trip over."""
+    english, bangla = "<b>&amp; \"it's\"</b>\n</script> end", "বাংলা ভাষায় যুক্তাক্ষর: ক্ষ, স্ত্রী।"
+    made = []
+    for lang, text in (("en", english), ("bn", bangla)):
+        codec = morlib.CharTokenizer(text)
+        model, meter = (make_model(routing=routing, vocab_size=codec.vocab_size) for routing in ("mor", "none"))
+        made.append(textpage.section(f"Text <{lang}>", "a note", lang, model, meter, codec, text) | {"whole": text})
+    return made
+
+
+def test_a_section_is_what_the_models_say(make_model, sections):
+    part = sections[0]
+    codec = morlib.CharTokenizer(part["whole"])
+    model, ids = make_model(routing="mor", vocab_size=codec.vocab_size), torch.tensor(codec.encode(part["whole"]))
+    assert "".join(part["tokens"]) == part["whole"] and len(part["depth"]) == len(part["surprisal"]) == len(part["runs"]) == len(part["tokens"]) - 1
+    last = len(ids) - 1 - (len(ids) - 1) % 12  # the last window is shorter, and shown all the same
+    out = model(ids[None, last:-1])
+    assert part["depth"][last:] == out.depth[0].tolist() and [sum(runs) for runs in part["runs"]] == part["depth"]
+    expected = out.logits.softmax(-1)[0].gather(-1, ids[last + 1 :, None])[:, 0]
+    assert torch.allclose(torch.tensor(part["probability"][last:]), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="two tokens or more"):
+        textpage.section("", "", "en", model, model, codec, "b")
+
+
+class Seen(HTMLParser):
+    """The text of each <pre>, the addresses asked for, and the data of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.texts, self.addresses, self.inside, self.data = [], [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.inside.append((tag, dict(attributes)))
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "action", "srcset")]
+        if tag == "pre":
+            self.texts.append("")
+
+    def handle_endtag(self, tag):
+        while self.inside and self.inside.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data):
+        if any(tag == "pre" for tag, _ in self.inside):
+            self.texts[-1] += data
+        if self.inside and self.inside[-1][1].get("id") == "data":
+            self.data += data
+
+
+def test_the_page_holds_all_tokens_and_asks_for_nothing(sections):
+    page = textpage.page(sections)
+    seen = Seen(page)
+    assert [text.replace("↵\n", "\n") for text in seen.texts] == [part["whole"] for part in sections for _ in range(2)]
+    assert seen.addresses == [] and not re.search(r"https?:|url\((?!data:)|@import", page)
+    for kept, part in zip(json.loads(seen.data), sections):
+        assert kept["tokens"] == part["tokens"] and kept["depth"] == part["depth"] and kept["runs"] == part["runs"]
+    assert page.count("</script>") == 2 and "<b>&amp;" not in page, "what a text holds is no markup"
+    fragment = textpage.fragment(sections[0])
+    assert [text.replace("↵\n", "\n") for text in Seen(fragment).texts] == [sections[0]["whole"]] * 2
+
+
+def test_every_shade_can_be_read_and_rises():
+    for what in textpage.HUES:
+        for dark in (False, True):
+            shades = textpage.shades(what, dark)
+            assert min(textpage.contrast(*shade) for shade in shades) >= 4.5
+            light = [textpage.luminance(back) for back, _ in shades]
+            assert (np.diff(light) * (1 if dark else -1) > 0.01).all(), "in grey too, more is darker on white, lighter on black"
+    assert textpage.contrast("#000000", "#ffffff") == pytest.approx(21)
+
+
+PROBE = """<script>
+const failures=[],found={};addEventListener('error',e=>failures.push(e.message));
+addEventListener('load',()=>{
+ const spans=[...document.querySelectorAll('pre span[data-i]')],bar=document.getElementById('bar');
+ spans[2].dispatchEvent(new MouseEvent('mouseover',{bubbles:true}));found.hover=bar.innerText;
+ spans[0].focus();found.focus=bar.innerText;
+ spans[0].dispatchEvent(new KeyboardEvent('keydown',{key:'ArrowRight',bubbles:true}));
+ found.moved=bar.innerText;found.active=document.activeElement===spans[1];found.marked=document.querySelectorAll('.on').length;
+ found.stops=document.querySelectorAll('pre span[tabindex="0"]').length;
+ const channel=v=>{v/=255;return v<=0.04045?v/12.92:((v+0.055)/1.055)**2.4};
+ const light=c=>{const [r,g,b]=c.match(/[\\d.]+/g).map(Number);return 0.2126*channel(r)+0.7152*channel(g)+0.0722*channel(b)};
+ const ratio=e=>{const s=getComputedStyle(e);let b=e;while(getComputedStyle(b).backgroundColor==='rgba(0, 0, 0, 0)')b=b.parentElement;
+  const [x,y]=[light(s.color),light(getComputedStyle(b).backgroundColor)].sort((p,q)=>q-p);return (x+0.05)/(y+0.05)};
+ const least=()=>Math.min(...[...document.querySelectorAll('span[data-i],p,h1,h2,h3,.key,button,#bar dt,#bar dd,.runs b')].map(ratio));
+ const look=()=>({least:least(),back:getComputedStyle(document.body).backgroundColor});
+ found.first=look();document.getElementById('theme').click();found.second=look();
+ found.wide=document.documentElement.scrollWidth>innerWidth;found.fetched=performance.getEntriesByType('resource').filter(e=>!e.name.startsWith('data:')).length;
+ found.failures=failures;const out=document.createElement('script');out.type='text/plain';out.id='found';out.textContent=JSON.stringify(found);document.body.append(out)});
+</script>"""
+
+
+@pytest.mark.parametrize("theme", ("light", "dark"))
+def test_the_page_in_a_browser(tmp_path, sections, theme):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if not browser:
+        pytest.skip("no Chromium or Chrome is installed: the page is checked without a browser only")
+    (tmp_path / "page.html").write_text(textpage.page(sections).replace("</body>", PROBE + "</body>"), encoding="utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+               "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=420,900", f"--blink-settings=preferredColorScheme={int(theme == 'light')}",
+               "--virtual-time-budget=4000", "--dump-dom", (tmp_path / "page.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    match = re.search(r'id="found">(.*?)</script>', done.stdout, re.S)
+    assert match, done.stderr[-500:]
+    found, part = json.loads(match[1]), sections[0]
+    assert found["failures"] == [] and found["fetched"] == 0 and not found["wide"]
+    for text, i in ((found["hover"], 3), (found["focus"], 1), (found["moved"], 2)):
+        assert f"{part['tokens'][i]}".replace(" ", "␣") in text and f"{100 * part['probability'][i - 1]:.1f} %" in text and f"{part['depth'][i - 1]} applications" in text
+        words = {0: "skip", 1: "forward", 2: "recurse ×2"}
+        assert re.sub(r"\s+", " ", text).endswith(" ".join(f"{layer} {words[n]}" for layer, n in enumerate(part["runs"][i - 1], 1)))
+    assert found["active"] and found["marked"] == 2 and found["stops"] == 4, "one tab stop a text; the same token is marked on both sides"
+    assert min(found["first"]["least"], found["second"]["least"]) >= 4.5
+    white, black = "rgb(255, 255, 255)", "rgb(13, 17, 23)"
+    assert [found["first"]["back"], found["second"]["back"]] == ([white, black] if theme == "light" else [black, white]), "as the system asks, then the other"
+
+
+def ink(text, shaped):
+    """The pixels of a text in the suite's Bangla font, as figures draw it, or one glyph a character as if nothing shaped it."""
+    from matplotlib import pyplot as plt
+
+    morlib.figure_style()
+    figure = plt.figure(figsize=(4, 1), dpi=100, layout="none")
+    if shaped:
+        figure.text(0.1, 0.4, text, fontsize=24)
+    else:
+        font = matplotlib.ft2font.FT2Font(str(morlib.bangla_font()))
+        font.set_size(24, 100)
+        left = 0.1
+        for character in text:
+            figure.text(left, 0.4, character, fontsize=24)
+            left += font.load_char(ord(character)).linearHoriAdvance / 65536 / 400
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., 0] < 128
+    plt.close(figure)
+    columns = np.nonzero(pixels.any(0))[0]
+    return pixels, columns[-1] - columns[0] + 1
+
+
+def ends_like(word, letter):
+    """Whether the right end of a word is the letter, below the line from which Bangla hangs."""
+    right, left = (np.nonzero(pixels.any(0))[0] for pixels in (word, letter))
+    width = left[-1] - left[0] + 1
+    return (word[45:60, right[-1] + 1 - width : right[-1] + 1] == letter[45:60, left[0] : left[-1] + 1]).mean() > 0.95
+
+
+def test_bangla_in_figures_is_shaped(recwarn):
+    conjunct, narrow = ink("ক্ষ", True)
+    _, wide = ink("ক্ষ", False)
+    assert narrow < 0.75 * wide, "ka + hasanta + ssa is one conjunct, narrower than the letters"
+    letter = ink("ক", True)[0]
+    assert ends_like(ink("কি", True)[0], letter), "the vowel sign i stands before its consonant"
+    assert not ends_like(ink("কি", False)[0], letter)
+    assert not [w for w in recwarn if "missing from font" in str(w.message)]
