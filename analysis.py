@@ -7,6 +7,7 @@ for a router sees no more. Arrays over places have shape [n, L], windows of toke
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import replace
 
@@ -300,3 +301,38 @@ def oracle(model, windows: torch.Tensor, meter, most: int, seed: int = 0) -> dic
                 foresight=float((loss - flat[flat[:, 1].argmin(0), 0, np.arange(n)]).mean()),
                 decision=float((expected - tried[:, :, 1].min(1)).mean()), ran=float(benefit[ran].mean()), skipped=float(benefit[~ran].mean()),
                 agreement=float(agree))  # fmt: skip
+
+
+# ---- Bangla: what a tokenizer does with its writing ----
+
+CONSONANT = "[\u0995-\u09b9\u09ce\u09dc-\u09df]\u09bc?"
+CONJUNCT = re.compile(f"{CONSONANT}(?:\u200d?\u09cd\u200d?{CONSONANT})+")
+VOWEL_SIGN = re.compile("[\u09be-\u09c4\u09c7\u09c8\u09cb\u09cc\u09d7]")
+
+
+def cuts(tokenizer, text: str) -> set[int]:
+    """Places in an NFC text at which one token ends and the next begins."""
+    found, at, held = set(), 0, b""
+    for token in surfaces(tokenizer, tokenizer.encode(text)):
+        if token.startswith("<0x") and tokenizer.kind != "char":
+            held += bytes([int(token[3:5], 16)])
+            token = held.decode(errors="ignore")  # empty until a character is complete
+            held = b"" if token else held
+        at += len(token)
+        found.add(at)
+    return found
+
+
+def segmentation(tokenizer, text: str) -> dict[str, float]:
+    """How a tokenizer cuts an NFC text: fertility (tokens a word), byte tokens, conjuncts kept whole, vowel signs cut from their letter (%)."""
+    tokens, at = surfaces(tokenizer, tokenizer.encode(text)), cuts(tokenizer, text)
+    conjuncts, signs = list(CONJUNCT.finditer(text)), [m.start() for m in VOWEL_SIGN.finditer(text)]
+    share = lambda hits, all: 100 * sum(hits) / max(len(all), 1)  # noqa: E731
+    return {
+        "tokens": tokenizer.vocab_size,
+        "fertility (tokens a word)": sum(t != "\n" for t in tokens) / len(text.split()),
+        "bytes a token": len(text.encode()) / len(tokens),
+        "byte tokens (%)": share((t.startswith("<0x") and tokenizer.kind != "char" for t in tokens), tokens),
+        "conjuncts whole (%)": share((not at & set(range(m.start() + 1, m.end())) for m in conjuncts), conjuncts),
+        "vowel signs cut off (%)": share((start in at for start in signs), signs),
+    }
