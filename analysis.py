@@ -167,7 +167,8 @@ def variance_explained(values: np.ndarray, factors: dict[str, np.ndarray]) -> di
         for half in (odd, ~odd):
             sums, count = (np.bincount(code[half], w, minlength=code.max() + 1) for w in (y[half], np.ones(half.sum())))
             fitted[~half] = (sums / (count + 1))[code[~half]]
-        y = y - fitted
+        if (y - fitted).var() < before:  # means that do not hold on the other half explain nothing
+            y = y - fitted
         shares[name] = 100 * (before - y.var()) / total if total else 0.0
     return shares | {"rest": 100 * y.var() / total if total else 0.0}
 
