@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import subprocess
+import unicodedata
 from html.parser import HTMLParser
 
 import matplotlib.ft2font
@@ -208,6 +209,31 @@ def test_kinds_of_bangla_pieces():
     found, place = analysis.kinds(Pieces(), range(10))
     assert found.tolist() == ["newline", "word-initial", "continuation", "suffix", "conjunct", "digit", "danda", "space", "byte", "word-initial"]
     assert place.tolist() == [0, 0, 1, 2, 0, 0, 0, 0, 0, 0]
+
+
+def test_how_a_tokenizer_cuts_bangla():
+    class Cuts:
+        kind, newline, vocab_size = "sentencepiece", [99], 8
+        made = ["যু", "ক্", "তি", "▁", "<0xE0>", "<0xA6>", "<0x95>", "্ষ"]
+        pieces = type("Inner", (), {"id_to_piece": lambda _, i: Cuts.made[i]})()
+
+        def encode(self, text):
+            return range(8)
+
+    text = "যুক্তি ক্ষ"
+    assert analysis.cuts(Cuts(), text) == {2, 4, 6, 7, 8, 10}, "three bytes make one character"
+    found = analysis.segmentation(Cuts(), text)
+    assert found["fertility (tokens a word)"] == 4 and found["byte tokens (%)"] == 37.5 and found["vowel signs cut off (%)"] == 0
+    assert found["conjuncts whole (%)"] == 0, "kta is cut by a piece's end, ksha by its bytes"
+    Cuts.made = ["যু", "ক্তি", "▁", "ক", "্", "ষ", "", ""]
+    assert analysis.segmentation(Cuts(), text)["conjuncts whole (%)"] == 50
+    letters = analysis.segmentation(morlib.CharTokenizer(text), text)
+    assert letters["conjuncts whole (%)"] == 0 and letters["vowel signs cut off (%)"] == 100 and letters["byte tokens (%)"] == 0
+
+
+@pytest.mark.parametrize("word, found", [("ক্ষ", ["ক্ষ"]), ("স্ত্রী", ["স্ত্র"]), ("র\u200d্যাব", ["র\u200d্য"]), ("ক্\u200cষ", []), ("বড়্গ", ["ড়্গ"]), ("কক", [])])
+def test_what_counts_as_a_conjunct(word, found):
+    assert [m.group() for m in analysis.CONJUNCT.finditer(unicodedata.normalize("NFC", word))] == [unicodedata.normalize("NFC", f) for f in found]
 
 
 @pytest.fixture
