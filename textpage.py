@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import unicodedata
 
 import torch
 
@@ -61,6 +62,22 @@ def steps(values: list[float]) -> tuple[list[int], float, float]:
     return [min(STEPS - 1, round((STEPS - 1) * max(v - low, 0) / max(high - low, 1e-9))) for v in values], low, high
 
 
+def together(tokens: list[str]) -> list[list[int]]:
+    """The tokens from the second on, those that are written as one sign in one group: a piece may begin with a vowel sign or follow a hasanta."""
+    groups = []
+    for i, token in enumerate(tokens[1:], 1):
+        joins = i > 1 and (unicodedata.category(token[0])[0] == "M" or tokens[i - 1][-1] in "\u09cd\u200d")
+        groups[-1].append(i) if joins else groups.append([i])
+    return groups
+
+
+def painted(part: dict, what: str) -> tuple[list[tuple[int, int, int, str]], float, float]:
+    """(first token, tokens, shade, text) of each group of a section, and the values at both ends of the shades; a group has its tokens' mean shade."""
+    level, low, high = steps(part[what])
+    spans = [(g[0], len(g), round(sum(level[i - 1] for i in g) / len(g)), "".join(part["tokens"][i] for i in g)) for g in together(part["tokens"])]
+    return spans, low, high
+
+
 def shown(token: str) -> str:
     return html.escape(token).replace("\n", "\u21b5\n")
 
@@ -73,9 +90,9 @@ def fragment(part: dict) -> str:
     """Both coloured texts of a section for a notebook's output, with all colours inline, so that any theme shows it."""
     made = []
     for what, (legend, form) in LEGENDS.items():
-        level, low, high = steps(part[what])
+        groups, low, high = painted(part, what)
         paint = [f"background:{back};color:{ink}" for back, ink in shades(what)]
-        spans = "".join(f'<span style="{paint[k]}">{shown(token)}</span>' for k, token in zip(level, part["tokens"][1:]))
+        spans = "".join(f'<span style="{paint[k]}">{shown(text)}</span>' for _, _, k, text in groups)
         key = "".join(f'<span style="{p}">&nbsp;&nbsp;&nbsp;</span>' for p in paint)
         made.append(f'<div style="flex:1 1 22em;min-width:0;background:#fff;color:#000;padding:.6em"><b>{legend}</b><br>{form.format(low)} {key} {form.format(high)}'
                     f'<pre lang="{part["lang"]}" style="white-space:pre-wrap;background:#fff;color:#000;line-height:1.6">{shown(part["tokens"][0])}{spans}</pre></div>')  # fmt: skip
@@ -100,8 +117,8 @@ button{font:inherit;color:var(--ink);background:var(--bar);border:1px solid var(
 pre{font:1rem/1.75 ui-monospace,"DejaVu Sans Mono","Noto Sans Bengali",monospace;white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0;padding:.75rem;border:1px solid var(--line);border-radius:.4rem}
 pre:lang(bn){font-family:"Noto Sans Bengali",sans-serif;font-size:1.15rem}
 pre span{cursor:default}pre span.on{outline:2px solid var(--focus);outline-offset:1px;position:relative}
-#bar{position:fixed;left:0;right:0;bottom:0;min-height:7.5rem;background:var(--bar);border-top:1px solid var(--line);padding:.7rem 1.25rem}
-#bar>div{max-width:81.5rem;margin:auto}#bar dl{display:flex;flex-wrap:wrap;gap:.2rem 1.6rem;margin:0 0 .5rem}
+#bar{position:fixed;left:0;right:0;bottom:0;min-height:7.5rem;background:var(--bar);border-top:1px solid var(--line);padding:.7rem 1.25rem;max-height:45vh;overflow:auto}
+#bar>div{max-width:81.5rem;margin:auto}#bar dl{display:flex;flex-wrap:wrap;gap:.2rem 1.6rem;margin:0 0 .4rem}#bar .runs+dl{margin-top:.7rem}
 #bar dl div{display:flex;gap:.45rem}#bar dt{color:var(--soft)}#bar dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums;white-space:pre}
 .runs{display:flex;gap:.3rem;flex-wrap:wrap}.runs b{font-size:.8rem;font-weight:500;border:1px solid var(--line);border-radius:.25rem;padding:.1rem .4rem;text-align:center;min-width:4.6rem}
 SHADES"""
@@ -111,15 +128,17 @@ const data=JSON.parse(document.getElementById('data').textContent),bar=document.
 const word=n=>n===0?'skip':n===1?'forward':'recurse \\u00d7'+n;
 const visible=t=>t==='\\n'?'\\u21b5 (newline)':t===' '?'\\u2423 (space)':t.replace(/ /g,'\\u2423');
 function show(span){
- const part=data[span.closest('section').dataset.part],i=+span.dataset.i,at=i-1;
+ const part=data[span.closest('section').dataset.part],first=+span.dataset.i,box=document.createElement('div');
  document.querySelectorAll('.on').forEach(e=>e.classList.remove('on'));
- span.closest('section').querySelectorAll('[data-i="'+i+'"]').forEach(e=>e.classList.add('on'));
- const facts=[['token',visible(part.tokens[i])],['read before it',visible(part.tokens[at])],['probability (MoR)',(100*part.probability[at]).toFixed(1)+' %'],
-  ['depth',part.depth[at]+' applications'],['surprisal (fixed-depth model)',part.surprisal[at].toFixed(2)+' nats']];
- const list=document.createElement('dl'),runs=document.createElement('div');runs.className='runs';
- for(const [name,value] of facts){const d=document.createElement('div'),t=document.createElement('dt'),v=document.createElement('dd');t.textContent=name;v.textContent=value;d.append(t,v);list.append(d)}
- part.runs[at].forEach((n,layer)=>{const b=document.createElement('b');b.textContent=(layer+1)+' '+word(n);b.className='d'+Math.round(n*SHADE/part.recursions);runs.append(b)});
- const box=document.createElement('div');box.append(list,runs);bar.replaceChildren(box);
+ span.closest('section').querySelectorAll('[data-i="'+first+'"]').forEach(e=>e.classList.add('on'));
+ for(let i=first;i<first+ +span.dataset.n;i++){
+  const at=i-1,list=document.createElement('dl'),runs=document.createElement('div');runs.className='runs';
+  for(const [name,value] of [['token',visible(part.tokens[i])],['read before it',visible(part.tokens[at])],['probability (MoR)',(100*part.probability[at]).toFixed(1)+' %'],
+   ['depth',part.depth[at]+' applications'],['surprisal (fixed-depth model)',part.surprisal[at].toFixed(2)+' nats']]){
+   const d=document.createElement('div'),t=document.createElement('dt'),v=document.createElement('dd');t.textContent=name;v.textContent=value;d.append(t,v);list.append(d)}
+  part.runs[at].forEach((n,layer)=>{const b=document.createElement('b');b.textContent=(layer+1)+' '+word(n);b.className='d'+Math.round(n*SHADE/part.recursions);runs.append(b)});
+  box.append(list,runs)}
+ bar.replaceChildren(box);
 }
 document.addEventListener('mouseover',e=>{const s=e.target.closest('pre span[data-i]');if(s)show(s)});
 document.addEventListener('focusin',e=>{const s=e.target.closest('pre span[data-i]');if(s)show(s)});
@@ -150,10 +169,9 @@ def page(parts: list[dict], title: str = "Depth by token") -> str:
     for number, part in enumerate(parts):
         panels = []
         for what, (legend, form) in LEGENDS.items():
-            level, low, high = steps(part[what])
+            groups, low, high = painted(part, what)
             key = "".join(f'<i class="{what[0]}{k}"></i>' for k in range(STEPS))
-            spans = "".join(f'<span class="{what[0]}{k}" data-i="{i}" tabindex="{0 if i == 1 else -1}">{shown(token)}</span>'
-                            for i, (k, token) in enumerate(zip(level, part["tokens"][1:]), 1))  # fmt: skip
+            spans = "".join(f'<span class="{what[0]}{k}" data-i="{i}" data-n="{n}" tabindex="{0 if i == 1 else -1}">{shown(text)}</span>' for i, n, k, text in groups)
             panels.append(f'<div><h3>{legend}</h3><div class="key">{form.format(low)} <span>{key}</span> {form.format(high)}</div>'
                           f'<pre lang="{part["lang"]}" class="{what}">{shown(part["tokens"][0])}{spans}</pre></div>')  # fmt: skip
         sections.append(f'<section data-part="{number}"><h2>{html.escape(part["title"])}</h2><p class="soft">{html.escape(part["note"])}</p><div class="pair">{"".join(panels)}</div></section>')
@@ -163,6 +181,6 @@ def page(parts: list[dict], title: str = "Depth by token") -> str:
              "Right: how hard that token was to predict for a separate model that spends the same on all. Where depth follows difficulty, the same places stand out on both sides.")  # fmt: skip
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
             f'<style>{style}</style></head><body><header><div><h1>{html.escape(title)}</h1><p>{intro}</p>'
-            f'<p class="soft">Hover over a token, or press Tab and move with the arrow keys.</p></div><button id="theme" type="button">Light / dark</button></header>'
+            f'<p class="soft">Hover over a token, or press Tab and move with the arrow keys. Tokens that are written as one sign are coloured together, by their mean.</p></div><button id="theme" type="button">Light / dark</button></header>'
             f'<main>{"".join(sections)}</main><div id="bar" role="status" aria-live="polite"><div class="soft">No token chosen yet.</div></div>'
             f'<script id="data" type="application/json">{rounded}</script><script>{SCRIPT.replace("SHADE", str(STEPS - 1))}</script></body></html>')  # fmt: skip

@@ -262,6 +262,13 @@ def test_a_section_is_what_the_models_say(make_model, sections):
         textpage.section("", "", "en", model, model, codec, "b")
 
 
+def test_tokens_of_one_sign_stay_together():
+    assert textpage.together(list("ab c")) == [[1], [2], [3]]
+    assert textpage.together(["▁", "শ", "্র", "ি", "উ", "ক্", "ষ", "া"]) == [[1, 2, 3], [4], [5, 6, 7]]
+    part = dict(tokens=["x", "ক", "ি", "খ"], depth=[0, 6, 3])
+    assert [span[:3] for span in textpage.painted(part, "depth")[0]] == [(1, 2, 3), (3, 1, 6)], "the mean shade of both, then one alone"
+
+
 class Seen(HTMLParser):
     """The text of each <pre>, the addresses asked for, and the data of a page."""
 
@@ -318,6 +325,7 @@ addEventListener('load',()=>{
  spans[0].dispatchEvent(new KeyboardEvent('keydown',{key:'ArrowRight',bubbles:true}));
  found.moved=bar.innerText;found.active=document.activeElement===spans[1];found.marked=document.querySelectorAll('.on').length;
  found.stops=document.querySelectorAll('pre span[tabindex="0"]').length;
+ const joined=spans.find(s=>+s.dataset.n>1);joined.focus();found.joined=[+joined.dataset.n,bar.querySelectorAll('dl').length];
  const channel=v=>{v/=255;return v<=0.04045?v/12.92:((v+0.055)/1.055)**2.4};
  const light=c=>{const [r,g,b]=c.match(/[\\d.]+/g).map(Number);return 0.2126*channel(r)+0.7152*channel(g)+0.0722*channel(b)};
  const ratio=e=>{const s=getComputedStyle(e);let b=e;while(getComputedStyle(b).backgroundColor==='rgba(0, 0, 0, 0)')b=b.parentElement;
@@ -349,6 +357,7 @@ def test_the_page_in_a_browser(tmp_path, sections, theme):
         words = {0: "skip", 1: "forward", 2: "recurse ×2"}
         assert re.sub(r"\s+", " ", text).endswith(" ".join(f"{layer} {words[n]}" for layer, n in enumerate(part["runs"][i - 1], 1)))
     assert found["active"] and found["marked"] == 2 and found["stops"] == 4, "one tab stop a text; the same token is marked on both sides"
+    assert found["joined"][0] == found["joined"][1] > 1, "tokens written as one sign are told one by one"
     assert min(found["first"]["least"], found["second"]["least"]) >= 4.5
     white, black = "rgb(255, 255, 255)", "rgb(13, 17, 23)"
     assert [found["first"]["back"], found["second"]["back"]] == ([white, black] if theme == "light" else [black, white]), "as the system asks, then the other"
