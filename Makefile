@@ -41,7 +41,7 @@ smoke: $(VENV)/ready
 	MORLIB_OUTPUTS=$$scratch $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS); \
 	status=$$?; rm -rf $$scratch; exit $$status
 
-# The records that ship: six seeds a model, into outputs/reference (about half an hour on 2 CPU cores at the quick preset).
+# The records that ship: six seeds a model, into outputs/reference (about an hour on 2 CPU cores at the quick preset).
 reference: export MORLIB_PRESET := quick
 reference: $(VENV)/ready
 	@mkdir -p "$(OUT)/reference"

@@ -280,7 +280,7 @@ def oracle(model, windows: torch.Tensor, meter, most: int, seed: int = 0) -> dic
     n, device = len(windows), next(model.parameters()).device
     own, row = applications(morlib.score(model, windows)["actions"]), torch.arange(n)
     at = torch.as_tensor(np.random.default_rng(seed).integers(windows.shape[1] - 1, size=n))
-    belief = meter(windows[:, :-1].to(device)).logits[row, at].softmax(-1)
+    belief = meter(windows[:, :-1].to(device)).logits[row, at].cpu().softmax(-1)
     policy, tried = model.policy, []
     free = (own == 0).flatten(1).any(1).nonzero()[:, 0].tolist()
     for layer, count in [(0, None)] + [(layer, count) for layer in free for count in range(model.cfg.max_recursions + 1)]:
@@ -288,8 +288,8 @@ def oracle(model, windows: torch.Tensor, meter, most: int, seed: int = 0) -> dic
         if count is not None:
             plan[layer, row, at] = count
         model.policy = morlib.Planned(plan.to(device))
-        logp = model(windows[:, :-1].to(device), sampling=False).logits[row, at].log_softmax(-1)
-        tried.append(torch.stack([-logp[row, windows[row, at + 1].to(device)], -(belief * logp).sum(-1)]).cpu())
+        logp = model(windows[:, :-1].to(device), sampling=False).logits[row, at].cpu().log_softmax(-1)
+        tried.append(torch.stack([-logp[row, windows[row, at + 1]], -(belief * logp).sum(-1)]))
     model.policy = policy
     (loss, expected), tried = tried[0], torch.stack(tried[1:]).view(len(free), -1, 2, n).numpy()
     loss, expected = loss.numpy(), expected.numpy()

@@ -127,6 +127,18 @@ def test_the_oracle_loses_to_no_router(make_model):
     assert found["places"] == 20 and found["hindsight"] >= found["foresight"] and found["hindsight"] >= 0 and found["decision"] >= 0
 
 
+def test_a_watched_training_is_the_same_training(corpus, quick_training):
+    """The curves of a run seen on its way are those of the run that was not watched."""
+    looks, states = [], []
+    for watch in (None, lambda step, model: looks.append((step, morlib.score(model, corpus.windows("val", 12, 4))["depth"].double().mean()))):
+        torch.manual_seed(0)
+        model = morlib.build_model(morlib.ModelConfig(vocab_size=corpus.vocab_size, n_layers=3, d_model=16, n_heads=2, d_ff=40, max_len=12, dropout=0.1, target_depth=2.0))
+        morlib.train(model, corpus, quick_training, watch=watch)
+        states.append(model.state_dict())
+    assert [step for step, _ in looks] == [4, 8] and all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert looks[-1][1] == morlib.score(model, corpus.windows("val", 12, 4))["depth"].double().mean()
+
+
 def test_rank_correlation_has_known_answers():
     rng = np.random.default_rng(0)
     cause = rng.normal(size=(200, 20))
