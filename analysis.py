@@ -214,11 +214,14 @@ def applications(actions: torch.Tensor) -> torch.Tensor:
 
 
 def forced(model, windows: torch.Tensor, plan: torch.Tensor, batch_size: int = 128) -> np.ndarray:
-    """Surprisal [n, L] of a model whose router is overruled: plan [N, n, L] says how often each layer runs each token."""
+    """Surprisal [n, L] of a model whose router is overruled: plan [N, n, L] says how often each layer runs each token.
+
+    What is run has the weight that the router gives it, also where the router would have skipped.
+    """
     policy, found, device = model.policy, [], next(model.parameters()).device
     try:
         for some, batch in zip(plan.split(batch_size, dim=1), windows.split(batch_size)):
-            model.policy = morlib.Planned(some.to(device))
+            model.policy = morlib.Planned(some.to(device), policy)
             found.append(morlib.score(model, batch)["surprisal"])
     finally:
         model.policy = policy
@@ -287,7 +290,7 @@ def oracle(model, windows: torch.Tensor, meter, most: int, seed: int = 0) -> dic
         plan = own.clone()
         if count is not None:
             plan[layer, row, at] = count
-        model.policy = morlib.Planned(plan.to(device))
+        model.policy = morlib.Planned(plan.to(device), policy)
         logp = model(windows[:, :-1].to(device), sampling=False).logits[row, at].cpu().log_softmax(-1)
         tried.append(torch.stack([-logp[row, windows[row, at + 1]], -(belief * logp).sum(-1)]))
     model.policy = policy

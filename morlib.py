@@ -892,16 +892,19 @@ def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
 class Planned(nn.Module):
     """Decisions made elsewhere, for interventions, oracles and planted routers: give it to a model as `model.policy`.
 
-    `applications` [N, B, L] says how often each layer runs each token of the batch, at most R times.
+    `applications` [N, B, L] says how often each layer runs each token of the batch, at most R times. The policy that is
+    overruled, if given, still weighs what is run.
     """
 
-    def __init__(self, applications: Tensor):
+    def __init__(self, applications: Tensor, overruled: nn.Module | None = None):
         super().__init__()
         self.register_buffer("applications", applications)
+        self.overruled = overruled
 
     def forward(self, ask: Ask) -> Decision:
         left = self.applications[ask.layer].flatten()[ask.index] - ask.recursion
-        return Decision(left.clamp(SKIP, RECURSE).long())  # none left: skip; the last one: forward; more: recurse
+        actions = left.clamp(SKIP, RECURSE).long()  # none left: skip; the last one: forward; more: recurse
+        return replace(self.overruled(ask), actions=actions) if self.overruled else Decision(actions)
 
 
 POLICIES = {"none": AllTokens, "mor": Router, "frozen": Router, "random": RandomPolicy}
