@@ -294,16 +294,19 @@ def oracle(model, windows: torch.Tensor, meter, most: int, seed: int = 0) -> dic
         logp = model(windows[:, :-1].to(device), sampling=False).logits[row, at].cpu().log_softmax(-1)
         tried.append(torch.stack([-logp[row, windows[row, at + 1]], -(belief * logp).sum(-1)]))
     model.policy = policy
+    if not free:
+        return dict.fromkeys(("hindsight", "foresight", "decision", "ran", "skipped", "agreement"), np.nan) | dict(places=n, layers=0, loss=float(tried[0][0].mean()))
     (loss, expected), tried = tried[0], torch.stack(tried[1:]).view(len(free), -1, 2, n).numpy()
     loss, expected = loss.numpy(), expected.numpy()
     chosen = own[free, row[:, None], at[:, None]].T.numpy()  # [F, n]
     benefit = tried[:, 0, 1] - tried[:, 1, 1]  # [F, n] of running once against skipping, in foresight
     flat = tried.reshape(-1, 2, n)
     ran, layers = chosen > 0, np.broadcast_to(np.arange(len(free))[:, None], chosen.shape)
-    agree = scipy.stats.pearsonr(*(within(scipy.stats.rankdata(v), [layers.flatten()]) for v in (benefit, chosen))).statistic
+    a, b = (within(scipy.stats.rankdata(v), [layers.flatten()]) for v in (benefit, chosen))
+    agree = a @ b / np.sqrt((a @ a) * (b @ b)) if a.any() and b.any() else 0.0
     return dict(places=n, layers=len(free), loss=float(loss.mean()), hindsight=float((loss - flat[:, 0].min(0)).mean()),
                 foresight=float((loss - flat[flat[:, 1].argmin(0), 0, np.arange(n)]).mean()),
-                decision=float((expected - tried[:, :, 1].min(1)).mean()), ran=float(benefit[ran].mean()), skipped=float(benefit[~ran].mean()),
+                decision=float((expected - tried[:, :, 1].min(1)).mean()), ran=float(benefit[ran].mean()) if ran.any() else np.nan, skipped=float(benefit[~ran].mean()) if not ran.all() else np.nan,
                 agreement=float(agree))  # fmt: skip
 
 

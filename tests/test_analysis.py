@@ -127,6 +127,17 @@ def test_the_oracle_loses_to_no_router(make_model):
     assert found["places"] == 20 and found["hindsight"] >= found["foresight"] and found["hindsight"] >= 0 and found["decision"] >= 0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("action", (SKIP, FORWARD))
+def test_a_router_that_decides_nothing_is_no_failure(make_model, action):
+    model, windows = make_model(routing="random", action_rates=[[[float(a == action) for a in range(3)]] * 2] * 3), torch.randint(11, (20, 13), generator=torch.Generator().manual_seed(1))
+    seen, hardness = morlib.score(model, windows), np.random.default_rng(0).random((20, 12))
+    assert analysis.rank_correlation(seen["depth"].numpy().astype(float), hardness) == (0.0, 0.0, 0.0)
+    assert analysis.variance_explained(analysis.applications(seen["actions"]).numpy(), {"token": windows[:, :-1].numpy()})["rest"] == 0
+    assert analysis.interventions(model, windows, hardness)["there"].iloc[0] == pytest.approx(0, abs=1e-6), "equal depths can be shuffled"
+    assert analysis.oracle(model, windows, make_model(routing="none"), 10)["layers"] == (3 if action == SKIP else 0)
+
+
 def test_a_watched_training_is_the_same_training(corpus, quick_training):
     """The curves of a run seen on its way are those of the run that was not watched."""
     looks, states = [], []
