@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 import json
 import unicodedata
 
@@ -86,17 +87,34 @@ LEGENDS = {"depth": ("Depth: what was spent on predicting each token (applicatio
            "surprisal": ("Surprisal: how hard each token was to predict (nats)", "{:.1f}")}  # fmt: skip
 
 
+def face(parts: list[dict]) -> str:
+    """A @font-face rule that carries what Bangla sections need of the font that ships, or nothing: few machines can be trusted to have one."""
+    from fontTools import subset  # comes with matplotlib
+
+    needed, path = {c for part in parts if part["lang"] == "bn" for token in part["tokens"] for c in token}, morlib.bangla_font()
+    if not needed or not path:
+        return ""
+    options = subset.Options(layout_features=["*"], notdef_outline=True)
+    options.drop_tables += ["meta"]
+    font, kept = subset.load_font(str(path), options), subset.Subsetter(options)
+    kept.populate(unicodes={*map(ord, needed), 0x25CC, 0x200C, 0x200D})
+    kept.subset(font)
+    font.save(packed := io.BytesIO())
+    return f'@font-face{{font-family:"Bangla of this page";src:url(data:font/ttf;base64,{base64.b64encode(packed.getvalue()).decode()})}}'
+
+
 def fragment(part: dict) -> str:
     """Both coloured texts of a section for a notebook's output, with all colours inline, so that any theme shows it."""
     made = []
+    written = "font-family:'Bangla of this page',sans-serif;font-size:1.15em;" if part["lang"] == "bn" else ""
     for what, (legend, form) in LEGENDS.items():
         groups, low, high = painted(part, what)
         paint = [f"background:{back};color:{ink}" for back, ink in shades(what)]
         spans = "".join(f'<span style="{paint[k]}">{shown(text)}</span>' for _, _, k, text in groups)
         key = "".join(f'<span style="{p}">&nbsp;&nbsp;&nbsp;</span>' for p in paint)
         made.append(f'<div style="flex:1 1 22em;min-width:0;background:#fff;color:#000;padding:.6em"><b>{legend}</b><br>{form.format(low)} {key} {form.format(high)}'
-                    f'<pre lang="{part["lang"]}" style="white-space:pre-wrap;background:#fff;color:#000;line-height:1.6">{shown(part["tokens"][0])}{spans}</pre></div>')  # fmt: skip
-    return f'<div style="display:flex;flex-wrap:wrap;gap:1em;border:1px solid #888">{"".join(made)}</div>'
+                    f'<pre lang="{part["lang"]}" style="{written}white-space:pre-wrap;background:#fff;color:#000;line-height:1.6">{shown(part["tokens"][0])}{spans}</pre></div>')  # fmt: skip
+    return f'<style>{face([part])}</style><div style="display:flex;flex-wrap:wrap;gap:1em;border:1px solid #888">{"".join(made)}</div>'
 
 
 STYLE = """
@@ -104,7 +122,7 @@ STYLE = """
 @media (prefers-color-scheme:dark){:root:not([data-theme=light]){DARKVARS}}
 :root[data-theme=dark]{DARKVARS}
 FACE*{box-sizing:border-box}
-body{margin:0;padding:0 0 12rem;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,"Segoe UI",Roboto,"DejaVu Sans","Noto Sans Bengali",sans-serif}
+body{margin:0;padding:0 0 12rem;background:var(--page);color:var(--ink);font:16px/1.5 system-ui,"Segoe UI",Roboto,"DejaVu Sans","Bangla of this page",sans-serif}
 header,main{max-width:84rem;margin:auto;padding:1rem 1.25rem}
 header{display:flex;gap:1rem;align-items:flex-start;justify-content:space-between}
 h1{font-size:1.6rem;margin:0 0 .4rem}h2{font-size:1.2rem;margin:1.4rem 0 .2rem}h3{font-size:.95rem;font-weight:600;margin:0 0 .35rem}
@@ -114,8 +132,8 @@ button{font:inherit;color:var(--ink);background:var(--bar);border:1px solid var(
 @media (max-width:56rem){.pair{grid-template-columns:1fr}}
 .key{display:flex;align-items:center;gap:.5rem;font-size:.85rem;color:var(--soft)}.key i{display:inline-block;width:1.5rem;height:.9rem}
 .key span{display:inline-flex;border:1px solid var(--line)}
-pre{font:1rem/1.75 ui-monospace,"DejaVu Sans Mono","Noto Sans Bengali",monospace;white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0;padding:.75rem;border:1px solid var(--line);border-radius:.4rem}
-pre:lang(bn){font-family:"Noto Sans Bengali",sans-serif;font-size:1.15rem}
+pre{font:1rem/1.75 ui-monospace,"DejaVu Sans Mono","Bangla of this page",monospace;white-space:pre-wrap;overflow-wrap:anywhere;margin:.5rem 0;padding:.75rem;border:1px solid var(--line);border-radius:.4rem}
+pre:lang(bn){font-family:"Bangla of this page",sans-serif;font-size:1.15rem}
 pre span{cursor:default}pre span.on{outline:2px solid var(--focus);outline-offset:1px;position:relative}
 #bar{position:fixed;left:0;right:0;bottom:0;min-height:7.5rem;background:var(--bar);border-top:1px solid var(--line);padding:.7rem 1.25rem;max-height:45vh;overflow:auto}
 #bar>div{max-width:81.5rem;margin:auto}#bar dl{display:flex;flex-wrap:wrap;gap:.2rem 1.6rem;margin:0 0 .4rem}#bar .runs+dl{margin-top:.7rem}
@@ -147,7 +165,7 @@ document.addEventListener('keydown',e=>{
  const all=[...s.parentElement.querySelectorAll('[data-i]')],k=all.indexOf(s);
  const to={ArrowRight:k+1,ArrowLeft:k-1,ArrowDown:k+20,ArrowUp:k-20,Home:0,End:all.length-1}[e.key];
  if(to===undefined)return;
- e.preventDefault();const next=all[Math.min(Math.max(to,0),all.length-1)];s.tabIndex=-1;next.tabIndex=0;next.focus();
+ e.preventDefault();const next=all[Math.min(Math.max(to,0),all.length-1)];s.tabIndex=-1;next.tabIndex=0;next.focus();show(next);
 });
 document.getElementById('theme').addEventListener('click',()=>{
  const dark=root.dataset.theme?root.dataset.theme==='dark':matchMedia('(prefers-color-scheme: dark)').matches;root.dataset.theme=dark?'light':'dark'});
@@ -160,11 +178,9 @@ def page(parts: list[dict], title: str = "Depth by token") -> str:
     def variables(dark):
         return "".join(f"--{what[0]}{k}:{back};--{what[0]}{k}i:{ink};" for what in LEGENDS for k, (back, ink) in enumerate(shades(what, dark)))
 
-    font, bangla = morlib.bangla_font(), any(part["lang"] == "bn" for part in parts)
-    face = f'@font-face{{font-family:"Noto Sans Bengali";src:url(data:font/ttf;base64,{base64.b64encode(font.read_bytes()).decode()})}}' if bangla and font else ""
     dark = "color-scheme:dark;--page:#0d1117;--ink:#e6edf3;--soft:#9da7b3;--line:#6e7681;--bar:#161b22;--focus:#ff7bc0;" + variables(True)
     rules = "".join(f".{w[0]}{k}{{background:var(--{w[0]}{k});color:var(--{w[0]}{k}i)}}" for w in LEGENDS for k in range(STEPS))
-    style = STYLE.replace("LIGHT", variables(False)).replace("DARKVARS", dark).replace("FACE", face).replace("SHADES", rules)
+    style = STYLE.replace("LIGHT", variables(False)).replace("DARKVARS", dark).replace("FACE", face(parts)).replace("SHADES", rules)
     sections = []
     for number, part in enumerate(parts):
         panels = []

@@ -1,6 +1,8 @@
 """The analysis of routing: a planted router makes it say yes and no, statistics have known answers, pages show what they should."""
 
+import base64
 import dataclasses
+import io
 import json
 import random
 import re
@@ -9,6 +11,7 @@ import subprocess
 import unicodedata
 from html.parser import HTMLParser
 
+import fontTools.ttLib
 import matplotlib.ft2font
 import numpy as np
 import pandas as pd
@@ -344,11 +347,12 @@ const failures=[],found={};addEventListener('error',e=>failures.push(e.message))
 addEventListener('load',()=>{
  const spans=[...document.querySelectorAll('pre span[data-i]')],bar=document.getElementById('bar');
  spans[2].dispatchEvent(new MouseEvent('mouseover',{bubbles:true}));found.hover=bar.innerText;
- spans[0].focus();found.focus=bar.innerText;
+ const focus=e=>{e.focus();if(!document.hasFocus())e.dispatchEvent(new FocusEvent('focusin',{bubbles:true}))};  // a window in the background fires none
+ focus(spans[0]);found.focus=bar.innerText;
  spans[0].dispatchEvent(new KeyboardEvent('keydown',{key:'ArrowRight',bubbles:true}));
  found.moved=bar.innerText;found.active=document.activeElement===spans[1];found.marked=document.querySelectorAll('.on').length;
  found.stops=document.querySelectorAll('pre span[tabindex="0"]').length;
- const joined=spans.find(s=>+s.dataset.n>1);joined.focus();found.joined=[+joined.dataset.n,bar.querySelectorAll('dl').length];
+ const joined=spans.find(s=>+s.dataset.n>1);focus(joined);found.joined=[+joined.dataset.n,bar.querySelectorAll('dl').length];
  const channel=v=>{v/=255;return v<=0.04045?v/12.92:((v+0.055)/1.055)**2.4};
  const light=c=>{const [r,g,b]=c.match(/[\\d.]+/g).map(Number);return 0.2126*channel(r)+0.7152*channel(g)+0.0722*channel(b)};
  const ratio=e=>{const s=getComputedStyle(e);let b=e;while(getComputedStyle(b).backgroundColor==='rgba(0, 0, 0, 0)')b=b.parentElement;
@@ -415,6 +419,15 @@ def ends_like(word, letter):
     return (word[45:60, right[-1] + 1 - width : right[-1] + 1] == letter[45:60, left[0] : left[-1] + 1]).mean() > 0.95
 
 
+def test_the_font_of_a_page_shapes_its_text(sections):
+    """What is left of the font in a page still joins and reorders: its substitution rules are there for the letters that the text has."""
+    rule = textpage.face(sections)
+    font = fontTools.ttLib.TTFont(io.BytesIO(base64.b64decode(re.search(r"base64,([^)]+)", rule)[1])))
+    assert {ord(c) for c in sections[1]["whole"]} <= set(font.getBestCmap())
+    features = {record.FeatureTag for record in font["GSUB"].table.FeatureList.FeatureRecord}
+    assert {"half", "pres"} & features and len(rule) < 120_000 and textpage.face(sections[:1]) == ""
+
+
 def test_bangla_in_figures_is_shaped(recwarn):
     conjunct, narrow = ink("ক্ষ", True)
     _, wide = ink("ক্ষ", False)
@@ -423,3 +436,23 @@ def test_bangla_in_figures_is_shaped(recwarn):
     assert ends_like(ink("কি", True)[0], letter), "the vowel sign i stands before its consonant"
     assert not ends_like(ink("কি", False)[0], letter)
     assert not [w for w in recwarn if "missing from font" in str(w.message)]
+
+
+@pytest.mark.parametrize("notebook, given, message", [
+    ("05_routing_analysis", dict(own_text="a"), "own_text needs two characters"),
+    ("05_routing_analysis", dict(own_text=3), "own_text must be str"),
+    ("05_routing_analysis", dict(texts=["hamlet"]), "one or more of tinyshakespeare, bangla"),
+    ("05_routing_analysis", dict(texts=[]), "one or more of tinyshakespeare, bangla"),
+    ("05_routing_analysis", dict(sample=1), "sample 10 windows or more"),
+    ("04_bangla", dict(vocabularies=[200]), "sizes above 256"),
+    ("04_bangla", dict(vocabularies=["4000"]), "sizes above 256"),
+])  # fmt: skip
+def test_a_notebook_refuses_what_it_cannot_do(notebook, given, message):
+    """The parameters cell and the check after it, without the rest."""
+    cells = json.loads((morlib.ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    at = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
+    space = {"morlib": morlib}
+    exec("".join(cells[at]["source"]), space)
+    space |= {"preset": "smoke"} | given
+    with pytest.raises(ValueError, match=message):
+        exec("".join(cells[at + 1]["source"]), space)
