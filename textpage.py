@@ -97,7 +97,8 @@ def face(parts: list[dict]) -> str:
     options = subset.Options(layout_features=["*"], notdef_outline=True)
     options.drop_tables += ["meta"]
     font, kept = subset.load_font(str(path), options), subset.Subsetter(options)
-    kept.populate(unicodes={*map(ord, needed), 0x25CC, 0x200C, 0x200D})
+    parts_of = set(unicodedata.normalize("NFD", "".join(needed)))  # shaping takes a two-part vowel sign apart
+    kept.populate(unicodes={*map(ord, needed | parts_of), 0x25CC, 0x200C, 0x200D})
     kept.subset(font)
     font.save(packed := io.BytesIO())
     return f'@font-face{{font-family:"Bangla of this page";src:url(data:font/ttf;base64,{base64.b64encode(packed.getvalue()).decode()})}}'
