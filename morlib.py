@@ -88,6 +88,7 @@ class TrainConfig:
     batch_size: int = 128
     lr: float = 1e-3
     router_lr: float = 1e-4  # an eighth of lr or less: routers that move fast disturb the blocks (notebook 02)
+    share_power: float = 0.5  # a block that runs a share of the tokens learns at lr * share ** share_power
     weight_decay: float = 0.1
     warmup: float = 0.1  # share of the steps in which the learning rate rises linearly
     schedule: str = "cosine"  # or "constant"
@@ -104,14 +105,15 @@ class TrainConfig:
 RECIPES = {
     "sound": {},
     "source": dict(norm="post", scaled_init=False, estimator="gumbel", lr=3e-4, router_lr=3e-4, weight_decay=0.01, warmup=0.0,
-                   schedule="constant", clip=None, fresh_windows=False, penalty=0.1),
+                   schedule="constant", clip=None, fresh_windows=False, penalty=0.1,
+                   share_power=0.0),
 }  # fmt: skip
 PRESETS = {
     "smoke": dict(n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=5, lr=1e-2, router_lr=1e-3,
                   evaluations=5, eval_windows=16, heldout_windows=64, max_chars=120_000, subwords=500, seeds=1, jobs=1),
     "quick": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=880, epochs=6, lr=4e-3, router_lr=5e-4,
                   evaluations=6, eval_windows=100, heldout_windows=500, max_chars=1_200_000, subwords=500, seeds=1, jobs=2),
-    "cpu": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=3520, epochs=6, lr=4e-3, router_lr=5e-4,
+    "cpu": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=2944, epochs=6, lr=4e-3, router_lr=5e-4,
                 evaluations=6, eval_windows=200, heldout_windows=None, max_chars=1_200_000, subwords=500, seeds=6, jobs=2),
     "paper": dict(seeds=6, jobs=1),
 }  # fmt: skip
@@ -786,6 +788,7 @@ class RandomPolicy(nn.Module):
             run = [reach[0]] + [1.0] * (R - 1)
             rates = torch.tensor([[1 - p, p * (1 - a), p * a] for p, a in zip(run, again)]).expand(N, R, 3).clone()
         self.register_buffer("rates", rates)
+        self.shares = (1 - rates[:, 0, SKIP]).tolist()  # of the tokens that each layer runs
         self.register_buffer("table", torch.rand(N, R, cfg.max_len))
         self.full = 0.0  # how much of the warm-up from full depth remains; `train` sets it
 
@@ -818,7 +821,8 @@ class Router(nn.Module):
         D, hidden = cfg.d_model, max(cfg.d_model // 2, 1)
         self.routers = nn.ModuleList(nn.Sequential(nn.Linear(D, hidden), nn.ReLU(), nn.Linear(hidden, 3)) for _ in range(cfg.n_layers))
         self.register_buffer("bias", torch.zeros(2, cfg.n_layers, cfg.max_recursions, 3))  # [argmax or sampled, layer, recursion, action]
-        self.shares = depth_budget(cfg)
+        self.budget = depth_budget(cfg)
+        self.shares = [run for run, _ in self.budget]
         self.full = 0.0  # how much of the warm-up from full depth remains; `train` sets it
         self.calibrating = False  # set the biases from each batch; `train` and `calibrate` switch it on
         self.learns = cfg.routing != "frozen" and cfg.estimator != "cut"
@@ -842,7 +846,7 @@ class Router(nn.Module):
 
     def _calibrate(self, ask: Ask, bias: Tensor, logits: Tensor) -> None:
         """Set one step's biases [3] so that these logits [T, 3] spend the layer's budget."""
-        run, again = self.shares[ask.layer]
+        run, again = self.budget[ask.layer]
         run, again = (1.0 if ask.recursion else self.full + (1 - self.full) * run), (1 - self.full) * again
         skip, forward, recurse = logits.unbind(-1)
         further = sum(again**r for r in range(1, self.cfg.max_recursions - ask.recursion))  # applications that a recursing token may cause
@@ -1122,17 +1126,23 @@ def learning_rate(step: int, steps: int, tc: TrainConfig) -> float:
 
 
 def _optimizer(model: Transformer, tc: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, one group for the model's matrices, one for its vectors (no decay), one for the routers."""
-    routers = {id(p) for p in model.policy.parameters()}
-    rest = [p for p in model.parameters() if id(p) not in routers]
-    groups = [
-        dict(params=[p for p in rest if p.dim() >= 2], lr=tc.lr, weight_decay=tc.weight_decay),
-        dict(params=[p for p in rest if p.dim() < 2], lr=tc.lr, weight_decay=0.0),
-        dict(params=[p for p in model.policy.parameters() if p.requires_grad], lr=tc.router_lr, weight_decay=0.0),
-    ]
-    for group in groups:
-        group["peak"] = group["lr"]
-    return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, 0.98), fused=True)
+    """AdamW: matrices, vectors (no decay) and routers in groups of their own, and each block at a rate that suits its share of tokens.
+
+    A block that sees a share of the tokens has gradients as noisy as a batch of that share would give; for Adam the rate then
+    goes with the square root of the batch (Malladi et al. 2022, section 5).
+    """
+    shares = getattr(model.policy, "shares", [1.0])
+    groups: dict[tuple, list] = {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("policy."):
+            rate, decay = tc.router_lr, 0.0
+        else:
+            layers = shares[int(name.split(".")[1]) :: len(model.blocks)] if name.startswith("blocks.") else [1.0]
+            rate, decay = tc.lr * float(np.mean(layers)) ** tc.share_power, tc.weight_decay if parameter.dim() >= 2 else 0.0
+        if parameter.requires_grad:
+            groups.setdefault((rate, decay), []).append(parameter)
+    groups = [dict(params=group, lr=rate, peak=rate, weight_decay=decay) for (rate, decay), group in groups.items()]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
 def check_training(tc: TrainConfig) -> None:
