@@ -14,8 +14,11 @@ Letters: B batch, L length, D width, H heads, V vocabulary, N layers, R recursio
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import http.client
+import io
 import json
 import math
 import os
@@ -30,11 +33,15 @@ import types
 import typing
 import unicodedata
 import urllib.request
+import uuid
 import zipfile
+from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
+import filelock
+import joblib
 import numpy as np
 import pandas as pd
 import safetensors.torch
@@ -240,10 +247,13 @@ def _sha256(data: bytes) -> str:
 def write_whole(path: Path, data: bytes) -> Path:
     """Write a file whole or not at all. Raises OSError with a message that names the folder."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # no two writers share it, on whatever machine they are
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the old one's place
         os.replace(part, path)
     except OSError as error:
         if path.parent.is_dir():
@@ -1067,6 +1077,8 @@ def generate(model: Transformer, prompt, max_new_tokens: int, use_cache: bool = 
 
 # ---- Training ----
 
+CHECKPOINT_SECONDS = float(os.environ.get("MORLIB_CHECKPOINT_SECONDS", 60))  # a killed run loses no more than this
+
 
 @lru_cache(maxsize=1)
 def pick_device() -> tuple[torch.device, torch.dtype, str]:
@@ -1121,11 +1133,78 @@ def check_training(tc: TrainConfig) -> None:
         raise ValueError("TrainConfig: lr and router_lr must be above 0, penalty 0 or more")
 
 
-def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progress: bool = False) -> dict:
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write a state of tensors, numbers, strings, lists and dicts, whole or not at all, after a line with its SHA-256."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, _sha256(buffer.getvalue()).encode() + b"\n" + buffer.getvalue())
+
+
+def load_checkpoint(path: Path, identity: str) -> dict:
+    """The state that `save_checkpoint` wrote for the run `identity`. No code in the file is run.
+
+    Raises ValueError that names a file which was cut short or changed, is none of ours, or belongs to another run.
+    """
+    digest, _, data = Path(path).read_bytes().partition(b"\n")
+    try:
+        if digest != _sha256(data).encode():
+            raise ValueError("it was cut short or changed: its SHA-256 differs")
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("id") != identity:
+            raise ValueError(f"it is not of run {identity}")
+    except Exception as error:  # unpickling fails in many ways; any of them means: not ours
+        raise ValueError(f"checkpoint {Path(path).name} is refused: {str(error).splitlines()[0]}; delete it to train this run from the start") from None
+    return state
+
+
+def _moving_parts(model: Transformer, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, order: torch.Generator) -> dict:
+    """All that training changes: weights and buffers, the policy's plain values, optimizer, gradient scaler, generators."""
+    return dict(model=model.state_dict(), policy={k: v for k, v in vars(model.policy).items() if isinstance(v, (bool, int, float))},
+                optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), order=order.get_state(), cpu=torch.get_rng_state(),
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])  # fmt: skip
+
+
+def _put_back(state: dict, model: Transformer, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, order: torch.Generator) -> None:
+    model.load_state_dict(state["model"])
+    vars(model.policy).update(state["policy"])
+    optimizer.load_state_dict(state["optimizer"])
+    if state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    order.set_state(state["order"])
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_initialized() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _trouble(model: Transformer, losses: list[Tensor], step: int) -> str:
+    """What is no longer finite, and since when, as words; empty if all is well. `losses` are those up to `step`."""
+    bad = (~torch.stack(losses).isfinite()).nonzero()
+    if len(bad):
+        return f"the loss became {float(losses[int(bad[0])])} at step {step - len(losses) + int(bad[0]) + 1}"
+    return "" if all(bool(p.isfinite().all()) for p in model.parameters()) else f"the weights became nan or infinite at step {step}"
+
+
+def _gradients(model: Transformer, batch: Tensor, penalty: float, dtype: torch.dtype, scaler: torch.amp.GradScaler, micro: int) -> tuple[Tensor, Tensor]:
+    """Gradients of one batch [B, L + 1], taken `micro` windows at a time. Returns its mean loss and its applications."""
+    mean_loss, applications = 0.0, 0
+    for part in batch.split(micro):
+        with torch.autocast(batch.device.type, dtype, enabled=dtype != torch.float32):
+            out = model(part[:, :-1])
+            loss = F.cross_entropy(out.logits.flatten(0, 1).float(), part[:, 1:].flatten())
+            total = loss + penalty * out.expected_depth if penalty else loss
+        share = len(part) / len(batch)
+        scaler.scale(total * share).backward()
+        mean_loss, applications = mean_loss + loss.detach() * share, applications + out.depth.sum()
+    return mean_loss, applications
+
+
+def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progress: bool = False, checkpoint: Path | None = None) -> dict:
     """Train a model and measure it on held-out text. Returns a JSON-able record (see `run` for one with a name and a file).
 
-    The order of the data depends on the seed alone, so runs of one seed are paired whatever their model.
-    Raises ValueError if the corpus has more token kinds than the model or no room for one window.
+    The order of the data depends on the seed alone, so runs of one seed are paired whatever their model. With `checkpoint`, the
+    state goes there every CHECKPOINT_SECONDS and when training ends, and training goes on from what is there.
+    Raises ValueError if the corpus has more token kinds than the model or no room for one window, and when the loss is no longer
+    finite; the model then has its last good state, and so has the checkpoint.
     """
     tc, cfg = train_config, model.cfg
     check_training(tc)
@@ -1136,13 +1215,24 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
     torch.manual_seed(tc.seed)
     order = torch.Generator().manual_seed(tc.seed)
     optimizer = _optimizer(model, tc)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    parts = model, optimizer, scaler, order
     per_epoch = tc.windows // tc.batch_size
     steps = tc.epochs * per_epoch
     points = {round(steps * (i + 1) / tc.evaluations) for i in range(tc.evaluations)}
-    history, windows, seconds, losses, depths = [], None, 0.0, [], 0
+    history, windows, shuffled, seconds, losses, depths, micro, first = [], None, None, 0.0, [], 0, tc.batch_size, 0
     applications = torch.zeros((), dtype=torch.long, device=device)
     budget = isinstance(model.policy, Router) and cfg.target_depth is not None
-    for step in tqdm(range(steps), disable=quiet() or not progress, desc=f"{cfg.routing} N={cfg.n_layers}", leave=False):
+    where = f"{why.split(':')[0]}, {platform.processor() or platform.machine()}, threads {torch.get_num_threads()}"
+    identity, good, stored = run_id(cfg, tc, corpus), None, time.monotonic()
+    if checkpoint and checkpoint.is_file():
+        saved = load_checkpoint(checkpoint, identity)
+        _put_back(saved, *parts)
+        history, windows, shuffled, seconds, depths, micro, first = (saved[k] for k in ("history", "windows", "shuffled", "seconds", "depths", "micro", "step"))
+        losses, applications = [loss.to(device) for loss in saved["losses"]], applications + saved["applications"]
+        where = where if saved["where"] == where else f"{saved['where']}; from step {first} on {where}"
+        print(f"note: going on from step {first} of {steps} ({checkpoint.name})")
+    for step in tqdm(range(first, steps), disable=quiet() or not progress, desc=f"{cfg.routing} N={cfg.n_layers}", leave=False, initial=first, total=steps):
         if step % per_epoch == 0 and (tc.fresh_windows or windows is None):
             windows = corpus.draw(tc.windows, cfg.max_len, order)
         if step % per_epoch == 0:
@@ -1157,23 +1247,36 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
         batch = shuffled[at : at + tc.batch_size].to(device)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate(step, steps, tc)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            out = model(batch[:, :-1])
-            loss = F.cross_entropy(out.logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-            total = loss + tc.penalty * out.expected_depth if tc.penalty else loss
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                loss, applied = _gradients(model, batch, tc.penalty, dtype, scaler, micro)
+                break
+            except torch.OutOfMemoryError:
+                if micro == 1:
+                    raise
+            micro = (micro + 1) // 2  # tried again outside of the handler, which holds on to the memory
+            torch.cuda.empty_cache()
+            print(f"note: out of memory at step {step + 1}: the micro-batch is now {micro} windows; the effective batch stays {tc.batch_size}")
         if tc.clip:
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), tc.clip)
-        optimizer.step()
-        losses.append(loss.detach())
-        depths = depths + out.depth.sum()
-        applications += out.depth.sum()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss)
+        depths = depths + applied
+        applications += applied
+        due = checkpoint is not None and (step + 1 == steps or time.monotonic() - stored >= CHECKPOINT_SECONDS)
+        if (step + 1 in points or due) and (trouble := _trouble(model, losses, step + 1)):
+            if good:
+                _put_back(good, *parts)
+                if checkpoint:
+                    save_checkpoint(checkpoint, good)
+            kept = f"the state of step {good['step']} is kept" if good else "no good state was reached before"
+            raise ValueError(f"{trouble} of {steps}: lower lr ({tc.lr}) or set clip ({tc.clip}); {kept}")
         if step + 1 in points:
             train_loss = float(torch.stack(losses).mean())  # waits for the device, so the clock is read after it
             seconds += time.perf_counter() - began
-            if not math.isfinite(train_loss):
-                raise ValueError(f"the loss became {train_loss} by step {step + 1}: lower lr ({tc.lr}) or set clip")
             depth_now = float(depths / ((step + 1 - (history[-1]["step"] if history else 0)) * tc.batch_size * cfg.max_len))
             calibrate(model, corpus, windows=512 if step + 1 == steps else 64)
             at_val = evaluate(model, corpus, "val", tc.eval_windows)
@@ -1182,6 +1285,13 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
             losses, depths = [], 0
         else:
             seconds += time.perf_counter() - began
+        if step + 1 in points or due:
+            good = _moving_parts(*parts) | dict(id=identity, step=step + 1, history=history, windows=windows, shuffled=shuffled, seconds=seconds,
+                                                losses=losses, depths=depths, applications=applications, micro=micro, where=where)  # fmt: skip
+            if due:
+                save_checkpoint(checkpoint, good)
+                stored = time.monotonic()
+            good = copy.deepcopy(good)
     metrics = evaluate(model, corpus, "heldout", tc.heldout_windows)
     sampled = metrics if cfg.routing == "none" else evaluate(model, corpus, "heldout", tc.heldout_windows, sampling=True)
     metrics |= dict(
@@ -1201,7 +1311,7 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
         config=dict(model=asdict(cfg), train=asdict(tc)),
         data=corpus.describe(),
         versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, morlib=f"{__version__}+{_sha256(Path(__file__).read_bytes())[:8]}"),
-        device=f"{why.split(':')[0]}, {platform.processor() or platform.machine()}, threads {torch.get_num_threads()}",
+        device=where,
         metrics=metrics,
         floors=corpus.floors(),
         history=history,
@@ -1339,7 +1449,7 @@ def random_controls(records: pd.DataFrame, runs: list[Run], model: str, label: s
     """For each run of a routed model, blind routing at the action rates that its record shows, layer by layer."""
     rates = {r["seed"]: r["metrics"]["action_rates"] for r in records[records["model"] == model]["record"]}
     return [replace(run, model=label, config=replace(run.config, routing="random", action_rates=rates[run.train.seed], target_depth=None))
-            for run in runs if run.model == model]  # fmt: skip
+            for run in runs if run.model == model and run.train.seed in rates]  # fmt: skip
 
 
 def run_id(cfg: ModelConfig, tc: TrainConfig, corpus: Corpus) -> str:
@@ -1348,33 +1458,83 @@ def run_id(cfg: ModelConfig, tc: TrainConfig, corpus: Corpus) -> str:
     return _sha256(json.dumps([asdict(cfg), asdict(tc), data, __version__], sort_keys=True).encode())[:12]
 
 
+def read_record(path: Path) -> dict:
+    """A stored record. Raises ValueError that names a file which is not a whole one."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if missing := [k for k in ("experiment", "model", "recipe", "preset", "seed", "config", "data", "metrics", "floors", "history") if k not in record]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        if not all(math.isfinite(record["metrics"][k]) for k in ("loss", "accuracy", "effective_depth")):
+            raise ValueError("its metrics are not finite")
+        return record
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"record {Path(path).name} is refused ({error}): delete it to do the run again, or put the whole file back") from None
+
+
+@contextlib.contextmanager
+def _claim(path: Path, what: str):
+    """Hold a lock that the system frees when its holder dies; wait for it, and say so, while another process holds it."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"note: {what} is being trained by another process: waiting for it, or to take over if it dies")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+ONE_A_PROCESS = threading.RLock()  # torch's generator belongs to the process: two runs in two threads would not be repeatable
+
+
 def run(spec: Run, progress: bool = False) -> dict:
-    """The record of a run: found by its configuration if it was finished before, else trained, and then stored with its weights."""
+    """The record of a run: found by its configuration if it was finished before, else trained, and then stored with its weights.
+
+    A run that was killed goes on from its checkpoint; one that another process is at is waited for.
+    """
     corpus = load_corpus(**dict(spec.corpus))
     cfg = replace(spec.config, vocab_size=corpus.vocab_size)
     identity = run_id(cfg, spec.train, corpus)
-    results, weights = outputs() / "results", outputs() / "checkpoints" / f"{identity}.safetensors"
+    results, checkpoints = outputs() / "results", outputs() / "checkpoints"
+    weights, partial = checkpoints / f"{identity}.safetensors", checkpoints / f"{identity}.partial"
     path = results / f"{spec.experiment}_{spec.model}_s{spec.train.seed}_{identity}.json"
-    finished = sorted(results.glob(f"*_{identity}.json")) if weights.is_file() else []
-    if path in finished:
-        return json.loads(path.read_text())
-    if finished:  # another experiment has trained the very same
-        record = json.loads(finished[0].read_text())
-    else:
-        for folder in (results, weights.parent):  # learn before the training that nothing can be stored
-            write_whole(folder / ".probe", b"").unlink(missing_ok=True)
-        torch.manual_seed(spec.train.seed)
-        model = build_model(cfg)
-        record = train(model, corpus, spec.train, progress)
-        write_whole(weights, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
-    record = record | spec.labels() | {"id": identity}
-    write_whole(path, json.dumps(record, indent=1).encode())
+
+    def finished() -> dict | None:  # maybe under the name of another experiment that has trained the very same
+        found = sorted(results.glob(f"*_{identity}.json"), key=lambda p: p != path) if weights.is_file() else []
+        return read_record(found[0]) if found else None
+
+    if path.is_file() and (record := finished()):
+        return record
+    for folder in (results, checkpoints):  # learn before the training that nothing can be stored
+        write_whole(folder / ".probe", b"").unlink(missing_ok=True)
+    with ONE_A_PROCESS, _claim(checkpoints / f"{identity}.lock", f"{spec.experiment} {spec.model}, seed {spec.train.seed},"):
+        record = finished()
+        if record is None:
+            for part in (*results.glob(f".*{identity}*.part"), *checkpoints.glob(f".{identity}*.part")):
+                part.unlink(missing_ok=True)  # of a writer that was killed: we hold the lock
+            torch.manual_seed(spec.train.seed)
+            model = build_model(cfg)
+            record = train(model, corpus, spec.train, progress, partial)
+            stored = safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()})
+            write_whole(weights, stored)
+            record["weights"] = _sha256(stored)
+        record = record | spec.labels() | {"id": identity}
+        write_whole(path, json.dumps(record, indent=1).encode())
+        partial.unlink(missing_ok=True)
     return record
 
 
-def _run_alone(spec: Run) -> dict:
-    torch.set_num_threads(1)
-    return run(spec)
+def _attempt(spec: Run, folder: str | None = None, progress: bool = False) -> dict | str:
+    """A run's record, or its error as text, so that one failing run leaves the others alone. With `folder`, in a worker of one thread."""
+    try:
+        if folder:
+            os.environ["MORLIB_OUTPUTS"] = folder
+            torch.set_num_threads(1)
+        return run(spec, progress)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def quiet() -> bool:
@@ -1382,25 +1542,62 @@ def quiet() -> bool:
     return bool(os.environ.get("TQDM_DISABLE"))
 
 
-def run_all(specs: list[Run], jobs: int = 1) -> pd.DataFrame:
-    """Run many, `jobs` at a time (processes of one thread each), with a progress bar. Returns their records as a table."""
-    if jobs == 1:
-        records = [run(spec, progress=True) for spec in tqdm(specs, desc="runs", disable=quiet())]
-    else:
-        from joblib import Parallel, delayed
+def run_all(specs: list[Run], jobs: int = 1, scheduler: str | None = None) -> pd.DataFrame:
+    """Run many, `jobs` at a time, with a progress bar. Returns the records of those that finished as a table.
 
-        longest_first = sorted(range(len(specs)), key=lambda i: -specs[i].train.epochs * specs[i].config.n_layers)  # so that no worker waits for one long run at the end
-        todo = Parallel(n_jobs=jobs, return_as="generator")(delayed(_run_alone)(specs[i]) for i in longest_first)
-        done = dict(zip(longest_first, tqdm(todo, total=len(specs), desc="runs", disable=quiet())))
-        records = [done[i] for i in range(len(specs))]
-    return table_of(records)
+    Each job is a process of one thread. With the address of a Dask scheduler (or MORLIB_SCHEDULER) its workers do the runs; they need
+    morlib, the texts, and the outputs folder under the same path. Finished runs are found, not repeated. Those that fail are listed with
+    their error, printed and in the table's attrs["failed"]; the others go on. Raises RuntimeError if all fail.
+    """
+    scheduler = scheduler or os.environ.get("MORLIB_SCHEDULER")
+    left, done = list(range(len(specs))), {}
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(specs), desc="runs", disable=quiet()))
+        if scheduler:
+            import distributed  # needed on this path only
+
+            try:
+                client = stack.enter_context(distributed.Client(scheduler, timeout="20s", set_as_default=False))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"no Dask scheduler answers at {scheduler!r} ({error}): start one with `dask scheduler`, or leave the address out") from None
+            stack.enter_context(joblib.parallel_config("dask", client=client, n_jobs=-1))
+        for _ in range(3):  # a worker that dies ends joblib's local pool; what it held goes on from its checkpoint in the next one
+            if jobs == 1 and not scheduler:
+                results = (_attempt(specs[i], progress=True) for i in left)
+            else:
+                left.sort(key=lambda i: -specs[i].train.epochs * specs[i].config.n_layers)  # no worker waits for one long run at the end
+                many = joblib.Parallel(n_jobs=None if scheduler else jobs, return_as="generator", batch_size=1, pre_dispatch="all")
+                results = many(joblib.delayed(_attempt)(specs[i], str(outputs().resolve())) for i in left)
+            try:
+                for i, result in zip(left, results):
+                    done[i] = result
+                    bar.update()
+            except BrokenExecutor as error:
+                left = [i for i in left if i not in done]
+                print(f"note: a worker died ({type(error).__name__}); {len(left)} runs are taken up again")
+                continue
+            break
+        else:
+            done |= dict.fromkeys(left, "its worker died three times: is there enough memory? try fewer jobs")
+    failed = [f"{s.experiment} {s.model}, seed {s.train.seed}: {done[i]}" for i, s in enumerate(specs) if isinstance(done[i], str)]
+    if failed:
+        message = f"{len(failed)} of {len(specs)} runs failed; those that finished are stored, and the failed ones are tried again next time:"
+        print(message := "\n  ".join([message, *failed]))
+        if len(failed) == len(specs):
+            raise RuntimeError(message)
+    table = table_of([done[i] for i in range(len(specs)) if not isinstance(done[i], str)])
+    table.attrs["failed"] = failed
+    return table
 
 
 def trained_model(spec: Run) -> tuple[Transformer, dict, Corpus]:
     """The model of a finished run with its record and corpus; the run is trained first if it is not finished."""
     record, corpus = run(spec), load_corpus(**dict(spec.corpus))
     model = build_model(replace(spec.config, vocab_size=corpus.vocab_size))
-    model.load_state_dict(safetensors.torch.load_file(outputs() / "checkpoints" / f"{record['id']}.safetensors"))
+    path = outputs() / "checkpoints" / f"{record['id']}.safetensors"
+    if _sha256(stored := path.read_bytes()) != record.get("weights", _sha256(stored)):
+        raise ValueError(f"{path.name} is not the file that its run wrote (SHA-256 differs): delete it, and the run is done again")
+    model.load_state_dict(safetensors.torch.load(stored))
     model.tokenizer = corpus.tokenizer
     return model.to(pick_device()[0]).eval(), record, corpus
 
@@ -1415,7 +1612,7 @@ def table_of(records: list[dict]) -> pd.DataFrame:
 def stored_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:
     """Records of one experiment from a folder of JSON files, by default the reference records that ship with the suite."""
     folder = folder or ROOT / "outputs" / "reference"
-    return table_of([json.loads(path.read_text()) for path in sorted(folder.glob(f"{experiment}_*.json"))])
+    return table_of([read_record(path) for path in sorted(folder.glob(f"{experiment}_*.json"))])
 
 
 def _interval(values: pd.Series) -> str:
