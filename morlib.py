@@ -1557,7 +1557,7 @@ def run_all(specs: list[Run], jobs: int = 1, scheduler: str | None = None) -> pd
             import distributed  # needed on this path only
 
             try:
-                client = stack.enter_context(distributed.Client(scheduler, timeout="20s", set_as_default=False))
+                client = stack.enter_context(distributed.Client(scheduler, set_as_default=False))
             except (OSError, ValueError) as error:
                 raise ValueError(f"no Dask scheduler answers at {scheduler!r} ({error}): start one with `dask scheduler`, or leave the address out") from None
             stack.enter_context(joblib.parallel_config("dask", client=client, n_jobs=-1))
