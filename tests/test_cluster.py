@@ -38,18 +38,18 @@ def note_trainings(log):
 def test_a_cluster_does_each_run_once_and_outlives_a_killed_worker(small_text, tmp_path, cluster, monkeypatch):
     log = tmp_path / "trainings"
     cluster.run(note_trainings, str(log))
-    many = [spec(small_text, dataclasses.replace(TINY, epochs=10)), *(spec(small_text, dataclasses.replace(TINY, seed=seed)) for seed in (1, 2)), spec("nowhere.txt")]
-    killer = threading.Thread(target=kill_the_owner_of, args=(morlib.outputs(),))
-    killer.start()
+    many = [spec(small_text, dataclasses.replace(TINY, epochs=20)), *(spec(small_text, dataclasses.replace(TINY, seed=seed)) for seed in (1, 2)), spec("nowhere.txt")]
+    killed = []
+    threading.Thread(target=kill_the_owner_of, args=(morlib.outputs(), killed), daemon=True).start()
     monkeypatch.setenv("MORLIB_SCHEDULER", cluster.scheduler.address)
     table = morlib.run_all([*many, many[1], many[2]])
-    killer.join()
+    assert killed == [table["record"][0]["id"]], "the long run was not killed: make it longer"
     assert table["seed"].tolist() == [0, 1, 2, 1, 2]
     assert len(table.attrs["failed"]) == 1 and "no text file at nowhere.txt" in table.attrs["failed"][0]
     assert len(list((morlib.outputs() / "results").glob("*.json"))) == 3
     begun = log.read_text().split("\n")
     assert begun.count("2 1") == begun.count("2 2") == 1, "a run was done twice"
-    assert 1 <= begun.count("10 0") <= 2, "the killed worker's run is begun again by the other (or by a new one, which does not note it)"
+    assert 1 <= begun.count("20 0") <= 2, "the killed worker's run is begun again by the other (or by a new one, which does not note it)"
     there = [strip(record) for record in table["record"]]
     monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "here"))
     here = [strip(morlib.run(one)) for one in many[:3]]
