@@ -1136,17 +1136,24 @@ CHECKPOINT_SECONDS = float(os.environ.get("MORLIB_CHECKPOINT_SECONDS", 60))  # a
 @lru_cache(maxsize=1)
 def pick_device() -> tuple[torch.device, torch.dtype, str]:
     """Device, training dtype, and the reason in a sentence. A card counts as usable if a small product runs on it."""
+    cpu = torch.device("cpu"), torch.float32
     if not torch.cuda.is_available():
-        return torch.device("cpu"), torch.float32, "CPU, float32: torch sees no GPU."
-    name = torch.cuda.get_device_name()
+        return *cpu, "CPU, float32: torch sees no GPU."
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    card = f"{name} (sm_{capability[0]}{capability[1]})"
     try:
         torch.ones(8, 8, device="cuda").matmul(torch.ones(8, 8, device="cuda")).sum().item()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        return torch.device("cpu"), torch.float32, f"CPU, float32: this build of torch cannot drive the {name} ({reason})."
+    except torch.OutOfMemoryError:
+        return *cpu, f"CPU, float32: the memory of the {card} is full; end what else runs on it and start again."
+    except RuntimeError as error:  # is_available() says nothing of whether this build has kernels for the card
+        fix = 'pip install "torch<2.15" --index-url https://download.pytorch.org/whl/cu126' if capability < (7, 5) else "pip install --upgrade torch"
+        return *cpu, f"CPU, float32: this build of torch ({torch.__version__}) cannot drive the {card} ({str(error).splitlines()[0]}). To use the card: {fix}"
+    cuda = torch.device("cuda")
     if torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.device("cuda"), torch.bfloat16, f"{name}, bfloat16 autocast: the card has bfloat16 units."
-    return torch.device("cuda"), torch.float32, f"{name}, float32: the card has no bfloat16 units."
+        return cuda, torch.bfloat16, f"{name}, bfloat16 autocast: the {card} has bfloat16 units."
+    if capability >= (7, 0):
+        return cuda, torch.float16, f"{name}, float16 autocast with a gradient scaler: the {card} has float16 units, but none for bfloat16."
+    return cuda, torch.float32, f"{name}, float32: the {card} has neither bfloat16 nor tensor units."
 
 
 def learning_rate(step: int, steps: int, tc: TrainConfig) -> float:
@@ -1310,7 +1317,7 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
                 break
             except torch.OutOfMemoryError:
                 if micro == 1:
-                    raise
+                    raise torch.OutOfMemoryError(f"out of memory with a single window of {cfg.max_len} tokens: take a smaller model or max_len, or the CPU") from None
             micro = (micro + 1) // 2  # tried again outside of the handler, which holds on to the memory
             torch.cuda.empty_cache()
             print(f"note: out of memory at step {step + 1}: the micro-batch is now {micro} windows; the effective batch stays {tc.batch_size}")

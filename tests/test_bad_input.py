@@ -6,6 +6,7 @@ import os
 import types
 import zipfile
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -285,3 +286,13 @@ def test_an_archive_member_stays_where_it_is(tmp_path):
             archive.writestr(name, data)
     assert "A line." in morlib.rebuild_shakespeare(tmp_path / "x.whl")
     assert os.listdir(tmp_path) == ["x.whl"]
+
+
+def test_the_notebook_without_training_refuses_parameters_of_training():
+    notebook = nbformat.read(morlib.ROOT / "notebooks" / "01_data.ipynb", 4)
+    cell = next(cell.source for cell in notebook.cells if "morlib.settings(" in cell.source)
+    parameters = dict(preset="smoke", max_chars=None, subwords=None)
+    exec(cell, dict(morlib=morlib, **parameters))
+    for name, value in dict(lr=0.1, n_layers=3, recipe="source", seeds=2).items():
+        with pytest.raises(ValueError, match=f"unknown parameter {name}; allowed are: max_chars, preset, subwords$"):
+            exec(cell, dict(morlib=morlib, **parameters, **{name: value}))
