@@ -1482,7 +1482,7 @@ def outputs() -> Path:
     """Where records, checkpoints and figures go: MORLIB_OUTPUTS, else outputs/ beside morlib, else (read-only) outputs/ here."""
     if os.environ.get("MORLIB_OUTPUTS"):
         return Path(os.environ["MORLIB_OUTPUTS"])
-    return (ROOT if os.access(ROOT, os.W_OK) else Path.cwd()) / "outputs"
+    return (ROOT if os.access(ROOT, os.W_OK) and not ROOT.is_relative_to("/kaggle/input") else Path.cwd()) / "outputs"
 
 
 @dataclass(frozen=True)
