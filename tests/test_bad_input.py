@@ -10,9 +10,9 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+from test_runs import SMALL
 
 import morlib
-from test_runs import SMALL
 
 LONG = "the quick brown fox jumps over the lazy dog\n" * 90
 NAN, INF = float("nan"), float("inf")

@@ -5,10 +5,10 @@ import dataclasses
 import nbformat
 import pytest
 import torch
-
-import morlib
 from test_runs import config, strip, trained
 from test_survival import TINY
+
+import morlib
 
 
 @pytest.fixture

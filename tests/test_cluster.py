@@ -6,10 +6,10 @@ import threading
 import dask
 import distributed
 import pytest
-
-import morlib
 from test_runs import strip
 from test_survival import TINY, kill_the_owner_of, spec
+
+import morlib
 
 
 @pytest.fixture

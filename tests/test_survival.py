@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_runs import SMALL, strip
 
 import morlib
-from test_runs import SMALL, strip
 
 TINY = morlib.TrainConfig(epochs=2, windows=64, batch_size=8, lr=3e-3, evaluations=3, eval_windows=8, heldout_windows=16)  # 16 steps
 
