@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import morlib
+import report
 
 SOURCES = [path for folder in (".", "kaggle", "tests") for path in sorted((morlib.ROOT / folder).glob("*.py"))]
 NOTEBOOKS = sorted((morlib.ROOT / "notebooks").glob("*.ipynb"))
@@ -78,3 +79,12 @@ def test_what_is_installed_is_pinned(name):
 def test_the_style_is_part_of_the_tests():
     recipe = (morlib.ROOT / "Makefile").read_text().split("\ntest: $(VENV)/ready\n")[1].split("\n\n")[0]
     assert "ruff check" in recipe and "ruff format --check" in recipe
+
+
+def test_what_many_runs_cost_comes_from_the_records():
+    seconds = [second for experiment in report.EXPERIMENTS for second in morlib.stored_records(experiment)["train_seconds"]]
+    hours = 10_000 * sum(seconds) / len(seconds) / 3600
+    section = report.cost_section()
+    assert f"{hours:,.0f} core hours" in section and f"{hours / 2:,.1f} hours" in section
+    assert section in (morlib.ROOT / "README.md").read_text(encoding="utf-8"), "run `make report`"
+    assert f"{hours / 20:,.0f} core hours" in report.cost_section(500)
