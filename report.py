@@ -43,16 +43,17 @@ def results_section() -> str:
 def cost_section(runs: int = 10_000) -> str:
     """What many runs cost, from the clocks of the stored records: one run at a time on each core."""
     records = [records for records in map(morlib.stored_records, EXPERIMENTS) if len(records)]
-    seconds = pd.concat(records).query("preset == 'quick'")["train_seconds"] if records else pd.Series(dtype=float)
-    if seconds.empty:
+    if not records:
         return "No records yet."
+    preset = (records := pd.concat(records))["preset"].mode()[0]
+    seconds = records[records["preset"] == preset]["train_seconds"]
     mean, low, high = seconds.mean(), *seconds.quantile([0.05, 0.95])
     rows = []
     for place, cores, session in (("one laptop", 2, None), ("Kaggle, a CPU session of 12 hours", 4, 12), ("a cluster of 10 machines", 160, None)):
         hours = runs * mean / cores / 3600
         rows.append({"where": place, "cores": cores, "runs an hour": f"{3600 * cores / mean:,.0f}", f"{runs:,} runs": f"{hours:,.1f} hours",
                      "sessions": str(math.ceil(hours / session)) if session else "1"})  # fmt: skip
-    told = (f"Preset quick, from {len(seconds)} stored records: a run trains for {mean:.0f} seconds of one core on average (nine in ten between {low:.0f} and {high:.0f}), "
+    told = (f"Preset {preset}, from {len(seconds)} stored records: a run trains for {mean:.0f} seconds of one core on average (nine in ten between {low:.0f} and {high:.0f}), "
             f"{runs:,} runs for {runs * mean / 3600:,.0f} core hours; the evaluations come on top.")  # fmt: skip
     return told + "\n\n" + markdown(pd.DataFrame(rows).set_index("where"))
 

@@ -1,6 +1,5 @@
 """What happens to a run when its process is killed, its disk fills, its loss explodes, or another process wants it too."""
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -9,6 +8,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -91,7 +91,10 @@ def test_ten_kills_at_random_moments_change_nothing(small_text, undisturbed, mon
         child = fork(lambda: morlib.run(one))
         time.sleep(dice.uniform(0.02, seconds / 7))
         os.kill(child, signal.SIGKILL)
-        assert status(child) == -signal.SIGKILL, "it was done before it was killed: make the run longer"
+        if status(child) == 0:  # it was faster than the kill: so far so good, and from the start again
+            assert results() == expected
+            shutil.rmtree(morlib.outputs())
+            continue
         kills += 1
         seen.add(phase[0])
         phase[0] = 0
@@ -308,7 +311,7 @@ def counting(monkeypatch, tmp_path):
 
 
 def test_two_processes_with_one_config_train_it_once(small_text, tmp_path, monkeypatch, capfd):
-    trainings, one = counting(monkeypatch, tmp_path), spec(small_text)
+    trainings, one = counting(monkeypatch, tmp_path), spec(small_text, dataclasses.replace(TINY, epochs=4))
     children = [fork(lambda: (morlib.run(one), print(end="", flush=True))) for _ in range(3)]
     assert [status(child) for child in children] == [0, 0, 0]
     assert len(trainings()) == 1
@@ -317,14 +320,21 @@ def test_two_processes_with_one_config_train_it_once(small_text, tmp_path, monke
 
 
 def test_the_run_of_a_killed_process_is_taken_over_by_the_one_that_waits(small_text, tmp_path, monkeypatch, undisturbed):
-    one = spec(small_text, dataclasses.replace(TINY, epochs=6))
+    one = spec(small_text)
     expected, _ = undisturbed(one)
-    trainings = counting(monkeypatch, tmp_path)
-    first = fork(lambda: morlib.run(one))
+    trainings, gradients = counting(monkeypatch, tmp_path), morlib._gradients
+
+    def endless():
+        calls = []
+        monkeypatch.setattr(morlib, "_gradients", lambda *a: time.sleep(600) if len(calls) == 9 else calls.append(1) or gradients(*a))
+        morlib.run(one)
+
+    first = fork(endless)
     while not list(morlib.outputs().rglob("*.partial")):
         time.sleep(0.01)
     second = fork(lambda: morlib.run(one))
-    time.sleep(0.1)
+    time.sleep(0.5)
+    assert trainings() == [str(first)], "the second waits"
     os.kill(first, signal.SIGKILL)
     assert [status(first), status(second)] == [-signal.SIGKILL, 0]
     assert trainings() == [str(first), str(second)], "the second began only when the first was dead"
@@ -363,24 +373,42 @@ def np_finite(values):
     return torch.tensor(values.to_numpy()).isfinite().all()
 
 
-def test_a_killed_local_worker_ends_nothing(small_text, tmp_path, monkeypatch, capsys):
-    many = [spec(small_text, dataclasses.replace(TINY, epochs=epochs)) for epochs in (1, 20)] + [spec("nowhere.txt")]
-    killed = []
-    threading.Thread(target=kill_the_owner_of, args=(morlib.outputs(), killed), daemon=True).start()
+def dying_once(flag: Path, epochs: int):
+    """An `_attempt` for workers: in the first one that is at a run of so many epochs, SIGKILL comes at its tenth step."""
+    begun, flag = f"{flag}.begun", str(flag)
+
+    def attempt(one, folder):
+        import os
+        import signal
+
+        import morlib
+
+        gradients, calls = morlib._gradients, []
+        morlib.CHECKPOINT_SECONDS = 0.0
+        with open(begun, "a") as file:
+            file.write(f"{one.train.epochs} {one.train.seed}\n")
+
+        def deadly(*args):
+            calls.append(1)
+            if one.train.epochs == epochs and len(calls) == 10 and not os.path.exists(flag):
+                open(flag, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return gradients(*args)
+
+        morlib._gradients = deadly
+        try:
+            return morlib._attempt(one, folder)
+        finally:
+            morlib._gradients = gradients
+
+    return attempt
+
+
+def test_a_killed_local_worker_ends_nothing(small_text, tmp_path, monkeypatch, capsys, undisturbed):
+    many = [spec(small_text, dataclasses.replace(TINY, epochs=epochs)) for epochs in (1, 2)] + [spec("nowhere.txt")]
+    expected, _ = undisturbed(many[1])
+    monkeypatch.setattr(morlib, "_attempt", dying_once(tmp_path / "died", 2))
     table = morlib.run_all(many, jobs=2)
-    assert killed == [table["record"][1]["id"]], "the long run was not killed: make it longer"
+    assert (tmp_path / "died").exists() and "a worker died" in capsys.readouterr().out
     assert len(table) == 2 and len(table.attrs["failed"]) == 1
-    assert "a worker died" in capsys.readouterr().out
-
-
-def kill_the_owner_of(out: Path, killed: list):
-    """Wait until a run is past its 20th step, then kill the process that holds its lock."""
-    while not killed:
-        for path in out.rglob("*.partial"):
-            inode = path.with_suffix(".lock").stat().st_ino
-            holders = [line.split() for line in Path("/proc/locks").read_text().splitlines() if line.split()[5].endswith(f":{inode}")]
-            with contextlib.suppress(FileNotFoundError):
-                if holders and morlib.load_checkpoint(path, path.stem)["step"] > 20:
-                    os.kill(int(holders[0][4]), signal.SIGKILL)
-                    killed.append(path.stem)
-        time.sleep(0.005)
+    assert strip(table["record"][1]) == expected[0]
