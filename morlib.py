@@ -269,8 +269,12 @@ def write_whole(path: Path, data: bytes) -> Path:
     except OSError as error:
         if path.parent.is_dir():
             part.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path.name} in {path.parent}: {error.strerror}; free it, or choose another folder (MORLIB_OUTPUTS)") from error
+        raise _unwritable(path, error) from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> OSError:
+    return OSError(f"cannot write {path.name} in {path.parent}: {error.strerror}; free it, or choose another folder (MORLIB_OUTPUTS)")
 
 
 def read_text(path: Path) -> str:
@@ -1289,9 +1293,10 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
     where = f"{why.split(':')[0]}, {platform.processor() or platform.machine()}, threads {torch.get_num_threads()}"
     identity, good, stored = run_id(cfg, tc, corpus), None, time.monotonic()
     if checkpoint and checkpoint.is_file():
-        saved = load_checkpoint(checkpoint, identity)
+        good = saved = load_checkpoint(checkpoint, identity)
         _put_back(saved, *parts)
-        history, windows, shuffled, seconds, depths, micro, first = (saved[k] for k in ("history", "windows", "shuffled", "seconds", "depths", "micro", "step"))
+        windows, shuffled, seconds, depths, micro, first = (saved[k] for k in ("windows", "shuffled", "seconds", "depths", "micro", "step"))
+        history = list(saved["history"])
         losses, applications = [loss.to(device) for loss in saved["losses"]], applications + saved["applications"]
         where = where if saved["where"] == where else f"{saved['where']}; from step {first} on {where}"
         print(f"note: going on from step {first} of {steps} ({checkpoint.name})")
@@ -1570,8 +1575,12 @@ def run(spec: Run, progress: bool = False) -> dict:
 
     if path.is_file() and (record := finished()):
         return record
-    for folder in (results, checkpoints):  # learn before the training that nothing can be stored
-        write_whole(folder / ".probe", b"").unlink(missing_ok=True)
+    for target in (path, weights):  # learn before the training that nothing can be stored
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=target.parent).close()
+        except OSError as error:
+            raise _unwritable(target, error) from error
     with ONE_A_PROCESS, _claim(checkpoints / f"{identity}.lock", f"{spec.experiment} {spec.model}, seed {spec.train.seed},"):
         record = finished()
         if record is None:
