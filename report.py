@@ -1,5 +1,6 @@
 """Print the tables of the stored records into the README: `make report`."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -39,9 +40,33 @@ def results_section() -> str:
     return "\n\n".join(parts) or "No records yet."
 
 
+def cost_section(runs: int = 10_000) -> str:
+    """What many runs cost, from the clocks of the stored records: one run at a time on each core."""
+    records = [records for records in map(morlib.stored_records, EXPERIMENTS) if len(records)]
+    if not records:
+        return "No records yet."
+    preset = (records := pd.concat(records))["preset"].mode()[0]
+    seconds = records[records["preset"] == preset]["train_seconds"]
+    mean, low, high = seconds.mean(), *seconds.quantile([0.05, 0.95])
+    rows = []
+    for place, cores, session in (("one laptop", 2, None), ("Kaggle, a CPU session of 12 hours", 4, 12), ("a cluster of 10 machines", 160, None)):
+        hours = runs * mean / cores / 3600
+        rows.append({"where": place, "cores": cores, "runs an hour": f"{3600 * cores / mean:,.0f}", f"{runs:,} runs": f"{hours:,.1f} hours",
+                     "sessions": str(math.ceil(hours / session)) if session else "1"})  # fmt: skip
+    told = (f"Preset {preset}, from {len(seconds)} stored records: a run trains for {mean:.0f} seconds of one core on average (nine in ten between {low:.0f} and {high:.0f}), "
+            f"{runs:,} runs for {runs * mean / 3600:,.0f} core hours; the evaluations come on top.")  # fmt: skip
+    return told + "\n\n" + markdown(pd.DataFrame(rows).set_index("where"))
+
+
+SECTIONS = {(START, END): results_section, ("<!-- cost: printed by `make report` -->", "<!-- end of cost -->"): cost_section}
+
+
 def update_readme(path: Path = morlib.ROOT / "README.md") -> None:
-    before, rest = path.read_text(encoding="utf-8").split(START)
-    morlib.write_whole(path, f"{before}{START}\n\n{results_section()}\n\n{END}{rest.split(END)[1]}".encode())
+    text = path.read_text(encoding="utf-8")
+    for (start, end), section in SECTIONS.items():
+        before, rest = text.split(start)
+        text = f"{before}{start}\n\n{section()}\n\n{end}{rest.split(end)[1]}"
+    morlib.write_whole(path, text.encode())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Where texts come from, that nothing is lost in tokens, and that nothing held out is trained on."""
 
 import http.client
+import io
 import random
 import socket
 import subprocess
@@ -141,14 +142,10 @@ def test_sources_are_tried_in_order(sources, monkeypatch, tmp_path, capsys):
 
 
 def test_a_download_is_checked_and_kept(sources, monkeypatch, shakespeare):
-    class Answer:
-        def __init__(self, data):
-            self.data = data
+    class Answer(io.BytesIO):
+        url = morlib.SHAKESPEARE_URL
 
-        def read(self, most):
-            return self.data[:most]
-
-    class Broken:
+    class Broken(Answer):
         def read(self, most):
             raise http.client.IncompleteRead(b"")
 

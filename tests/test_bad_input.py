@@ -1,0 +1,288 @@
+"""One table of what people and disks hand in: each case must end in a message that says what was wrong, not in a wrong result."""
+
+import dataclasses
+import io
+import json
+import os
+import zipfile
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from test_runs import SMALL
+
+import morlib
+
+LONG = "the quick brown fox jumps over the lazy dog\n" * 90
+NAN, INF = float("nan"), float("inf")
+
+
+def text(data, **arguments):
+    """A corpus from a file with these bytes."""
+
+    def call(here):
+        path = here / "text.txt"
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return morlib.load_corpus(str(path), **arguments)
+
+    return call
+
+
+def huge(here):
+    with open(here / "text.txt", "wb") as file:
+        file.truncate(10**9)  # one line of a gigabyte, without the disk
+    return morlib.load_corpus(str(here / "text.txt"))
+
+
+def piece_model(data):
+    """A tokenizer model in the outputs that something has overwritten."""
+
+    def call(here):
+        corpus = text(LONG, tokenizer="sentencepiece", subwords=290)(here)
+        path = next((morlib.outputs() / "tokenizers").iterdir())
+        path.write_bytes(data(path.read_bytes()))
+        morlib.SubwordTokenizer(corpus.text["train"], 290)
+
+    return call
+
+
+def model(**changes):
+    return lambda here: morlib.build_model(morlib.ModelConfig(**(dict(vocab_size=11) | SMALL | changes)))
+
+
+def training(**changes):
+    return lambda here: morlib.check_training(dataclasses.replace(morlib.TrainConfig(), **changes))
+
+
+def parameter(only=None, **given):
+    return lambda here: morlib.settings(dict(preset="smoke") | given, only=only)
+
+
+def prompt(value, tokens=3, vocabulary=LONG, **more):
+    def call(here):
+        made = model(vocab_size=40)(here)
+        made.tokenizer = morlib.CharTokenizer(vocabulary)
+        morlib.generate(made, value, tokens, **more)
+
+    return call
+
+
+def record(change):
+    """The reference records with one of them changed: `change` gets its text and returns another."""
+
+    def call(here):
+        source = sorted((morlib.ROOT / "outputs" / "reference").glob("exp1_*.json"))[0]
+        (here / source.name).write_text(change(source.read_text(encoding="utf-8")), encoding="utf-8")
+        return morlib.stored_records("exp1", here)
+
+    return call
+
+
+def edited(**changes):
+    return record(lambda text: json.dumps(json.loads(text) | changes))
+
+
+def mixed(**changes):
+    """The reference records, and one of them again with other settings."""
+
+    def call(here):
+        records = morlib.stored_records("exp1")
+        other = json.loads(json.dumps(records["record"][0]))
+        for path, value in changes.items():
+            *parts, last = path.split("__")
+            inner = other
+            for part in parts:
+                inner = inner[part]
+            inner[last] = value
+        morlib.compare(pd.concat([records, morlib.table_of([other])]), records["model"][0], "mor")
+
+    return call
+
+
+def wheel(members):
+    def call(here):
+        with zipfile.ZipFile(here / "x.whl", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        morlib.rebuild_shakespeare(here / "x.whl")
+
+    return call
+
+
+def fetched(data=b"text", url="https://example.org/x", answered="https://example.org/x", most=100):
+    def call(here):
+        answer = io.BytesIO(data)
+        answer.url = answered
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(morlib.urllib.request, "urlopen", lambda *a, **k: answer)
+            morlib.download(url, "0" * 64, most)
+
+    return call
+
+
+CASES = {
+    # texts and their encodings
+    "no such file": (lambda here: morlib.load_corpus(str(here / "none.txt")), "no text file at .*none.txt; give the path of a UTF-8 text, or one of tinyshakespeare"),
+    "a folder": (lambda here: morlib.load_corpus(str(here)), "no text file at"),
+    "an empty name": (lambda here: morlib.load_corpus(""), "no text file at"),
+    "an empty file": (text(b""), "text.txt is empty"),
+    "only a mark": (text(b"\xef\xbb\xbf"), "text.txt is empty"),
+    "only white space": (text(" \n\r\n\t "), "text.txt is empty"),
+    "Latin-1": (text("déjà vu ".encode("latin-1") * 50), "not UTF-8: byte 1 is 0xe9; save it as UTF-8"),
+    "UTF-16 with a mark": (text((LONG).encode("utf-16")), "not UTF-8: byte 0 is 0xff"),
+    "UTF-16 without a mark": (text(LONG.encode("utf-16-le")), "holds a NUL byte .character 1.: it is no plain text, or it is UTF-16"),
+    "NUL bytes": (text(LONG + "\0"), "holds a NUL byte"),
+    "lone surrogates": (text(LONG.encode() + "\ud800".encode("utf-8", "surrogatepass")), "not UTF-8: byte 3960 is 0xed"),
+    "cut inside a character": (text("ক".encode() * 50 + "ক".encode()[:2]), "not UTF-8"),
+    "an image": (text(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256))), "not UTF-8: byte 0 is 0x89"),
+    "a line of a gigabyte": (huge, "text.txt has 1,000,000,000 bytes: cut it to 200,000,000 or less"),
+    "too short to split": (text("ab"), "too short to split"),
+    "shorter than a window": (lambda here: text("abcdefghij" * 4)(here).draw(1, 64, torch.Generator()), "a window needs 65: give more text or a smaller max_len"),
+    "an unknown split": (text(LONG, split="thirds"), "split must be one of full, halves, 90/10"),
+    "an unknown tokenizer": (text(LONG, tokenizer="words"), "tokenizer must be char or sentencepiece"),
+    "negative max_chars": (text(LONG, max_chars=-5), "max_chars must be an integer of 1 or more"),
+    "max_chars of zero": (text(LONG, max_chars=0), "max_chars must be an integer of 1 or more"),
+    "fractional subwords": (text(LONG, tokenizer="sentencepiece", subwords=300.5), "subwords must be an integer"),
+    # tokenizers
+    "more pieces than bytes allow": (text(LONG, tokenizer="sentencepiece", subwords=200), "cannot learn 200 pieces.*ask for more pieces or give more text"),
+    "a cut tokenizer model": (piece_model(lambda data: data[: len(data) // 3]), r"tokenizer model .*\.model is damaged .*: delete it"),
+    "an empty tokenizer model": (piece_model(lambda data: b""), r"tokenizer model .*\.model is damaged"),
+    "a text for a tokenizer model": (piece_model(lambda data: b"no model at all"), r"tokenizer model .*\.model is damaged"),
+    "a character never seen": (lambda here: morlib.CharTokenizer("abc").encode("abé"), r"unknown character 'é' \(U\+00E9\) at position 2"),
+    "an id without a character": (lambda here: morlib.CharTokenizer("abc").decode([0, 3]), "token id 3 is out of range: the vocabulary has ids 0 to 2"),
+    "a negative id": (lambda here: morlib.CharTokenizer("abc").decode([-1]), "token id -1 is out of range"),
+    "an id without a piece": (lambda here: text(LONG, tokenizer="sentencepiece", subwords=290)(here).tokenizer.decode([10**6]), "token id 1000000 is out of range"),
+    "a lone surrogate for pieces": (lambda here: text(LONG, tokenizer="sentencepiece", subwords=290)(here).tokenizer.encode("a\udc80"), r"half a surrogate pair \(U\+DC80 at position 1\)"),
+    # model configurations
+    "a fractional depth": (model(n_layers=2.5), "n_layers must be int, not 2.5"),
+    "no layer": (model(n_layers=0), "n_layers must be an integer of 1 or more"),
+    "a depth as text": (model(n_layers="12"), "n_layers must be int, not '12'"),
+    "a depth of True": (model(n_layers=True), "n_layers must be int, not True"),
+    "no vocabulary": (model(vocab_size=0), "vocab_size must be an integer of 1 or more"),
+    "heads that do not divide": (model(n_heads=3), r"d_model \(16\) must be a multiple of n_heads \(3\)"),
+    "an odd width": (model(d_model=15, n_heads=3), "d_model must be even"),
+    "dropout of one": (model(dropout=1.0), r"dropout must be in \[0, 1\), not 1.0"),
+    "dropout that is no number": (model(dropout=NAN), "dropout must be float, not nan"),
+    "an infinite temperature": (model(temperature=INF), "temperature must be float, not inf"),
+    "a temperature of zero": (model(temperature=0), "temperature must be above 0"),
+    "an unknown policy": (model(routing="oracle"), "routing must be one of none, mor"),
+    "an unknown norm": (model(norm="sideways"), "norm must be one of pre, post"),
+    "too deep a target": (model(target_depth=7.0), r"target_depth must be in 0..N\*R = 6, not 7.0"),
+    "a negative target": (model(target_depth=-1.0), "target_depth must be in"),
+    "more shared blocks than layers": (model(shared_blocks=4), r"shared_blocks must be in 1\.\.3"),
+    "rates of another shape": (model(action_rates=((1, 0, 0),)), r"action_rates must have shape \[N\]\[R\]\[3\]"),
+    "rates that do not sum to 1": (model(action_rates=(((0.5, 0.1, 0.1),) * 2,) * 3), "probabilities that sum to 1"),
+    "rates that are words": (model(action_rates=((("a", "b", "c"),) * 2,) * 3), "action_rates must have shape"),
+    # training configurations
+    "no epoch": (training(epochs=0), "epochs must be 1 or more, not 0"),
+    "half an epoch": (training(epochs=0.5), "epochs must be int, not 0.5"),
+    "a batch larger than an epoch": (training(windows=4), r"windows \(4\) must be at least batch_size \(128\)"),
+    "a learning rate that is no number": (training(lr=NAN), "lr must be float, not nan"),
+    "an infinite learning rate": (training(router_lr=INF), "router_lr must be float, not inf"),
+    "a negative learning rate": (training(lr=-1.0), "lr and router_lr must be above 0"),
+    "clipping at zero": (training(clip=0.0), "clip above 0 or None"),
+    "warm-up longer than the training": (training(warmup=2.0), r"warmup and depth_warmup must be in \[0, 1\]"),
+    "a negative seed": (training(seed=-1), "seed 0 or more"),
+    "a seed as text": (training(seed="zero"), "seed must be int, not 'zero'"),
+    "no window to evaluate": (training(eval_windows=0), "eval_windows must be 1 or more, not 0"),
+    "an unknown schedule": (training(schedule="zigzag"), "schedule must be cosine or constant"),
+    # notebook parameters
+    "a misspelt parameter": (parameter(sedes=3), "unknown parameter sedes; allowed are: .*seeds"),
+    "a parameter of another type": (parameter(seeds="six"), "parameter seeds must be int, not str 'six'"),
+    "an unknown preset": (parameter(preset="giant"), "preset must be one of smoke, quick, .*paper"),
+    "an unknown recipe": (parameter(recipe="cake"), "recipe must be one of sound, source"),
+    "a parameter that the notebook does not use": (parameter(only=("preset", "max_chars"), lr=0.1), "unknown parameter lr; allowed are: max_chars, preset$"),
+    "a dictionary for a number": (parameter(epochs={}), "epochs must be int, not dict"),
+    # prompts
+    "an empty prompt": (prompt(""), "tokens must be a non-empty int64 tensor"),
+    "a prompt too long": (prompt("the " * 9), "36 tokens are longer than the model's max_len of 12: shorten the input"),
+    "a prompt in another script": (prompt("বাংলা"), r"unknown character 'ব' \(U\+09AC\) at position 0"),
+    "a lone surrogate in a prompt": (prompt("a\udc80"), r"unknown character '\\udc80' \(U\+DC80\)"),
+    "NUL in a prompt": (prompt("a\0"), r"unknown character '\\x00'"),
+    "no prompt": (prompt(None), "the prompt must be a text or an int64 tensor of token ids, not NoneType"),
+    "a prompt of fractions": (prompt(torch.ones(1, 3)), "tokens must be a non-empty int64 tensor"),
+    "a prompt out of range": (prompt(torch.tensor([40])), "token id 40 is out of range"),
+    "a negative temperature": (prompt("the", temperature=-1.0), r"temperature \(-1.0\) must be a number"),
+    "a temperature that is no number": (prompt("the", temperature=NAN), r"temperature \(nan\) must be a number"),
+    "half a token": (prompt("the", 2.5), r"max_new_tokens \(2.5\) an integer"),
+    # records
+    "a cut record": (record(lambda text: text[:500]), r"record exp1_.*\.json is refused .*: delete it to do the run again"),
+    "an empty record": (record(lambda text: ""), r"record exp1_.*\.json is refused"),
+    "a record that is a list": (record(lambda text: "[1, 2]"), r"record exp1_.*\.json is refused"),
+    "a record without metrics": (record(lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "metrics"})), "refused .it has no metrics"),
+    "a record with a loss of nan": (edited(metrics=dict(loss=NAN, accuracy=1.0, effective_depth=1.0)), "its metrics are not finite"),
+    "a record with words for metrics": (edited(metrics=dict(loss="low", accuracy=1.0, effective_depth=1.0)), "refused"),
+    "records of two presets": (mixed(preset="paper"), r"different kinds \(preset: paper, quick\): take those of one kind, for instance records"),
+    "records of two recipes": (mixed(recipe="source"), r"different kinds \(recipe: sound, source\)"),
+    "records of two texts": (mixed(data__sha256="f" * 64), r"different kinds \(text: tinyshakespeare full ........, tinyshakespeare full ffffffff\)"),
+    "records of two settings": (mixed(config__train__lr=0.5), r"different kinds \(lr of fixed-at-E: 0.004, 0.5\)"),
+    "records of two versions": (mixed(versions__morlib="9.9.9+0"), "different kinds .morlib version: .*, 9.9.9"),
+    "a record given twice": (mixed(), "seed 0 of fixed-at-E occurs more than once"),
+    "a model without records": (lambda here: morlib.compare(morlib.stored_records("exp1"), "mor", "oracle"), "no records of model 'oracle'; there are"),
+    # what comes from the net
+    "a download without encryption": (fetched(url="http://example.org/x"), "only HTTPS is allowed"),
+    "a download that leads to no encryption": (fetched(answered="http://example.org/x"), "it leads to http://example.org/x, only HTTPS is allowed"),
+    "a download too large": (fetched(b"x" * 101), "has more than 100 bytes"),
+    "a download of something else": (fetched(), r"is not the known file \(SHA-256 differs\)"),
+    "an archive without the plays": (wheel({"a.md": "text"}), "x.whl lacks the plays coriolanus"),
+    "an archive that swells": (wheel({f"{play}.md": "x" * 2_000_000 for play in morlib.PLAYS}), "x.whl would unpack to more than 10 MB"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_wrong_is_said(case, tmp_path):
+    call, message = CASES[case]
+    before = {p for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match=message):
+        call(tmp_path)
+    assert {p.name for p in set(tmp_path.iterdir()) - before} <= {"text.txt", "outputs", "x.whl"} | {p.name for p in tmp_path.glob("exp1_*")}, "something was left behind"
+
+
+def test_the_table_is_long_enough():
+    assert len(CASES) >= 60
+
+
+@pytest.mark.parametrize("data, plain", {
+    "a mark and Windows line ends": ("\ufeff" + LONG.replace("\n", "\r\n"), LONG),
+    "old Macintosh line ends": (LONG.replace("\n", "\r"), LONG),
+    "other scripts": ("বাংলা ভাষা 😀 e\u0301\n" * 60, "বাংলা ভাষা 😀 e\u0301\n" * 60),
+    "control characters": (LONG + "\x01\x1b\x7f", LONG + "\x01\x1b\x7f"),
+    "no line end at all": (LONG.replace("\n", " ") * 30, LONG.replace("\n", " ") * 30),
+}.values())  # fmt: skip
+def test_what_is_unusual_but_right_is_read(tmp_path, data, plain):
+    corpus = text(data)(tmp_path)
+    assert "".join(corpus.text.values()) == plain
+    assert "".join(corpus.tokenizer.decode(corpus.ids[part]) for part in corpus.text) == plain
+
+
+def test_one_line_without_a_break_is_learnt_from_whole(tmp_path, monkeypatch):
+    line, seen = LONG.replace("\n", " ") * 260, []  # SentencePiece by itself leaves out lines of more than a million bytes
+    monkeypatch.setattr("sentencepiece.SentencePieceTrainer.train", lambda sentence_iterator, **more: seen.extend(sentence_iterator) or stop())
+    with pytest.raises(ValueError, match="stopped here"):
+        text(line, tokenizer="sentencepiece", subwords=290)(tmp_path)
+    assert len(line) > 1_000_000 and max(map(len, seen)) <= 100_000 and "".join(seen) == line[: len("".join(seen))] and len("".join(seen)) > 0.8 * len(line)
+
+
+def stop():
+    raise RuntimeError("stopped here")
+
+
+def test_an_archive_member_stays_where_it_is(tmp_path):
+    """Archives are read in memory: a member's path that climbs out of its folder leads nowhere."""
+    plays = {f"../../{play}.md": f"# {play}\n\n**{play.upper()}**\n\nA line.\n" for play in morlib.PLAYS}
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        for name, data in plays.items():
+            archive.writestr(name, data)
+    assert "A line." in morlib.rebuild_shakespeare(tmp_path / "x.whl")
+    assert os.listdir(tmp_path) == ["x.whl"]
+
+
+def test_the_notebook_without_training_refuses_parameters_of_training():
+    notebook = nbformat.read(morlib.ROOT / "notebooks" / "01_data.ipynb", 4)
+    cell = next(cell.source for cell in notebook.cells if "morlib.settings(" in cell.source)
+    parameters = dict(preset="smoke", max_chars=None, subwords=None)
+    exec(cell, dict(morlib=morlib, **parameters))
+    for name, value in dict(lr=0.1, n_layers=3, recipe="source", seeds=2).items():
+        with pytest.raises(ValueError, match=f"unknown parameter {name}; allowed are: max_chars, preset, subwords$"):
+            exec(cell, dict(morlib=morlib, **parameters, **{name: value}))
