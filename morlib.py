@@ -1207,7 +1207,7 @@ def _optimizer(model: Transformer, tc: TrainConfig) -> torch.optim.Optimizer:
     A block that sees a share of the tokens has gradients as noisy as a batch of that share would give; for Adam the rate then
     goes with the square root of the batch (Malladi et al. 2022, section 5).
     """
-    shares = getattr(model.policy, "shares", [1.0])
+    shares = getattr(model.policy, "shares", [1.0] * model.cfg.n_layers)
     groups: dict[tuple, list] = {}
     for name, parameter in model.named_parameters():
         if name.startswith("policy."):

@@ -191,7 +191,9 @@ def page(parts: list[dict], title: str = "Depth by token") -> str:
             spans = "".join(f'<span class="{what[0]}{k}" data-i="{i}" data-n="{n}" tabindex="{0 if i == 1 else -1}">{shown(text)}</span>' for i, n, k, text in groups)
             panels.append(f'<div><h3>{legend}</h3><div class="key">{form.format(low)} <span>{key}</span> {form.format(high)}</div>'
                           f'<pre lang="{part["lang"]}" class="{what}">{shown(part["tokens"][0])}{spans}</pre></div>')  # fmt: skip
-        sections.append(f'<section data-part="{number}"><h2>{html.escape(part["title"])}</h2><p class="soft">{html.escape(part["note"])}</p><div class="pair">{"".join(panels)}</div></section>')
+        sections.append(
+            f'<section data-part="{number}"><h2>{html.escape(part["title"])}</h2><p class="soft">{html.escape(part["note"])}</p><div class="pair">{"".join(panels)}</div></section>'
+        )
     kept = [{key: part[key] for key in ("tokens", "depth", "surprisal", "probability", "runs", "recursions")} for part in parts]
     rounded = json.dumps(json.loads(json.dumps(kept), parse_float=lambda v: round(float(v), 4)), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     intro = ("A router decides at each layer whether to skip it, run it once, or recurse. Left: what it spent on predicting each token, at the token before. "

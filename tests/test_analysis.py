@@ -42,7 +42,7 @@ def scene(tmp_path_factory):
 def plan_of(score, noise, seed):
     """Applications [4, n, L] of a router of 4 layers that spends 1 to 7 of 8 applications by the rank of a score with noise."""
     rng = np.random.default_rng(seed)
-    rank = np.argsort(np.argsort((analysis.scipy.stats.rankdata(score) / score.size + noise * rng.normal(size=score.size)))).reshape(score.shape)
+    rank = np.argsort(np.argsort(analysis.scipy.stats.rankdata(score) / score.size + noise * rng.normal(size=score.size))).reshape(score.shape)
     depth = torch.as_tensor(1 + rank * 7 // score.size)
     return torch.stack([(depth - layer * 2).clamp(0, 2) for layer in range(4)])
 
@@ -133,7 +133,10 @@ def test_the_oracle_loses_to_no_router(make_model):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("action", (SKIP, FORWARD))
 def test_a_router_that_decides_nothing_is_no_failure(make_model, action):
-    model, windows = make_model(routing="random", action_rates=[[[float(a == action) for a in range(3)]] * 2] * 3), torch.randint(11, (20, 13), generator=torch.Generator().manual_seed(1))
+    model, windows = (
+        make_model(routing="random", action_rates=[[[float(a == action) for a in range(3)]] * 2] * 3),
+        torch.randint(11, (20, 13), generator=torch.Generator().manual_seed(1)),
+    )
     seen, hardness = morlib.score(model, windows), np.random.default_rng(0).random((20, 12))
     assert analysis.rank_correlation(seen["depth"].numpy().astype(float), hardness) == (0.0, 0.0, 0.0)
     assert analysis.variance_explained(analysis.applications(seen["actions"]).numpy(), {"token": windows[:, :-1].numpy()})["rest"] == 0
@@ -265,7 +268,7 @@ def test_what_counts_as_a_conjunct(word, found):
 @pytest.fixture
 def sections(make_model):
     """Two texts as a page shows them, with everything in them that a page might trip over."""
-    english, bangla = "<b>&amp; \"it's\"</b>\n</script> end", "বাংলা ভাষায় যুক্তাক্ষর: ক্ষ, স্ত্রী।"
+    english, bangla = '<b>&amp; "it\'s"</b>\n</script> end', "বাংলা ভাষায় যুক্তাক্ষর: ক্ষ, স্ত্রী।"
     made = []
     for lang, text in (("en", english), ("bn", bangla)):
         codec = morlib.CharTokenizer(text)
