@@ -1,18 +1,21 @@
 """Print the tables of the stored records into the README: `make report`."""
 
+import json
 import math
 from pathlib import Path
 
 import pandas as pd
 
+import analysis
 import morlib
 
 START, END = "<!-- results: printed by `make report` -->", "<!-- end of results -->"
 EXPERIMENTS = {
-    "exp1": ("Experiment 1: efficiency", [("mor", "fixed-deep"), ("mor", "fixed-at-E"), ("mor", "random"), ("mor", "frozen")]),
-    "exp2": ("Experiment 2: equal cost", [("mor-source-protocol", "fixed-shallow"), ("mor-equal-epochs", "fixed-shallow"),
-                                          ("mor-equal-compute", "fixed-shallow"), ("mor-equal-epochs", "random")]),
-    "bangla": ("Experiment 3: Bangla", [("mor-deep", "fixed-deep"), ("mor-half", "fixed-shallow")]),
+    "exp1": ("Experiment 1: efficiency", [("mor", "fixed-deep"), ("mor", "fixed-at-E"), ("mor", "random"), ("mor", "frozen"), ("mor", "fixed-shared")]),
+    "exp2": ("Experiment 2: equal cost", [("mor-source-protocol", "fixed-shallow"), ("mor-equal-epochs", "fixed-shallow"), ("mor-equal-compute", "fixed-shallow"),
+                                          ("mor-source-protocol", "fixed-long"), ("mor-equal-epochs", "random"), ("mor-equal-epochs", "frozen")]),
+    "bangla": ("Experiment 3: Bangla", [("mor-deep", "fixed-deep"), ("mor-deep", "fixed-at-E"), ("mor-deep", "random-deep"),
+                                        ("mor-half", "fixed-shallow"), ("mor-half", "random-half")]),
 }  # fmt: skip
 
 
@@ -32,11 +35,12 @@ def results_section() -> str:
             parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, {first['record']['device']})")
             parts.append(markdown(morlib.summary(records)))
             parts.append("\n".join(f"- {line}" for line in morlib.answers(records, pairs)))
-    findings = morlib.ROOT / "outputs" / "reference" / "routing_findings.csv"
+    findings = morlib.ROOT / "outputs" / "reference" / "routing_findings.json"
     if findings.is_file():
-        correlation = pd.read_csv(findings).groupby("model", sort=False)["correlation"].agg(["mean", "min", "max", "count"])
-        parts.append("**Does depth follow difficulty?** Rank correlation of a token's depth with the surprisal of what follows, over seeds")
-        parts.append(markdown(correlation.round(3).astype({"count": str}).rename(columns={"count": "seeds"})))
+        kept = json.loads(findings.read_text(encoding="utf-8"))
+        lines = [f"- {text}, {measure}: {analysis.verdict(part)}" for text, found in kept["texts"].items()
+                 for measure, part in pd.DataFrame(found["verdict"]).groupby("measure", sort=False)]  # fmt: skip
+        parts += [f"**Does depth follow difficulty?** (preset {kept['preset']}, recipe {kept['recipe']}, {kept['seeds']} seeds, {kept['device']})", "\n".join(lines)]
     return "\n\n".join(parts) or "No records yet."
 
 
