@@ -94,7 +94,7 @@ class TrainConfig:
     windows: int = 5000
     batch_size: int = 128
     lr: float = 1e-3
-    router_lr: float = 1e-4  # an eighth of lr or less: routers that move fast disturb the blocks (notebook 02)
+    router_lr: float = 1e-4  # an eighth of lr or less: routers that move fast disturb the blocks
     share_power: float = 0.5  # a block that runs a share of the tokens learns at lr * share ** share_power
     weight_decay: float = 0.1
     warmup: float = 0.1  # share of the steps in which the learning rate rises linearly
@@ -940,8 +940,8 @@ def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
 
     As many layers as the target allows run every token once, from the bottom up and the last one too. Each of the others runs
     the same share of the tokens, at least about `capacity`, and `recurse_share` of these again: 1 + a + ... + a^(R-1)
-    applications each. A target above N needs that everyone runs everywhere and some recurse. Notebook 02 shows what other ways
-    of spending reach.
+    applications each. A target above N needs that everyone runs everywhere and some recurse. Notebook 02 lets other ways
+    of spending be tried.
     """
     N, R, again = cfg.n_layers, cfg.max_recursions, cfg.recurse_share if cfg.max_recursions > 1 else 0.0
     if cfg.target_depth is None:
