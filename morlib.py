@@ -1450,16 +1450,26 @@ def calibrate(model: Transformer, corpus: Corpus, windows: int = 256) -> None:
 
 @torch.no_grad()
 def score(model: Transformer, windows: Tensor, sampling: bool = False, batch_size: int = 128) -> dict[str, Tensor]:
-    """Per predicted token of windows [n, L + 1]: surprisal (nats), correct, depth, each [n, L], and actions [N, R, n, L]."""
+    """Per predicted token of windows [n, L + 1]: surprisal (nats), correct, depth, each [n, L], and actions [N, R, n, L].
+
+    Where memory runs out, smaller batches are taken.
+    """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    parts = []
-    for batch in windows.split(batch_size):
-        batch = batch.to(device)
-        out = model(batch[:, :-1], sampling=sampling)
-        targets = batch[:, 1:]
-        surprisal = F.cross_entropy(out.logits.transpose(1, 2).float(), targets, reduction="none")
-        parts.append((surprisal, out.logits.argmax(-1) == targets, out.depth, out.actions))
+    parts, left = [], windows
+    while len(left):
+        batch = left[:batch_size].to(device)
+        try:
+            out = model(batch[:, :-1], sampling=sampling)
+            surprisal = F.cross_entropy(out.logits.transpose(1, 2).float(), batch[:, 1:], reduction="none")
+            parts.append((surprisal, out.logits.argmax(-1) == batch[:, 1:], out.depth, out.actions))
+            left = left[batch_size:]
+            continue
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+        batch_size //= 2  # tried again outside of the handler, which holds on to the memory
+        torch.cuda.empty_cache()
     model.train(was_training)
     surprisal, correct, depth, actions = zip(*parts)
     return dict(surprisal=torch.cat(surprisal).cpu(), correct=torch.cat(correct).cpu(), depth=torch.cat(depth).cpu(),

@@ -122,6 +122,20 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(corp
         assert record["metrics"]["train_applications"] == whole["metrics"]["train_applications"]
 
 
+def test_evaluation_takes_what_fits(make_model, monkeypatch):
+    model, windows = make_model(routing="none"), torch.randint(11, (21, 9), generator=torch.Generator().manual_seed(0))
+    whole, forward = morlib.score(model, windows), morlib.Transformer.forward
+
+    def small_card(self, tokens, *args, **more):
+        if len(tokens) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, tokens, *args, **more)
+
+    monkeypatch.setattr(morlib.Transformer, "forward", small_card)
+    parts = morlib.score(model, windows)
+    assert all(torch.allclose(whole[k], parts[k], atol=1e-5) for k in whole)
+
+
 def test_a_model_that_does_not_fit_at_all_says_so(corpus, monkeypatch):
     def no_room(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
