@@ -888,12 +888,15 @@ class Router(nn.Module):
         self.register_buffer("bias", torch.zeros(2, cfg.n_layers, cfg.max_recursions, 3))  # [argmax or sampled, layer, recursion, action]
         self.budget = depth_budget(cfg)
         self.shares = [run for run, _ in self.budget]
+        self.everyone = [cfg.target_depth is not None and spend == (1.0, 0.0) for spend in self.budget]  # layers without a choice
         self.full = 0.0  # how much of the warm-up from full depth remains; `train` sets it
         self.calibrating = False  # set the biases from each batch; `train` and `calibrate` switch it on
         self.learns = cfg.routing != "frozen" and cfg.estimator != "cut"
         self.requires_grad_(cfg.routing != "frozen")
 
     def forward(self, ask: Ask) -> Decision:
+        if self.everyone[ask.layer]:
+            return Decision(torch.full_like(ask.index, FORWARD))
         scaled = self.cfg.estimator == "scaled"
         sampling = ask.sampling and not scaled
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):  # nothing flows through a router that does not learn
