@@ -1843,7 +1843,10 @@ def headline(experiment: str, pairs: list[tuple[str, str]], folder: Path | None 
         print(f"No stored record of {experiment} ships with this copy: run the notebook to make some.")
         return
     first = records.iloc[0]
-    print(f"Stored records: preset {first['preset']}, recipe {first['recipe']}, {records['seed'].nunique()} seeds, {first['data']}, {first['record']['device']}")
+    print(
+        f"Stored records: preset {first['preset']}, recipe {first['recipe']}, {records['seed'].nunique()} seeds, {first['data']}, "
+        f"morlib {first['record']['versions']['morlib'].split('+')[0]}, {first['record']['device']}"
+    )
     print("\n".join(answers(records, pairs)))
 
 

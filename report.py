@@ -32,7 +32,8 @@ def results_section() -> str:
         records = morlib.stored_records(experiment)
         if len(records):
             first = records.iloc[0]
-            parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, {first['record']['device']})")
+            version = first["record"]["versions"]["morlib"].split("+")[0]
+            parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, morlib {version}, {first['record']['device']})")
             parts.append(markdown(morlib.summary(records)))
             parts.append("\n".join(f"- {line}" for line in morlib.answers(records, pairs)))
     findings = morlib.ROOT / "outputs" / "reference" / "routing_findings.json"
