@@ -72,23 +72,13 @@ def kinds(tokenizer, ids) -> tuple[np.ndarray, np.ndarray]:
     return np.array(found), place
 
 
-@torch.no_grad()
-def predictions(model, windows, batch_size: int = 128) -> tuple[np.ndarray, np.ndarray]:
-    """Surprisal of what follows and entropy of the prediction (nats), each [n, L]."""
-    surprisal, entropy, device = [], [], next(model.parameters()).device
-    for batch in windows.split(batch_size):
-        logp = model(batch[:, :-1].to(device)).logits.float().log_softmax(-1).cpu()
-        surprisal.append(-logp.gather(-1, batch[:, 1:, None])[..., 0])
-        entropy.append(-(logp.exp() * logp).sum(-1))
-    return torch.cat(surprisal).numpy(), torch.cat(entropy).numpy()
-
-
 def places(corpus, meter, most: int, part: str = "heldout") -> tuple[torch.Tensor, dict[str, np.ndarray]]:
     """Windows [n, L + 1] of a part, and at each place the MEASURES, `kind` and `token`; the meter is an independent fixed-depth model."""
     length, ids = meter.cfg.max_len, corpus.ids[part]
     where = replace(corpus, ids={part: torch.arange(len(ids))}).windows(part, length, most)
     windows, read, target = ids[where], where[:, :-1].numpy(), where[:, 1:].numpy()
-    surprisal, entropy = predictions(meter, windows)
+    seen = morlib.score(meter, windows)
+    surprisal, entropy = seen["surprisal"].numpy(), seen["entropy"].numpy()
     before = {"val": "train", "heldout": "val"}[part]
     trigram = morlib.ngram_surprisal(corpus.ids["train"], torch.cat([corpus.ids[before][-2:], ids]), 3, corpus.vocab_size)[0]
     count = torch.bincount(corpus.ids["train"], minlength=corpus.vocab_size).numpy()

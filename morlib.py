@@ -94,7 +94,7 @@ class TrainConfig:
     windows: int = 5000
     batch_size: int = 128
     lr: float = 1e-3
-    router_lr: float = 1e-4  # an eighth of lr or less: routers that move fast disturb the blocks
+    router_lr: float = 1e-4  # of the routers alone
     share_power: float = 0.5  # a block that runs a share of the tokens learns at lr * share ** share_power
     weight_decay: float = 0.1
     warmup: float = 0.1  # share of the steps in which the learning rate rises linearly
@@ -112,18 +112,17 @@ class TrainConfig:
 RECIPES = {
     "sound": {},
     "source": dict(norm="post", scaled_init=False, estimator="gumbel", lr=3e-4, router_lr=3e-4, weight_decay=0.01, warmup=0.0,
-                   schedule="constant", clip=None, fresh_windows=False, penalty=0.1,
-                   share_power=0.0),
+                   schedule="constant", clip=None, fresh_windows=False, penalty=0.1, share_power=0.0),
 }  # fmt: skip
 PRESETS = {
     "smoke": dict(n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=5, lr=1e-2, router_lr=1e-3,
                   evaluations=5, eval_windows=16, heldout_windows=64, max_chars=120_000, subwords=500, seeds=1, jobs=1),
     "quick": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=880, epochs=6, lr=4e-3, router_lr=5e-4,
                   evaluations=6, eval_windows=100, heldout_windows=500, max_chars=1_200_000, subwords=500, seeds=1, jobs=2),
-    "cpu": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=2944, epochs=6, lr=4e-3, router_lr=5e-4,
-                evaluations=6, eval_windows=200, heldout_windows=None, max_chars=1_200_000, subwords=500, seeds=6, jobs=2),
+    "cpu": dict(windows=2944, eval_windows=200, heldout_windows=None, seeds=6),  # over quick
     "paper": dict(seeds=6, jobs=1),
 }  # fmt: skip
+PRESETS["cpu"] = PRESETS["quick"] | PRESETS["cpu"]
 
 
 @dataclass(frozen=True)
@@ -1453,7 +1452,7 @@ def calibrate(model: Transformer, corpus: Corpus, windows: int = 256) -> None:
 
 @torch.no_grad()
 def score(model: Transformer, windows: Tensor, sampling: bool = False, batch_size: int = 128) -> dict[str, Tensor]:
-    """Per predicted token of windows [n, L + 1]: surprisal (nats), correct, depth, each [n, L], and actions [N, R, n, L].
+    """Per predicted token of windows [n, L + 1]: surprisal and entropy (nats), correct, depth, each [n, L], and actions [N, R, n, L].
 
     Where memory runs out, smaller batches are taken.
     """
@@ -1465,7 +1464,8 @@ def score(model: Transformer, windows: Tensor, sampling: bool = False, batch_siz
         try:
             out = model(batch[:, :-1], sampling=sampling)
             surprisal = F.cross_entropy(out.logits.transpose(1, 2).float(), batch[:, 1:], reduction="none")
-            parts.append((surprisal, out.logits.argmax(-1) == batch[:, 1:], out.depth, out.actions))
+            entropy = torch.distributions.Categorical(logits=out.logits.float(), validate_args=False).entropy()
+            parts.append((surprisal, entropy, out.logits.argmax(-1) == batch[:, 1:], out.depth, out.actions))
             left = left[batch_size:]
             continue
         except torch.OutOfMemoryError:
@@ -1474,9 +1474,9 @@ def score(model: Transformer, windows: Tensor, sampling: bool = False, batch_siz
         batch_size //= 2  # tried again outside of the handler, which holds on to the memory
         torch.cuda.empty_cache()
     model.train(was_training)
-    surprisal, correct, depth, actions = zip(*parts)
-    return dict(surprisal=torch.cat(surprisal).cpu(), correct=torch.cat(correct).cpu(), depth=torch.cat(depth).cpu(),
-                actions=torch.cat(actions, dim=2).cpu())  # fmt: skip
+    *by_row, actions = zip(*parts)
+    names = ("surprisal", "entropy", "correct", "depth")
+    return {name: torch.cat(values).cpu() for name, values in zip(names, by_row)} | {"actions": torch.cat(actions, dim=2).cpu()}
 
 
 def evaluate(model: Transformer, corpus: Corpus, split: str = "heldout", windows: int | None = None, sampling: bool = False) -> dict:

@@ -50,7 +50,7 @@ def section(title: str, note: str, lang: str, model, meter, tokenizer, text: str
     seen, length = [], model.cfg.max_len
     for start in range(0, len(ids) - 1, length):
         window = ids[None, start : start + length + 1]
-        seen.append(morlib.score(model, window) | {"difficulty": torch.from_numpy(analysis.predictions(meter, window)[0])})
+        seen.append(morlib.score(model, window) | {"difficulty": morlib.score(meter, window)["surprisal"]})
     joined = {key: torch.cat([part[key] for part in seen], dim=-1)[..., 0, :] for key in ("surprisal", "depth", "actions", "difficulty")}
     return dict(title=title, note=note, lang=lang, tokens=analysis.surfaces(tokenizer, ids), depth=joined["depth"].tolist(), recursions=model.cfg.max_recursions,
                 surprisal=joined["difficulty"].tolist(), probability=(-joined["surprisal"]).exp().tolist(),
