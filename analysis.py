@@ -11,6 +11,7 @@ import re
 import unicodedata
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scipy.stats
@@ -333,3 +334,85 @@ def segmentation(tokenizer, text: str) -> dict[str, float]:
         "conjuncts whole (%)": share((not at & set(range(m.start() + 1, m.end())) for m in conjuncts), conjuncts),
         "vowel signs cut off (%)": share((start in at for start in signs), signs),
     }
+
+
+# ---- Studies of the router (notebook 02) ----
+
+KINDS = {"fixed": ("fixed depth", "o"), "mor": ("MoR", "s"), "random": ("random routing", "^")}
+SOURCE_POINTS = ((12, 22.76), (8.0, 22.76), (6, 39.87), (5.89, 49.67))  # (E, accuracy): the thesis' and the paper's, see README
+
+
+def front_table(front: pd.DataFrame) -> pd.DataFrame:
+    """Mean E, loss and accuracy by kind and asked depth, from records whose models are named "kind depth" ("mor 8")."""
+    named = front["model"].str.split(expand=True)
+    return front.assign(kind=named[0], asked=named[1].astype(int)).groupby(["kind", "asked"])[["effective_depth", "loss", "accuracy"]].mean()
+
+
+def draw_front(front: pd.DataFrame):
+    """Held-out loss and accuracy against effective depth: fixed depth, MoR and random routing, dots are seeds; and the sources' points."""
+    morlib.figure_style()
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    means = front_table(front)
+    for ax, metric in zip(axes, ("loss", "accuracy", "accuracy")):
+        for kind, (label, marker) in KINDS.items():
+            if kind in means.index:
+                line = ax.plot(means.loc[kind]["effective_depth"], means.loc[kind][metric], marker=marker, markersize=5, label=label)[0]
+                own = front[front["model"].str.startswith(kind + " ")]
+                ax.scatter(own["effective_depth"], own[metric], s=7, alpha=0.5, color=line.get_color())
+        ax.set(xlabel="effective depth E", ylabel="held-out loss (nats a token)" if metric == "loss" else "held-out accuracy (%)")
+    depths, accuracy = zip(*SOURCE_POINTS)
+    axes[2].scatter(depths, accuracy, marker="x", color="black", label="the sources' points")
+    axes[0].legend()
+    axes[2].legend(handles=[axes[2].collections[-1]])
+    return figure
+
+
+def front_lines(front: pd.DataFrame) -> list[str]:
+    """What the front says: at how many depths MoR has the lower loss, what depth itself is worth, and how well E was held."""
+    loss, lines = front_table(front)["loss"].unstack("kind"), []
+    for other in ("fixed", "random"):
+        both = loss[["mor", other]].dropna()
+        gap = both["mor"] - both[other]
+        lines.append(f"MoR against {KINDS[other][0]}: lower held-out loss at {(gap < 0).sum()} of {len(gap)} depths; on average {gap.mean():+.4f} nats")
+    fixed = loss["fixed"].dropna()
+    lines.append(f"fixed depth: losses from {fixed.min():.4f} ({fixed.idxmin()} layers) to {fixed.max():.4f} ({fixed.idxmax()} layers)")
+    held = front[front["model"].str.startswith("mor ")]
+    off = (held["effective_depth"] - held["model"].str.split().str[1].astype(float)).abs()
+    lines.append(f"E on held-out text: within 0.1 of its target in {(off <= 0.1).sum()} of {len(off)} runs, {off.max():.2f} from it at most; biases were set on validation text")
+    return lines
+
+
+def by_validation(records: pd.DataFrame) -> pd.DataFrame:
+    """One row a model, the best first: loss and accuracy on validation text at the end of training, E on held-out text by argmax and
+    sampled, and the loss that sampling costs (nats)."""
+    last, sampled = pd.DataFrame([r["history"][-1] for r in records["record"]]), pd.DataFrame(list(records["sampled"]))
+    table = pd.DataFrame({
+        "model": records["model"], "validation loss": last["val_loss"], "validation accuracy (%)": last["val_accuracy"], "E": records["effective_depth"],
+        "E sampled": sampled["effective_depth"], "loss sampled - argmax": sampled["loss"] - records["loss"], "training (s)": records["train_seconds"],
+    })  # fmt: skip
+    grouped = table.groupby("model", sort=False)
+    means = grouped.mean().assign(seeds=grouped.size()).sort_values("validation loss")
+    return means.round({"validation loss": 4, "validation accuracy (%)": 2, "E": 2, "E sampled": 2, "loss sampled - argmax": 4, "training (s)": 0})
+
+
+def collapse_table(records: pd.DataFrame) -> pd.DataFrame:
+    """One row a model: over all seeds the range of E; of the layers that the budget gives a choice how many there are, how many took one
+    action for every held-out token, and the share of each action in them (%)."""
+    rows = []
+    for model, record, depth in zip(records["model"], records["record"], records["effective_depth"]):
+        choice = [spend != (1.0, 0.0) for spend in morlib.depth_budget(morlib.ModelConfig(**record["config"]["model"]))]
+        asked = np.asarray(record["metrics"]["action_rates"])[choice, 0]  # [layers with a choice, 3]
+        rows.append(dict(model=model, E=depth, asked=len(asked), collapsed=int((asked.max(-1, initial=0) == 1).sum()), **dict(zip(morlib.ACTIONS, 100 * asked.mean(0)))))
+    grouped = pd.DataFrame(rows).groupby("model", sort=False)
+    return pd.DataFrame({
+        "seeds": grouped.size(), "E, least": grouped["E"].min().round(2), "E, most": grouped["E"].max().round(2), "layers with a choice": grouped["asked"].mean(),
+        "of them collapsed, all seeds": grouped["collapsed"].sum(), **{f"{a} (%)": grouped[a].mean().round(1) for a in morlib.ACTIONS},
+    })  # fmt: skip
+
+
+def sources_table(records: pd.DataFrame) -> pd.DataFrame:
+    """One row a model in the order of training: held-out accuracy (%), loss (nats), E by argmax and sampled, and whether it trained."""
+    sampled = [m["effective_depth"] for m in records["sampled"]]
+    table = records.assign(sampled_depth=sampled).groupby("model", sort=False)[["accuracy", "loss", "effective_depth", "sampled_depth", "did_train"]].mean()
+    table["did_train"] = table["did_train"].map(lambda share: "yes" if share == 1 else "did not train")
+    return table.round(2).set_axis(["accuracy (%)", "loss (nats)", "E", "E sampled", "trained"], axis=1)

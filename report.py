@@ -25,6 +25,16 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
+STUDIES = {
+    "pareto": ("The front: held-out loss against effective depth",
+               lambda r: "![Loss and accuracy against effective depth](outputs/reference/front.png)\n\n" + "\n".join(f"- {line}" for line in analysis.front_lines(r))),
+    "estimators": ("How the router learns: validation text, the best first", lambda r: markdown(analysis.by_validation(r))),
+    "recursions": ("What recursing buys", lambda r: markdown(analysis.by_validation(r))),
+    "collapse": ("Do routers collapse?", lambda r: markdown(analysis.collapse_table(r))),
+    "sources": ("What happened in the sources: held-out text", lambda r: markdown(analysis.sources_table(r))),
+}  # fmt: skip
+
+
 def results_section() -> str:
     """One table an experiment, with its settings."""
     parts = []
@@ -36,6 +46,12 @@ def results_section() -> str:
             parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, morlib {version}, {first['record']['device']})")
             parts.append(markdown(morlib.summary(records)))
             parts.append("\n".join(f"- {line}" for line in morlib.answers(records, pairs)))
+    for study, (title, told) in STUDIES.items():
+        records = morlib.stored_records(study)
+        if len(records):
+            first = records.iloc[0]
+            parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, {records['seed'].nunique()} seed(s))")
+            parts.append(told(records))
     findings = morlib.ROOT / "outputs" / "reference" / "routing_findings.json"
     if findings.is_file():
         kept = json.loads(findings.read_text(encoding="utf-8"))
@@ -76,3 +92,5 @@ def update_readme(path: Path = morlib.ROOT / "README.md") -> None:
 
 if __name__ == "__main__":
     update_readme()
+    if len(front := morlib.stored_records("pareto")):
+        analysis.draw_front(front).savefig(morlib.ROOT / "outputs" / "reference" / "front.png", dpi=110)

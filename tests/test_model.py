@@ -339,6 +339,54 @@ def test_training_by_probability_decides_as_inference_does(make_model):
     assert torch.equal(model(x, sampling=True).actions, model(x, sampling=False).actions)
 
 
+def test_a_change_is_scaled_by_the_probability_of_its_choices(make_model):
+    """Without a budget: at step r the change of one application, times the probability of executing and of each recursion before."""
+    model, x = make_model(routing="mor", n_layers=1), tokens()
+    out = model(x)
+    state = (model.embed(x) + model.positions[: x.shape[1]]).flatten(0, 1)
+    skip, forward, recurse = model.policy.routers[0](F.layer_norm(state, state.shape[-1:])).unbind(-1)
+    execute, again = torch.sigmoid(torch.logaddexp(forward, recurse) - skip), torch.sigmoid(recurse - forward)
+    chosen = torch.stack([skip, forward, recurse], -1).argmax(-1)
+    assert {0, 1, 2} <= set(chosen.tolist()), "every action occurs"
+
+    def change(before, places):
+        return model.blocks[0](before[places], morlib.Packing(places // x.shape[1], *x.shape)) - before[places]
+
+    places = (chosen != SKIP).nonzero()[:, 0]
+    state = state.index_add(0, places, execute[places, None] * change(state, places))
+    places = (chosen == RECURSE).nonzero()[:, 0]
+    logits = model.policy.routers[0](F.layer_norm(state[places], state.shape[-1:]))
+    runs = logits.argmax(-1) != SKIP
+    both = torch.sigmoid(torch.logaddexp(logits[:, 1], logits[:, 2]) - logits[:, 0]) * again[places]
+    state = state.index_add(0, places[runs], both[runs, None] * change(state, places[runs]))
+    assert torch.allclose(out.logits.flatten(0, 1), model.head(model.norm(state)), atol=1e-5)
+
+
+def test_no_router_is_asked_where_everyone_runs(make_model):
+    model = make_model(routing="mor", n_layers=6, target_depth=4.0)
+    asked = []
+    for layer, router in enumerate(model.policy.routers):
+        router.register_forward_hook(lambda *_, layer=layer: asked.append(layer))
+    model(tokens())
+    routed = [layer for layer, (run, _) in enumerate(morlib.depth_budget(model.cfg)) if run < 1]
+    assert set(asked) == set(routed) and 0 < len(routed) < 6
+
+
+def test_learning_rates_follow_the_share_of_tokens(make_model):
+    model = make_model(routing="mor", n_layers=6, target_depth=4.0)
+    training = morlib.TrainConfig(lr=1e-2, router_lr=1e-3, weight_decay=0.3, share_power=0.5)
+    given = {id(p): (group["lr"], group["weight_decay"]) for group in morlib._optimizer(model, training).param_groups for p in group["params"]}
+    assert len(given) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        rate, decay = given[id(parameter)]
+        if name.startswith("policy."):
+            assert (rate, decay) == (1e-3, 0.0), name
+        else:
+            share = morlib.depth_budget(model.cfg)[int(name.split(".")[1])][0] if name.startswith("blocks.") else 1.0
+            assert rate == pytest.approx(1e-2 * share**0.5) and decay == (0.3 if parameter.dim() == 2 else 0.0), name
+    assert len({rate for rate, _ in given.values()}) > 2
+
+
 def test_one_seed_gives_every_policy_the_same_backbone(make_model):
     models = [make_model(routing=routing) for routing in POLICIES]
     for name, value in models[0].state_dict().items():

@@ -70,6 +70,19 @@ def test_a_target_depth_is_held(corpus, target, warm):
     assert (record["history"][0]["train_depth"] > target + 0.3) == (warm > 0), "which falls from full depth if asked to"
 
 
+def test_biases_are_set_on_validation_text_alone(corpus):
+    """Calibration comes out the same whatever the other parts hold, and differently if the validation part does."""
+
+    def biases(**parts):
+        torch.manual_seed(0)
+        model = morlib.build_model(config(corpus, routing="mor", n_layers=4, target_depth=2.5))
+        morlib.calibrate(model, dataclasses.replace(corpus, ids=corpus.ids | parts))
+        return model.policy.bias
+
+    other = corpus.ids["train"].flip(0)
+    assert torch.equal(biases(), biases(train=other, heldout=other)) and not torch.equal(biases(), biases(val=other))
+
+
 def test_a_penalty_lowers_depth_in_training(corpus):
     training = morlib.TrainConfig(epochs=4, windows=128, batch_size=8, router_lr=1e-2, evaluations=1, eval_windows=8)
     depth = [trained(corpus, dataclasses.replace(training, penalty=penalty), routing="mor")[1]["metrics"]["sampled"]["effective_depth"] for penalty in (0.0, 0.3)]
@@ -274,6 +287,21 @@ def test_the_readme_prints_the_stored_records(tmp_path):
     readme.write_bytes((morlib.ROOT / "README.md").read_bytes())
     report.update_readme(readme)
     assert readme.read_text(encoding="utf-8") == (morlib.ROOT / "README.md").read_text(encoding="utf-8"), "run `make report`"
+
+
+@pytest.mark.parametrize("experiment", ("exp1", "exp2", "bangla"))
+def test_what_the_readme_says_of_mor_holds_in_the_records(experiment):
+    """Parity within half a point with the fixed model, better than blind routing, and depth within a tenth of its target."""
+    records = morlib.stored_records(experiment)
+    for routed, fixed, blind in {"exp1": [("mor", "fixed-deep", "random")], "exp2": [("mor-equal-epochs", "fixed-shallow", "random")],
+                                 "bangla": [("mor-deep", "fixed-deep", "random-deep"), ("mor-half", "fixed-shallow", "random-half")]}[experiment]:  # fmt: skip
+        assert abs(morlib.compare(records, routed, fixed)["mean"]) < 0.5 and morlib.compare(records, routed, fixed)["pairs"] >= 6
+        if blind in set(records["model"]):
+            assert morlib.compare(records, routed, blind)["mean"] > 0
+        own = records[records["model"] == routed]
+        targets = [r["config"]["model"]["target_depth"] for r in own["record"]]
+        assert (own["effective_depth"] - targets).abs().max() <= 0.1
+    assert records["did_train"].all()
 
 
 def test_a_usable_gpu_trains_too(corpus, quick_training):
