@@ -460,3 +460,54 @@ def test_a_notebook_refuses_what_it_cannot_do(notebook, given, message):
     space |= {"preset": "smoke"} | given
     with pytest.raises(ValueError, match=message):
         exec("".join(cells[at + 1]["source"]), space)
+
+
+# ---- Studies ----
+
+
+def study_record(model, seed, E=8.0, loss=2.0, rates=None, val=(3.0, 2.1), target=2.0, sampled=None):
+    """What the tables of studies read of a record, as `morlib.table_of` lays it out."""
+    config = dataclasses.asdict(morlib.ModelConfig(vocab_size=9, n_layers=3, target_depth=target))
+    sampled = sampled or dict(loss=loss + 0.01, effective_depth=E - 0.2)
+    metrics = dict(accuracy=100 - 20 * loss, loss=loss, effective_depth=E, train_seconds=9.0, did_train=True, action_rates=rates, sampled=sampled)
+    history = [dict(val_loss=v, val_accuracy=10 * v) for v in val]
+    return dict(experiment="study", model=model, recipe="sound", preset="smoke", seed=seed, data=dict(name="t"), metrics=metrics, history=history, config=dict(model=config))
+
+
+def test_the_front_says_where_mor_lies():
+    records = [study_record(f"fixed {k}", seed, E=k, loss=2 - k / 100) for k in (3, 4, 5) for seed in (0, 1)]
+    records += [study_record(f"mor {k}", seed, E=k + 0.15 * (k == 5), loss=2 - k / 100 - 0.02 * (k > 3)) for k in (3, 4, 5) for seed in (0, 1)]
+    records += [study_record(f"random {k}", seed, E=k, loss=2.1) for k in (3, 4) for seed in (0, 1)]
+    front = morlib.table_of(records)
+    fixed, blind, depth, held = analysis.front_lines(front)
+    assert "at 2 of 3 depths" in fixed and "-0.0133" in fixed
+    assert "at 2 of 2 depths" in blind and "1.9500 (5 layers) to 1.9700 (3 layers)" in depth
+    assert "in 4 of 6 runs, 0.15 from it" in held
+    assert analysis.front_table(front).loc[("mor", 4), "loss"] == pytest.approx(1.94)
+    figure = analysis.draw_front(front)
+    assert len(figure.axes[0].lines) == 3 and list(figure.axes[0].lines[0].get_xdata()) == [3, 4, 5]
+
+
+def test_settings_are_ordered_by_validation_loss_at_the_end():
+    table = analysis.by_validation(morlib.table_of([study_record("a", 0, val=(1.0, 2.2)), study_record("b", 0, val=(3.0, 2.0)), study_record("b", 1, val=(3.0, 2.2))]))
+    assert list(table.index) == ["b", "a"] and table.loc["b", "validation loss"] == pytest.approx(2.1) and table.loc["b", "seeds"] == 2
+    assert table.loc["a", "E"] == 8.0 and table.loc["a", "E sampled"] == 7.8 and table.loc["a", "loss sampled - argmax"] == pytest.approx(0.01)
+
+
+def test_collapsed_routers_are_counted_where_there_is_a_choice():
+    """Of 3 layers at depth 2 the budget runs one or more for everyone; a layer of one action there is no collapse."""
+    choice = [run < 1 for run, _ in morlib.depth_budget(morlib.ModelConfig(vocab_size=9, n_layers=3, target_depth=2.0))]
+    assert 0 < sum(choice) < 3
+    alive = [[[0.5, 0.3, 0.2]] if c else [[0.0, 1.0, 0.0]] for c in choice]
+    dead = [[[1.0, 0.0, 0.0]] if c else [[0.0, 1.0, 0.0]] for c in choice]
+    table = analysis.collapse_table(morlib.table_of([study_record("mor 2", 0, rates=alive), study_record("mor 2", 1, rates=dead, E=8.3)]))
+    row = table.loc["mor 2"]
+    assert row["seeds"] == 2 and row["layers with a choice"] == sum(choice) and row["of them collapsed, all seeds"] == sum(choice)
+    assert row["E, most"] == 8.3 and row["skip (%)"] == 75 and row["recurse (%)"] == 10
+
+
+def test_the_sources_table_keeps_its_order_and_marks_what_did_not_train():
+    failed = study_record("fixed 12", 0, loss=3.3)
+    failed["metrics"]["did_train"] = False
+    table = analysis.sources_table(morlib.table_of([failed, study_record("a", 0, loss=2.0)]))
+    assert list(table.index) == ["fixed 12", "a"] and list(table["trained"]) == ["did not train", "yes"] and table.loc["fixed 12", "accuracy (%)"] == 34.0
