@@ -240,6 +240,20 @@ def test_papermill_refuses_an_unknown_parameter(tmp_path):
     assert done.returncode != 0 and "unknown parameter sedes; allowed are" in done.stderr
 
 
+def test_the_studies_of_notebook_02_run(tmp_path, monkeypatch):
+    """They ship as records; here they are trained, as small as can be."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    tiny = dict(preset="smoke", studies="run", epochs=1, windows=32, eval_windows=8, heldout_windows=8, evaluations=1)
+    parameters = [word for name, value in tiny.items() for word in ("-p", name, str(value))]
+    done = subprocess.run([sys.executable, "-m", "papermill", "notebooks/02_exp1_efficiency.ipynb", str(tmp_path / "out.ipynb"), "--cwd", "notebooks", "-k", "python3", *parameters],
+                          cwd=morlib.ROOT, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    experiments = {path.name.split("_")[0] for path in (morlib.outputs() / "results").glob("*.json")}
+    assert experiments == {"exp1", "pareto", "estimators", "recursions", "collapse", "sources"}
+    recipes = {morlib.read_record(path)["recipe"] for path in (morlib.outputs() / "results").glob("sources_*.json")}
+    assert recipes == {"source"}
+
+
 def test_notebooks_are_laid_out_as_agreed():
     notebooks = sorted((morlib.ROOT / "notebooks").glob("*.ipynb"))
     assert [p.stem for p in notebooks][:5] == ["01_data", "02_exp1_efficiency", "03_exp2_equal_cost", "04_bangla", "05_routing_analysis"]
