@@ -231,8 +231,8 @@ def test_cached_equals_uncached(make_model, shape, routing):
     assert (torch.cat(depth, 1) == whole.depth).all()
     assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
     assert cache.tokens() == int(whole.depth.sum()), "the cache holds exactly the executed tokens"
-    held = sum(step.k.numel() + step.v.numel() for step in cache.steps.values())
-    assert held == 2 * 16 * int(whole.depth.sum()), "and nothing more is allocated"
+    held = cache.bytes() - sum(t.nbytes for t in cache.prefix.values())
+    assert held == 2 * 16 * 4 * int(whole.depth.sum()), "and nothing more is allocated"
 
 
 @pytest.mark.parametrize("routing", POLICIES)
