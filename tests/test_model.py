@@ -89,7 +89,7 @@ def test_depth_is_what_hooks_on_the_blocks_count(make_model, dice, routing, trai
     model, x = make_model(routing=routing, **shape).train(training), tokens(B=draw.randint(1, 5), L=draw.randint(1, 12))
     linear_rows, seen = [], []
     for block in model.blocks:
-        block.feed_forward[0].register_forward_hook(lambda module, inputs, output: linear_rows.append(inputs[0].numel() // 16))
+        block.feed_forward.register_forward_hook(lambda module, inputs, output: linear_rows.append(inputs[0].numel() // 16))
         block.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1].row))
     out = model(x)
     assert out.depth.shape == x.shape and int(out.depth.sum()) == sum(linear_rows) == sum(len(row) for row in seen)
@@ -233,6 +233,40 @@ def test_cached_equals_uncached(make_model, shape, routing):
     assert cache.tokens() == int(whole.depth.sum()), "the cache holds exactly the executed tokens"
     held = cache.bytes() - sum(t.nbytes for t in cache.prefix.values())
     assert held == 2 * 16 * 4 * int(whole.depth.sum()), "and nothing more is allocated"
+
+
+@pytest.mark.parametrize("target", (1.5, 3.0))
+@torch.no_grad()
+def test_a_large_batch_decodes_as_it_reads_and_its_cache_follows_the_depth(make_model, target):
+    """Rows that hold differently many tokens, or all as many; what is allocated is read off the tensors."""
+    x, allocated = tokens(B=32, L=150), {}
+    for routing in ("none", "random"):
+        model = make_model(routing=routing, target_depth=None if routing == "none" else target, max_recursions=1, max_len=150)
+        whole, cache, logits = model(x), morlib.Cache(), []
+        for piece in x.split([7] + [1] * 143, dim=1):
+            logits.append(model(piece, cache).logits)
+        assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
+        assert cache.tokens() == int(whole.depth.sum())
+        assert cache.bytes() == sum(step.kv.numel() * 4 for step in cache.steps.values())
+        allocated[routing], share = cache.bytes(), whole.depth.float().mean().item() / 3
+    assert allocated["random"] / allocated["none"] == pytest.approx(share, rel=0.01)
+
+
+def test_training_feed_forward_has_the_gradients_of_its_three_parts(make_model):
+    layer, x = make_model().blocks[0].feed_forward, torch.randn(7, 16, requires_grad=True)
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            made = [layer(x), torch.nn.Sequential.forward(layer, x)]
+        gradients = [torch.autograd.grad(y.float().square().sum(), [x, *layer.parameters()]) for y in made]
+        assert torch.allclose(*made)
+        assert all(torch.allclose(a, b, atol=1e-2 if autocast else 1e-6, rtol=1e-2 if autocast else 1e-5) and a.dtype == b.dtype for a, b in zip(*gradients))
+
+
+def test_a_wide_model_trains_in_bfloat16_on_a_cpu_that_has_the_units(make_model, monkeypatch):
+    monkeypatch.setattr(morlib, "pick_device", lambda: (torch.device("cpu"), torch.float32, "CPU, float32"))
+    for units, width, dtype in ((True, 256, torch.bfloat16), (True, 64, torch.float32), (False, 256, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": units}, raising=False)
+        assert morlib.pick_dtype(dataclasses.replace(make_model().cfg, d_model=width))[1] == dtype
 
 
 @pytest.mark.parametrize("routing", POLICIES)
