@@ -701,13 +701,16 @@ class Gather(torch.autograd.Function):
         return scatter(gradient, ctx.saved_tensors[0], ctx.rows), None
 
 
-class Scatter(torch.autograd.Function):
-    """The reverse: zeros [rows, ...] with x [T, ...] at distinct places [T]."""
+class Spread(torch.autograd.Function):
+    """x [T, ...] at distinct places [T] of a longer tensor [S, ...], read by its inverse `source` [S]; other places repeat a row.
+
+    Those others must get no gradient, as padding does not: it is neither attended to nor unpacked.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, places: Tensor, rows: int) -> Tensor:
+    def forward(ctx, x: Tensor, places: Tensor, source: Tensor) -> Tensor:
         ctx.save_for_backward(places)
-        return scatter(x, places, rows)
+        return x.index_select(0, source)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple:
@@ -736,10 +739,12 @@ class Packing:
         M = int(count.max())
         self.M = M if M <= 8 else -(-M // 16) * 16
         lead = torch.arange(0, B * self.M, self.M, device=row.device) - count.cumsum(0) + count  # [B] a row's slots less its tokens' indices
-        self.slot = lead.index_select(0, row) + torch.arange(row.numel(), device=row.device)  # [T]
+        order = torch.arange(row.numel(), device=row.device)
+        self.slot = lead.index_select(0, row) + order  # [T]
+        self.source = scatter(order, self.slot, B * self.M)  # [B * M] the token in each slot; padding repeats the first
 
     def pad(self, x: Tensor) -> Tensor:
-        return (x if self.full else Scatter.apply(x, self.slot, self.B * self.M)).view(self.B, self.M, *x.shape[1:])
+        return (x if self.full else Spread.apply(x, self.slot, self.source)).view(self.B, self.M, *x.shape[1:])
 
     def unpad(self, x: Tensor) -> Tensor:
         x = x.reshape(self.B * self.M, *x.shape[2:])
