@@ -231,8 +231,25 @@ def test_cached_equals_uncached(make_model, shape, routing):
     assert (torch.cat(depth, 1) == whole.depth).all()
     assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
     assert cache.tokens() == int(whole.depth.sum()), "the cache holds exactly the executed tokens"
-    held = sum(step.k.numel() + step.v.numel() for step in cache.steps.values())
-    assert held == 2 * 16 * int(whole.depth.sum()), "and nothing more is allocated"
+    held = cache.bytes() - sum(t.nbytes for t in cache.prefix.values())
+    assert held == 2 * 16 * 4 * int(whole.depth.sum()), "and nothing more is allocated"
+
+
+@pytest.mark.parametrize("target", (1.5, 3.0))
+@torch.no_grad()
+def test_a_large_batch_decodes_as_it_reads_and_its_cache_follows_the_depth(make_model, target):
+    """Rows that hold differently many tokens, or all as many; what is allocated is read off the tensors."""
+    x, allocated = tokens(B=32, L=150), {}
+    for routing in ("none", "random"):
+        model = make_model(routing=routing, target_depth=None if routing == "none" else target, max_recursions=1, max_len=150)
+        whole, cache, logits = model(x), morlib.Cache(), []
+        for piece in x.split([7] + [1] * 143, dim=1):
+            logits.append(model(piece, cache).logits)
+        assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
+        assert cache.tokens() == int(whole.depth.sum())
+        assert cache.bytes() == sum(step.kv.numel() * 4 for step in cache.steps.values())
+        allocated[routing], share = cache.bytes(), whole.depth.float().mean().item() / 3
+    assert allocated["random"] / allocated["none"] == pytest.approx(share, rel=0.01)
 
 
 @pytest.mark.parametrize("routing", POLICIES)
