@@ -145,6 +145,7 @@ class Sizes:
     decoded: int = 64  # tokens after a prompt of as many; at batch 32 half as many
     product: int = 4096  # side of the large matrix product
     router_steps: int = 20  # training steps of the routers behind the rows "with a trained router", 16 windows each
+    max_chars: int | None = None  # of the text
     repeats: int = 7
     gpu_batches: tuple = (8, 32, 128, 512, 1024)
     preset: str = "quick"  # of the two runs whose losses tell whether a narrower dtype harms
@@ -152,14 +153,14 @@ class Sizes:
 
 FULL = Sizes(model=SOURCES)
 QUICK = Sizes(dict(SOURCES, d_model=32, n_heads=4, d_ff=64), batch=8, length=16, long_batch=2, long_length=32, generated=24, decoded=8, product=128,
-              router_steps=2, repeats=2, gpu_batches=(8, 32), preset="smoke")  # fmt: skip
+              router_steps=2, max_chars=40_000, repeats=2, gpu_batches=(8, 32), preset="smoke")  # fmt: skip
 
 
 class Bench:
     """Models and text of one bench; each method below measures a group of rows and yields their keys with what was measured."""
 
     def __init__(self, sizes: Sizes = FULL):
-        self.sizes, self.corpus = sizes, morlib.load_corpus("tinyshakespeare")
+        self.sizes, self.corpus = sizes, morlib.load_corpus("tinyshakespeare", max_chars=sizes.max_chars)
         device, dtype, _ = morlib.pick_device()
         self.dtype = dtype if device.type == "cpu" else torch.float32  # CPU rows run on the CPU, whatever else there is
         self.extra: dict = {"seconds": {}}

@@ -63,10 +63,14 @@ def flops(model: morlib.Transformer, actions: Tensor, fresh: int | None = None) 
 
 
 def training_flops(model: morlib.Transformer, actions: Tensor) -> int:
-    """Operations of a forward and backward pass: each product forward needs two backward, for its input and for its weight."""
+    """Operations of a forward and backward pass: each product forward needs two backward, for its input and for its weight.
+
+    A router hears of its choices through what it ran, so there is no way back through one that does not learn, or at a step that nobody runs.
+    """
     counts = flops(model, actions)
-    learns = getattr(model.policy, "learns", True)
-    return 3 * (counts["total"] - counts["router"]) + (3 if learns else 1) * counts["router"]
+    heard = torch.where((actions >= morlib.FORWARD).flatten(2).any(-1)[..., None, None], actions, morlib.NOT_ASKED)
+    way_back = 2 * flops(model, heard)["router"] if getattr(model.policy, "learns", True) else 0
+    return 3 * (counts["total"] - counts["router"]) + counts["router"] + way_back
 
 
 # ---- Models to be measured ----
@@ -312,10 +316,23 @@ def where_time_goes(model: morlib.Transformer, step: typing.Callable[[], dict], 
     with _labelled(model):
         step()
         for _ in range(repeats):
-            with torch.profiler.profile(activities=activities) as profiler:
+            with _no_stderr(), torch.profiler.profile(activities=activities) as profiler:
                 step()
             shares.append(_by_part(profiler.events(), "self_device_time_total" if cuda else "self_cpu_time_total"))
     return pd.DataFrame(shares)[[*PARTS]]
+
+
+@contextlib.contextmanager
+def _no_stderr():
+    """Torch's profiler tells the process' stderr, past Python, that it starts and stops."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _by_part(events, cost: str) -> dict:
@@ -349,11 +366,11 @@ def lines_of(path: str) -> list[str]:
 
 
 def cache_bytes(cache: morlib.Cache) -> int:
-    """Bytes allocated for a cache's keys and values."""
+    """Bytes allocated for what a cache holds: each tensor's whole storage, once."""
     if hasattr(cache, "allocated_bytes"):
         return cache.allocated_bytes()
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for step in cache.steps.values() for t in (step.k, step.v) if t is not None}
-    return sum(storages.values())
+    tensors = [t for step in cache.steps.values() for t in vars(step).values() if isinstance(t, Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def _peak(config: dict, B: int, L: int, training: bool, connection) -> None:
@@ -419,7 +436,7 @@ def energy_a_token(call: typing.Callable[[], dict], tokens: int, seconds: float 
         return NOT_MEASURABLE
     call()
     calls, began, before = 0, clock(), counter[0]()
-    while clock() - began < seconds:
+    while not calls or clock() - began < seconds:
         call()
         calls += 1
     used = counter[0]() - before
