@@ -108,6 +108,31 @@ def misses(record: dict) -> list[str]:
     return lines
 
 
+def stored(folder: Path | None = None) -> list[dict]:
+    """The records of whole benches in a folder, by default those that ship."""
+    paths = sorted((folder or morlib.ROOT / "outputs" / "reference").glob("speed_*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if not path.stem.endswith("_quick")]
+
+
+def about(record: dict) -> str:
+    """What a record was measured on."""
+    v = record["versions"]
+    return (f"{record['gpu'] or record['cpu']}, {record['threads']} of {record['cores']} cores, {record['dtype']}, torch {v['torch']}, morlib {v['morlib']}, "
+            f"{record['date'][:10]}, commit {record['commit'] or 'unknown'}, load before it {record['load']}")  # fmt: skip
+
+
+def headline(folder: Path | None = None) -> pd.DataFrame | None:
+    """Print what stored records were measured on and a sentence for each miss; the tables of all records as one."""
+    records = stored(folder)
+    if not records:
+        print("No stored record of the bench ships with this copy: `make bench` makes one in about ten minutes.")
+        return None
+    for record in records:
+        print("Stored record:", about(record))
+        print("\n".join(f"- {miss}" for miss in misses(record)) or "Every row that was measured meets its goal.")
+    return pd.concat({record["gpu"] or record["cpu"]: table(record) for record in records}, names=["device"]).reset_index("row", drop=True)
+
+
 def machine() -> dict:
     """Device, cores, versions, date, load and commit, for a record."""
     model = next((line.split(":")[1].strip() for line in deployment.lines_of("/proc/cpuinfo") if line.startswith("model name")), platform.processor() or platform.machine())
@@ -166,7 +191,8 @@ class Bench:
         self.extra: dict = {"seconds": {}}
 
     def build(self, length: int, device: str = "cpu", **changes) -> morlib.Transformer:
-        return deployment.build(device=device, **dict(self.sizes.model, vocab_size=self.corpus.vocab_size, max_len=length) | changes)
+        sizes = dict(self.sizes.model, vocab_size=self.corpus.vocab_size, max_len=length)
+        return deployment.build(morlib.ModelConfig(**sizes | changes), device)
 
     def fixed_and_random(self, length: int, device: str = "cpu") -> dict[str, morlib.Transformer]:
         models = {"fixed": self.build(length, device, routing="none")}
@@ -212,8 +238,6 @@ class Bench:
         s = self.sizes
         tokens = self.windows(s.batch, s.length)[:, :-1]
         models = self.fixed_and_random(s.length) | {f"{E} router": model for E, model in self.routed.items()}
-        for model in self.routed.values():
-            morlib.calibrate(model, self.corpus)
         for model in models.values():
             deployment.hold_share(model, 0, s.length)
         seconds = self.turns("forward", {name: deployment.forward_pass(model, tokens) for name, model in models.items()})
@@ -256,7 +280,7 @@ class Bench:
         for dtype in (torch.float32, self.dtype):
             chosen = torch.device("cpu"), dtype, f"CPU, {str(dtype)[6:]}: chosen by the bench"
             with mock.patch.object(morlib, "pick_device", lambda chosen=chosen: chosen):
-                model = deployment.build(vocab_size=self.corpus.vocab_size, **{**_fields(settings.model(vocab_size=1)), "routing": "none"})
+                model = deployment.build(settings.model(vocab_size=self.corpus.vocab_size, routing="none"), "cpu")
                 losses[dtype] = morlib.train(model, self.corpus, settings.train())["history"][-1]["val_loss"]
         note = f"{losses[self.dtype]:.4f} against {losses[torch.float32]:.4f}, preset {s.preset}, one seed"
         yield "dtype-loss", dict(measured=losses[self.dtype] - losses[torch.float32], note=note)
@@ -311,10 +335,6 @@ class Bench:
 
 
 GROUPS = ("training", "forward", "long", "encoder", "dtypes", "generation", "decoding", "share", "gpu")
-
-
-def _fields(config) -> dict:
-    return {name: getattr(config, name) for name in morlib._names(type(config)) if name != "vocab_size"}
 
 
 # ---- The record ----
@@ -377,7 +397,11 @@ def main(arguments: list[str] | None = None) -> dict:
     record = measure(groups, sizes, path)
     with pd.option_context("display.max_colwidth", None, "display.width", None):
         print("\n" + table(record)[["what", "measured", "quartiles", "goal", "met", "E"]].to_string(index=False))
-    print(f"\n{path.name}: {record['cpu']}, {record['threads']} threads, load before {record['load']}; {time.perf_counter() - began:.0f} s")
+    for miss in misses(record):
+        print(miss)
+    print(f"\n{path.name}: {about(record)}; {time.perf_counter() - began:.0f} s")
+    if chosen.quick:
+        print("Tiny sizes, two turns: this shows that the bench works and measures nothing.")
     return record
 
 

@@ -16,7 +16,7 @@ import importlib
 import io
 import multiprocessing
 import os
-import platform
+import sys
 import time
 import typing
 import warnings
@@ -25,6 +25,7 @@ from unittest import mock
 
 import numpy as np
 import pandas as pd
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,10 +77,10 @@ def training_flops(model: morlib.Transformer, actions: Tensor) -> int:
 # ---- Models to be measured ----
 
 
-def build(seed: int = 0, device: torch.device | str | None = None, **config) -> morlib.Transformer:
-    """A model with weights from a seed, on the device that morlib picks or on another."""
-    torch.manual_seed(seed)
-    return morlib.build_model(morlib.ModelConfig(**config)).to(device or morlib.pick_device()[0])
+def build(config: morlib.ModelConfig, device: torch.device | str | None = None) -> morlib.Transformer:
+    """An untrained model with weights from seed 0, on the device that morlib picks or on another."""
+    torch.manual_seed(0)
+    return morlib.build_model(config).to(device or morlib.pick_device()[0]).eval()
 
 
 def hold_share(model: morlib.Transformer, start: int, length: int) -> None:
@@ -136,14 +137,17 @@ def ratio(seconds: pd.DataFrame, over: str, under: str) -> dict:
 def training_step(model: nn.Module, windows: Tensor, dtype: torch.dtype | None = None) -> typing.Callable[[], dict]:
     """A whole training step on windows [B, L + 1]: forward, backward, clipping, AdamW at rate 0, which does the same work and leaves the weights.
 
-    dtype None: the one that training chooses. A router holds its budget as `morlib.train` makes it.
+    dtype None: the one that training chooses. A router holds its budget in each batch, as in `morlib.train`, and has its own biases back afterwards.
     """
     dtype = dtype or morlib.pick_device()[1]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
 
+    routed = isinstance(getattr(model, "policy", None), morlib.Router) and model.cfg.target_depth is not None
+
     def step() -> dict:
         model.train()
-        _hold_budget(model, True)
+        if routed:
+            biases, model.policy.calibrating = model.policy.bias.clone(), True
         began = clock()
         with torch.autocast(windows.device.type, dtype, enabled=dtype != torch.float32):
             out = model(windows[:, :-1])
@@ -153,14 +157,13 @@ def training_step(model: nn.Module, windows: Tensor, dtype: torch.dtype | None =
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return dict(seconds=clock() - began, E=None if isinstance(out, Tensor) else out.depth.double().mean())
+        seconds = clock() - began
+        if routed:
+            model.policy.bias.copy_(biases)
+            model.policy.calibrating = False
+        return dict(seconds=seconds, E=None if isinstance(out, Tensor) else out.depth.double().mean())
 
     return step
-
-
-def _hold_budget(model: nn.Module, now: bool) -> None:
-    if isinstance(getattr(model, "policy", None), morlib.Router) and model.cfg.target_depth is not None:
-        model.policy.calibrating = now
 
 
 def forward_pass(model: morlib.Transformer, tokens: Tensor, use_cache: bool = False) -> typing.Callable[[], dict]:
@@ -169,7 +172,6 @@ def forward_pass(model: morlib.Transformer, tokens: Tensor, use_cache: bool = Fa
     @torch.no_grad()
     def call() -> dict:
         model.eval()
-        _hold_budget(model, False)
         began = clock()
         out = model(tokens, morlib.Cache() if use_cache else None)
         return dict(seconds=clock() - began, E=out.depth.double().mean())
@@ -186,7 +188,6 @@ def decoding(model: morlib.Transformer, prompt: Tensor, tokens: int) -> typing.C
     @torch.no_grad()
     def call() -> dict:
         model.eval()
-        _hold_budget(model, False)
         cache, each, depth = morlib.Cache(), [], []
         out = model(prompt, cache)
         fresh, before = out.logits[:, -1:].argmax(-1), out.depth
@@ -259,7 +260,7 @@ def serving(model: morlib.Transformer, text: Tensor, batches: list[int], prompt:
         decode()
         runs = [decode() for _ in range(max(repeats // 3, 1))]
         row = _served("decode", B, pd.Series(np.concatenate([run["each"] for run in runs])), B, runs[-1]["E"])
-        rows.append(row | {"cache bytes a sequence": cache_bytes(runs[-1]["cache"]) / B})
+        rows.append(row | {"cache bytes a sequence": cache_bytes(runs[-1]["cache"]) / B, "E in cache": float(runs[-1]["held"])})
     return pd.DataFrame(rows)
 
 
@@ -373,27 +374,23 @@ def cache_bytes(cache: morlib.Cache) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def _peak(config: dict, B: int, L: int, training: bool, connection) -> None:
-    """In a process of its own: the most memory above what a built model and its batch take, in bytes."""
+def _peak(config: morlib.ModelConfig, state: bytes, B: int, L: int, training: bool, connection) -> None:
+    """In a process of its own: the most memory above what a model and its batch take, in bytes."""
     import resource
 
     torch.set_num_threads(1)
-    model, windows = build(**config), torch.zeros(B, L + 1, dtype=torch.long)
+    model, windows = build(config), torch.zeros(B, L + 1, dtype=torch.long)
+    model.load_state_dict(safetensors.torch.load(state))
     call = training_step(model, windows) if training else forward_pass(model, windows[:, :-1])
-    before = _resident()
+    before = int(lines_of("/proc/self/statm")[0].split()[1]) * os.sysconf("SC_PAGE_SIZE")
     call()
-    unit = 1 if platform.system() == "Darwin" else 1024
-    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before)
+    connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 
 
-def _resident() -> int:
-    return int(lines_of("/proc/self/statm")[0].split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def peak_memory(config: dict, B: int, L: int, training: bool = False) -> int | str:
-    """Peak bytes that a pass needs above the model itself: on a card from torch's allocator, on Linux from a fresh process, else NOT_MEASURABLE."""
-    if morlib.pick_device()[0].type == "cuda":
-        model, windows = build(**config), torch.zeros(B, L + 1, dtype=torch.long, device="cuda")
+def peak_memory(model: morlib.Transformer, B: int, L: int, training: bool = False) -> int | str:
+    """Peak bytes that a pass or a training step needs above the model: on a card from torch's allocator, on Linux from a fresh process, else NOT_MEASURABLE."""
+    if next(model.parameters()).is_cuda:
+        windows = torch.zeros(B, L + 1, dtype=torch.long, device="cuda")
         call, before = training_step(model, windows) if training else forward_pass(model, windows[:, :-1]), torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         call()
@@ -403,8 +400,10 @@ def peak_memory(config: dict, B: int, L: int, training: bool = False) -> int | s
     context = multiprocessing.get_context("forkserver")  # forks before torch has started a thread
     context.set_forkserver_preload(["deployment"])
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_peak, args=(config, B, L, training, send))
-    process.start()
+    state = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
+    process = context.Process(target=_peak, args=(model.cfg, state, B, L, training, send))
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):  # what is preloaded is found where it was found here
+        process.start()
     send.close()
     try:
         return receive.recv()

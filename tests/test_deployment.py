@@ -203,9 +203,9 @@ def test_energy_is_read_or_said_to_be_unreadable(monkeypatch):
     assert deployment.energy_a_token(dict, 5, seconds=0.0) == deployment.NOT_MEASURABLE, "the counter went round"
 
 
-def test_peak_memory_grows_with_the_batch():
-    config = dict(vocab_size=11, n_layers=2, d_model=32, n_heads=2, d_ff=512, max_len=64, routing="none")
-    small, large = (deployment.peak_memory(config, B, 64, training=True) for B in (2, 128))
+def test_peak_memory_grows_with_the_batch(make_model):
+    model = make_model(n_layers=2, d_model=32, d_ff=512, max_len=64, routing="none")
+    small, large = (deployment.peak_memory(model, B, 64, training=True) for B in (2, 128))
     if small == deployment.NOT_MEASURABLE:
         pytest.skip("no counter of resident memory here")
     assert large > small + 2_000_000
