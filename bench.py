@@ -23,11 +23,14 @@ from unittest import mock
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import deployment
 import morlib
-from deployment import SOURCES, in_turn, ratio
+from deployment import clock, in_turn, ratio
+
+SOURCES = dict(n_layers=12, d_model=256, n_heads=8, d_ff=2048, dropout=0.1)  # the documents' sizes
+
 
 # ---- Goals ----
 
@@ -148,13 +151,68 @@ def machine() -> dict:
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # more than `threads`: something else was running
-        versions=dict(python=platform.python_version(), torch=torch.__version__, morlib=morlib.__version__),
+        versions=dict(python=platform.python_version(), torch=torch.__version__, morlib=f"{morlib.__version__}+{morlib._sha256(Path(morlib.__file__).read_bytes())[:8]}"),
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         commit=commit,
     )
 
 
 # ---- What is measured ----
+
+
+class EncoderStack(nn.Module):
+    """The same stack from torch.nn.TransformerEncoder: causal, pre-norm, the sizes of `cfg`; returns logits [B, L, V]."""
+
+    def __init__(self, cfg: morlib.ModelConfig):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(cfg.d_model, cfg.n_heads, cfg.d_ff, cfg.dropout, batch_first=True, norm_first=True)
+        self.embed, self.head = nn.Embedding(cfg.vocab_size, cfg.d_model), nn.Linear(cfg.d_model, cfg.vocab_size)
+        self.register_buffer("positions", morlib.sinusoids(cfg.max_len, cfg.d_model))
+        self.stack = nn.TransformerEncoder(layer, cfg.n_layers, nn.LayerNorm(cfg.d_model), enable_nested_tensor=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        L = tokens.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(L, device=tokens.device)
+        return self.head(self.stack(self.embed(tokens) + self.positions[:L], mask, is_causal=True))
+
+
+def generation(model: morlib.Transformer, tokens: int) -> typing.Callable[[], dict]:
+    """Cached generation of so many tokens from one."""
+
+    def call() -> dict:
+        began = clock()
+        morlib.generate(model, torch.zeros(1, 1, dtype=torch.long), tokens)
+        return dict(seconds=clock() - began)
+
+    return call
+
+
+def uncached_generation(model: morlib.Transformer, tokens: int, parts: int) -> typing.Callable[[], dict]:
+    """Uncached generation, sampled: a call does every `parts`-th of its passes and counts them `parts` times; so many calls in a row do each pass once."""
+    text, calls = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device), [0]
+
+    @torch.no_grad()
+    def call() -> dict:
+        model.eval()
+        began = clock()
+        for length in range(1 + calls[0] % parts, tokens + 1, parts):
+            model(text[:, :length]).logits[:, -1].argmax(-1)
+        calls[0] += 1
+        return dict(seconds=(clock() - began) * parts)
+
+    return call
+
+
+def matrix_product(size: int = 4096, dtype: torch.dtype = torch.float32, device: str = "cpu") -> typing.Callable[[], dict]:
+    """A large matrix product, [size, size] times [size, size]: 2 size^3 operations."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def call() -> dict:
+        began = clock()
+        a @ b
+        return dict(seconds=clock() - began)
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -224,7 +282,7 @@ class Bench:
         models = self.fixed_and_random(s.length)
         models |= {f"{E} router": model for E, model in self.routed.items()}
         calls = {name: deployment.training_step(model, windows, self.dtype) for name, model in models.items()}
-        seconds = self.turns("training", calls | {"product": deployment.matrix_product(s.product, self.dtype)})
+        seconds = self.turns("training", calls | {"product": matrix_product(s.product, self.dtype)})
         with torch.no_grad():
             work = deployment.training_flops(models["fixed"], models["fixed"](windows[:, :-1]).actions)
         for name in (8, 6, "8 router", "6 router"):
@@ -261,7 +319,7 @@ class Bench:
         """Without dropout both do the same: torch's layer drops in two more places."""
         s, dtype = self.sizes, self.dtype if device == "cpu" else morlib.pick_device()[1]
         windows, ours = self.windows(s.batch, s.length, device), self.build(s.length, device, routing="none", dropout=0.0)
-        models = {"ours": ours, "torch": deployment.EncoderStack(ours.cfg).to(device)}
+        models = {"ours": ours, "torch": EncoderStack(ours.cfg).to(device)}
         seconds = self.turns(f"encoder, {device}", {name: deployment.training_step(model, windows, dtype) for name, model in models.items()})
         yield "encoder" if device == "cpu" else "encoder-gpu", ratio(seconds, "ours", "torch") | dict(dtype=str(dtype)[6:])
 
@@ -269,7 +327,8 @@ class Bench:
         s, model = self.sizes, self.build(self.sizes.length, routing="none")
         windows, other = self.windows(s.batch, s.length), torch.bfloat16 if self.dtype == torch.float32 else self.dtype
         calls = {str(dtype)[6:]: deployment.training_step(model, windows, dtype) for dtype in (torch.float32, other)}
-        measured = ratio(self.turns("dtypes", calls), str(other)[6:], "float32")
+        turns = 3 if self.dtype == torch.float32 else None  # then it is only to be told what the choice was between
+        measured = ratio(self.turns("dtypes", calls, turns and min(turns, s.repeats)), str(other)[6:], "float32")
         if self.dtype == torch.float32:
             note = f"yes: it chooses float32; a step under autocast to bfloat16 takes {measured['measured']:.2f} of its time here"
             yield "dtype", dict(measured=None, note=note, alternative=measured)
@@ -288,7 +347,7 @@ class Bench:
     def generation(self):
         s, parts = self.sizes, self.sizes.repeats + 1
         model = self.build(s.generated + 1, routing="none")
-        calls = {"cached": deployment.generation(model, s.generated), "uncached": deployment.uncached_generation(model, s.generated, parts)}
+        calls = {"cached": generation(model, s.generated), "uncached": uncached_generation(model, s.generated, parts)}
         note = f"each of {parts} turns did every {parts}th uncached pass, {parts} fold: together one whole generation"
         yield "generation", ratio(self.turns("generation", calls, parts), "cached", "uncached") | dict(note=note, dtype="float32")
 

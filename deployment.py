@@ -13,6 +13,7 @@ import contextlib
 import copy
 import functools
 import importlib
+import inspect
 import io
 import multiprocessing
 import os
@@ -33,7 +34,6 @@ from torch import Tensor, nn
 import morlib
 
 NOT_MEASURABLE = "not measurable here"
-SOURCES = dict(n_layers=12, d_model=256, n_heads=8, d_ff=2048, dropout=0.1)  # the documents' sizes
 
 
 # ---- Arithmetic ----
@@ -88,22 +88,6 @@ def hold_share(model: morlib.Transformer, start: int, length: int) -> None:
     if isinstance(model.policy, morlib.RandomPolicy):
         for draws in model.policy.table.flatten(0, 1):
             draws[start : start + length] = ((torch.randperm(length) + 0.5) / length).to(draws)
-
-
-class EncoderStack(nn.Module):
-    """The same stack from torch.nn.TransformerEncoder: causal, pre-norm, the sizes of `cfg`; returns logits [B, L, V]."""
-
-    def __init__(self, cfg: morlib.ModelConfig):
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(cfg.d_model, cfg.n_heads, cfg.d_ff, cfg.dropout, batch_first=True, norm_first=True)
-        self.embed, self.head = nn.Embedding(cfg.vocab_size, cfg.d_model), nn.Linear(cfg.d_model, cfg.vocab_size)
-        self.register_buffer("positions", morlib.sinusoids(cfg.max_len, cfg.d_model))
-        self.stack = nn.TransformerEncoder(layer, cfg.n_layers, nn.LayerNorm(cfg.d_model), enable_nested_tensor=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        L = tokens.shape[1]
-        mask = nn.Transformer.generate_square_subsequent_mask(L, device=tokens.device)
-        return self.head(self.stack(self.embed(tokens) + self.positions[:L], mask, is_causal=True))
 
 
 # ---- Time ----
@@ -202,45 +186,6 @@ def decoding(model: morlib.Transformer, prompt: Tensor, tokens: int) -> typing.C
     return call
 
 
-def generation(model: morlib.Transformer, tokens: int) -> typing.Callable[[], dict]:
-    """Cached generation of so many tokens from one."""
-
-    def call() -> dict:
-        began = clock()
-        morlib.generate(model, torch.zeros(1, 1, dtype=torch.long), tokens)
-        return dict(seconds=clock() - began)
-
-    return call
-
-
-def uncached_generation(model: morlib.Transformer, tokens: int, parts: int) -> typing.Callable[[], dict]:
-    """Uncached generation, sampled: a call does every `parts`-th of its passes and counts them `parts` times; so many calls in a row do each pass once."""
-    text, calls = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device), [0]
-
-    @torch.no_grad()
-    def call() -> dict:
-        model.eval()
-        began = clock()
-        for length in range(1 + calls[0] % parts, tokens + 1, parts):
-            model(text[:, :length]).logits[:, -1].argmax(-1)
-        calls[0] += 1
-        return dict(seconds=(clock() - began) * parts)
-
-    return call
-
-
-def matrix_product(size: int = 4096, dtype: torch.dtype = torch.float32, device: str = "cpu") -> typing.Callable[[], dict]:
-    """A large matrix product, [size, size] times [size, size]: 2 size^3 operations."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-
-    def call() -> dict:
-        began = clock()
-        a @ b
-        return dict(seconds=clock() - began)
-
-    return call
-
-
 def serving(model: morlib.Transformer, text: Tensor, batches: list[int], prompt: int, tokens: int, repeats: int = 7) -> pd.DataFrame:
     """Prefill and decode at several batches: milliseconds a token (p50, p95), tokens a second, depth, operations a token, cache bytes.
 
@@ -300,7 +245,7 @@ def _labelled(model: morlib.Transformer):
             stack.enter_context(mock.patch.object(module, "forward", wrap(module.forward, part)))
         stack.enter_context(mock.patch.object(model, "run_step", wrap(model.run_step, "packing")))
         for name, function in list(vars(morlib.Packing).items()):
-            if callable(function):
+            if inspect.isfunction(function):
                 stack.enter_context(mock.patch.object(morlib.Packing, name, wrap(function, "packing")))
         yield
 
@@ -402,15 +347,16 @@ def peak_memory(model: morlib.Transformer, B: int, L: int, training: bool = Fals
     receive, send = context.Pipe(duplex=False)
     state = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
     process = context.Process(target=_peak, args=(model.cfg, state, B, L, training, send))
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):  # what is preloaded is found where it was found here
-        process.start()
-    send.close()
     try:
+        with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, sys.path))):  # what is preloaded is found where it was found here
+            process.start()
+        send.close()
         return receive.recv()
-    except EOFError:
+    except (EOFError, OSError):  # a program that was typed in has no file that a new process could begin with
         return NOT_MEASURABLE
     finally:
-        process.join()
+        if process.pid:
+            process.join()
 
 
 def energy_counter() -> tuple[typing.Callable[[], float], str] | None:

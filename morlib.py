@@ -1662,14 +1662,14 @@ def card_of(worker: int, cards: int) -> str | None:
     return visible[(worker - 1) % len(visible)] if cards > 1 else None
 
 
-def _attempt(spec: Run, folder: str | None = None, progress: bool = False, cards: int = 0) -> dict | str:
+def _attempt(spec: Run, folder: str | None = None, progress: bool = False) -> dict | str:
     """A run's record, or its error as text, so that one failing run leaves the others alone. With `folder`, in a worker of one thread and one card."""
     try:
         if folder:
             os.environ["MORLIB_OUTPUTS"] = folder
             torch.set_num_threads(1)
-            number = multiprocessing.current_process().name.rpartition("-")[2]  # joblib numbers its workers
-            if (card := card_of(int(number) if number.isdigit() else 1, cards)) is not None:
+            number = multiprocessing.current_process().name.rpartition("-")[2]  # joblib numbers its workers; Dask's have their own environment
+            if number.isdigit() and (card := card_of(int(number), torch.cuda.device_count())):
                 os.environ["CUDA_VISIBLE_DEVICES"] = card  # before this process first touches a card
         return run(spec, progress)
     except Exception as error:
@@ -1706,8 +1706,7 @@ def run_all(specs: list[Run], jobs: int = 1, scheduler: str | None = None) -> pd
             else:
                 left.sort(key=lambda i: -specs[i].train.epochs * specs[i].config.n_layers)  # no worker waits for one long run at the end
                 many = joblib.Parallel(n_jobs=None if scheduler else jobs, return_as="generator", batch_size=1, pre_dispatch="all")
-                cards = 0 if scheduler else torch.cuda.device_count()  # on a cluster the workers' own environment says which card they have
-                results = many(joblib.delayed(_attempt)(specs[i], str(outputs().resolve()), False, cards) for i in left)
+                results = many(joblib.delayed(_attempt)(specs[i], str(outputs().resolve())) for i in left)
             try:
                 for i, result in zip(left, results):
                     done[i] = result

@@ -2,7 +2,10 @@
 
 import json
 import os
+import time
+import types
 
+import nbformat
 import pandas as pd
 import pytest
 import torch
@@ -137,7 +140,7 @@ def test_every_row_of_the_bench_is_measured_and_kept(capsys):
     here = [goal.key for goal in bench.GOALS if goal.where == "CPU" or torch.cuda.is_available()]
     assert sorted(record["rows"]) == sorted(here)
     assert {"device", "cpu", "gpu", "cores", "threads", "load", "versions", "date", "commit", "sizes", "dtype", "rows", "seconds", "took", "parts"} <= set(record)
-    assert record["versions"]["morlib"] == morlib.__version__ and record["threads"] == 1
+    assert record["versions"]["morlib"].startswith(f"{morlib.__version__}+") and record["threads"] == 1
     for key, row in record["rows"].items():
         if row["measured"] is not None:
             assert row["dtype"] and row["date"] and (key in ("cache", "dtype-loss") or row["repeats"] >= 2 and len(row["quartiles"]) == 2), key
@@ -170,7 +173,7 @@ def test_ratios_are_paired_turn_by_turn():
 def test_uncached_passes_are_each_done_once(make_model):
     model, lengths = make_model(routing="none"), []
     model.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
-    call = deployment.uncached_generation(model, 12, parts=4)
+    call = bench.uncached_generation(model, 12, parts=4)
     for _ in range(4):
         call()
     assert sorted(lengths) == list(range(1, 13))
@@ -242,14 +245,35 @@ def test_each_worker_has_a_card_of_its_own(monkeypatch):
     assert morlib.card_of(1, 2) == "5", "a worker that has its card keeps it"
 
 
-def test_two_workers_see_two_cards(monkeypatch, small_text):
-    """Without a card: what the workers of two runs find in their environment."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    settings = morlib.settings(dict(preset="smoke"))
-    runs = morlib.experiment_runs(settings, "cards", dict(name=small_text), {"m": ({}, {}), "n": ({}, {})})
-    seen = []
-    monkeypatch.setattr(morlib.joblib, "Parallel", lambda **kwargs: lambda tasks: [seen.append(arguments) or "not run" for _, arguments, _ in tasks])
-    with pytest.raises(RuntimeError, match="not run"):
-        morlib.run_all(runs, jobs=2)
-    assert [arguments[2:] for arguments in seen] == [(False, 2)] * 2 and "CUDA_VISIBLE_DEVICES" not in os.environ
+def test_two_workers_see_two_cards(monkeypatch, corpus, small_text):
+    """Without a card: what workers with joblib's names find in their environment when the run begins."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")))
+    monkeypatch.setattr(morlib, "run", lambda spec, progress: os.environ.get("CUDA_VISIBLE_DEVICES"))
+    for name, card in (("LokyProcess-1", "0"), ("LokyProcess-2", "1"), ("Dask Worker process (from Nanny)", None)):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(morlib.multiprocessing, "current_process", lambda name=name: types.SimpleNamespace(name=name))
+        assert [morlib._attempt(None, str(morlib.outputs())) for _ in range(2)] == [card, card], "and a second run stays there"
+    monkeypatch.undo()
+
+    def who():
+        time.sleep(0.2)
+        return morlib.multiprocessing.current_process().name
+
+    names = set(morlib.joblib.Parallel(n_jobs=2)(morlib.joblib.delayed(who)() for _ in range(4)))
+    assert all(name.rpartition("-")[2].isdigit() for name in names), "joblib numbers its workers"
+
+
+def test_the_preset_paper_runs_one_seed_a_card(monkeypatch):
+    for cards, jobs in ((0, 1), (1, 1), (2, 2)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda cards=cards: cards)
+        assert morlib.settings(dict(preset="paper")).jobs == jobs and morlib.settings(dict(preset="paper", jobs=1)).jobs == 1
+        assert morlib.settings(dict(preset="quick")).jobs == 2
+
+
+@pytest.mark.parametrize("changed, message", [(dict(batches=[]), "batches must be a list"), (dict(batches=[0]), "batches must be a list"),
+                                              (dict(repeats=0), "repeats 1 or more"), (dict(repeats="seven"), "repeats must be int")])  # fmt: skip
+def test_the_notebook_refuses_what_it_cannot_do(changed, message):
+    cells = [cell for cell in nbformat.read(morlib.ROOT / "notebooks" / "06_deployment.ipynb", 4).cells if cell.cell_type == "code"]
+    namespace = dict(preset="smoke", batches=[1], repeats=7) | changed
+    with pytest.raises(ValueError, match=message):
+        exec(cells[2].source, namespace | dict(morlib=morlib, torch=torch))
