@@ -59,7 +59,7 @@ class Goal:
         return {"at most": f"≤ {self.limit:g}", "at least": f"≥ {self.limit:g}", "within": f"1 ± {self.limit:g}"}[self.sense]
 
 
-PACKED = "A step also pays for what does not shrink with E: head, optimizer, moving tokens in and out of the packed batch, and matrix products with fewer rows, which run at a lower rate."
+PACKED = "Time also goes into what does not shrink with E: the head, in training the optimizer, moving tokens in and out of the packed batch, and matrix products with fewer rows, which run at a lower rate."
 ROUTED = PACKED + " A router that is trained also sorts its margins in each batch to hold its budget."
 GOALS = [
     Goal(f"{kind}-{E}{'-long' if long else ''}{'-router' if router else ''}",
@@ -102,13 +102,14 @@ def table(record: dict) -> pd.DataFrame:
 
 
 def misses(record: dict) -> list[str]:
-    """A sentence for each row that misses its goal: by how much, and why."""
-    lines = []
+    """For each reason why rows miss their goals, a line: which rows, by how much, and the reason."""
+    missed: dict[str, list[str]] = {}
     for goal in GOALS:
         row = record["rows"].get(goal.key, {})
         if row.get("measured") is not None and not goal.met(row["measured"]):
-            lines.append(f"{goal.what}: {row['measured']:.3f}, goal {goal.words()}, missed ({goal.verdict(row['measured'])[4:]}). {goal.why} {row.get('note', '')}".strip())
-    return lines
+            note = f" ({row['note']})" if row.get("note") else ""
+            missed.setdefault(goal.why, []).append(f"{goal.what}: {row['measured']:.3f}, goal {goal.words()}, missed {goal.verdict(row['measured'])[4:]}{note}")
+    return [f"{'; '.join(rows)}. {why}" for why, rows in missed.items()]
 
 
 def stored(folder: Path | None = None) -> list[dict]:
@@ -133,7 +134,7 @@ def headline(folder: Path | None = None) -> pd.DataFrame | None:
     for record in records:
         print("Stored record:", about(record))
         print("\n".join(f"- {miss}" for miss in misses(record)) or "Every row that was measured meets its goal.")
-    return pd.concat({record["gpu"] or record["cpu"]: table(record) for record in records}, names=["device"]).reset_index("row", drop=True)
+    return pd.concat([table(record).assign(device=record["gpu"] or record["cpu"]) for record in records]).set_index("what")
 
 
 def machine() -> dict:
@@ -348,7 +349,7 @@ class Bench:
         s, parts = self.sizes, self.sizes.repeats + 1
         model = self.build(s.generated + 1, routing="none")
         calls = {"cached": generation(model, s.generated), "uncached": uncached_generation(model, s.generated, parts)}
-        note = f"each of {parts} turns did every {parts}th uncached pass, {parts} fold: together one whole generation"
+        note = f"each turn did one uncached pass in {parts} and counted it {parts} times: together the turns did each pass once"
         yield "generation", ratio(self.turns("generation", calls, parts), "cached", "uncached") | dict(note=note, dtype="float32")
 
     def decoding(self):

@@ -343,7 +343,7 @@ def peak_memory(model: morlib.Transformer, B: int, L: int, training: bool = Fals
     if not lines_of("/proc/self/statm"):
         return NOT_MEASURABLE
     context = multiprocessing.get_context("forkserver")  # forks before torch has started a thread
-    context.set_forkserver_preload(["deployment"])
+    context.set_forkserver_preload(["deployment", "torch._dynamo"])  # an optimizer loads the second
     receive, send = context.Pipe(duplex=False)
     state = safetensors.torch.save({k: v.contiguous() for k, v in model.state_dict().items()})
     process = context.Process(target=_peak, args=(model.cfg, state, B, L, training, send))

@@ -129,7 +129,19 @@ def test_the_table_holds_every_goal_and_says_why_a_row_misses():
     assert table.loc["train-8", ["measured", "goal", "met", "E"]].tolist() == ["0.900", "≤ 0.75", "no, by 20.0 %", "8.00"]
     assert table["met"][["dtype", "rate", "train-6", "train-8-gpu"]].tolist() == ["yes: it chooses float32", "yes", "not measured", "needs a GPU"]
     (line,) = bench.misses(record)
-    assert "missed (by 20.0 %)" in line and bench.PACKED in line
+    assert "missed by 20.0 %" in line and line.endswith(bench.PACKED)
+    record["rows"]["train-6"] = dict(measured=0.7)
+    assert len(bench.misses(record)) == 1, "rows with one reason share a line"
+
+
+def test_stored_records_open_the_notebook(tmp_path, capsys):
+    assert bench.headline(tmp_path) is None and "`make bench` makes one" in capsys.readouterr().out
+    record = bench.machine() | dict(dtype="float32", rows={"rate": dict(measured=0.75), "encoder": dict(measured=0.95)})
+    (tmp_path / "speed_here.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "speed_here_quick.json").write_text("not read", encoding="utf-8")
+    shown = bench.headline(tmp_path)
+    assert shown["met"].str.startswith("no").sum() == 1 and len(shown) == len(bench.GOALS)
+    assert "missed by 5.6 %" in capsys.readouterr().out
 
 
 def test_every_row_of_the_bench_is_measured_and_kept(capsys):
