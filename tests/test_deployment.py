@@ -140,7 +140,7 @@ def test_stored_records_open_the_notebook(tmp_path, capsys):
     (tmp_path / "speed_here.json").write_text(json.dumps(record), encoding="utf-8")
     (tmp_path / "speed_here_quick.json").write_text("not read", encoding="utf-8")
     shown = bench.headline(tmp_path)
-    assert shown["met"].str.startswith("no").sum() == 1 and len(shown) == len(bench.GOALS)
+    assert shown["met"].str.startswith("no,").sum() == 1 and len(shown) == len(bench.GOALS)
     assert "missed by 5.6 %" in capsys.readouterr().out
 
 
