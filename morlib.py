@@ -22,6 +22,7 @@ import http.client
 import io
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -190,6 +191,8 @@ def settings(namespace: dict, own: dict | None = None, only: tuple | None = None
         if value not in table:
             raise ValueError(f"parameter {name} must be one of {', '.join(table)}, not {value!r}")
     values = PRESETS[preset] | RECIPES[recipe] | given
+    if preset == "paper" and "jobs" not in given:
+        values["jobs"] = max(torch.cuda.device_count(), 1)  # one run a card
     for name in ("seeds", "jobs", "max_chars", "subwords"):
         if values.get(name) is not None and values[name] < 1:
             raise ValueError(f"parameter {name} must be 1 or more, not {values[name]}")
@@ -1735,12 +1738,22 @@ def run(spec: Run, progress: bool = False) -> dict:
     return record
 
 
+def card_of(worker: int, cards: int) -> str | None:
+    """The card, as CUDA_VISIBLE_DEVICES names it, of worker 1, 2, ... where several are visible: two runs side by side, one a card, beat one small model
+    that is split over both. None: leave the environment as it is."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(cards)))).split(",")
+    return visible[(worker - 1) % len(visible)] if cards > 1 else None
+
+
 def _attempt(spec: Run, folder: str | None = None, progress: bool = False) -> dict | str:
-    """A run's record, or its error as text, so that one failing run leaves the others alone. With `folder`, in a worker of one thread."""
+    """A run's record, or its error as text, so that one failing run leaves the others alone. With `folder`, in a worker of one thread and one card."""
     try:
         if folder:
             os.environ["MORLIB_OUTPUTS"] = folder
             torch.set_num_threads(1)
+            number = multiprocessing.current_process().name.rpartition("-")[2]  # joblib numbers its workers; Dask's have their own environment
+            if number.isdigit() and (card := card_of(int(number), torch.cuda.device_count())):
+                os.environ["CUDA_VISIBLE_DEVICES"] = card  # before this process first touches a card
         return run(spec, progress)
     except Exception as error:
         return f"{type(error).__name__}: {error}"

@@ -30,7 +30,18 @@ def stage(owner: str, folder: Path) -> list[Path]:
         raise ValueError(f"{folder} is not empty: remove it, or name another folder")
     dataset = folder / "dataset"
     metadata(HERE / "dataset-metadata.json", dataset / "dataset-metadata.json", owner)
-    for name in ("morlib.py", "analysis.py", "textpage.py", "LICENSE", "data/README.md", "data/bangla_sample.txt", "data/fonts/NotoSansBengali-Regular.ttf", "data/fonts/OFL.txt"):
+    for name in (
+        "morlib.py",
+        "analysis.py",
+        "textpage.py",
+        "deployment.py",
+        "bench.py",
+        "LICENSE",
+        "data/README.md",
+        "data/bangla_sample.txt",
+        "data/fonts/NotoSansBengali-Regular.ttf",
+        "data/fonts/OFL.txt",
+    ):
         (dataset / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, dataset / name)
     places = [ROOT / "data", *([Path(os.environ["MORLIB_DATA"])] if os.environ.get("MORLIB_DATA") else [])]
