@@ -313,8 +313,8 @@ def lines_of(path: str) -> list[str]:
 
 def cache_bytes(cache: morlib.Cache) -> int:
     """Bytes allocated for what a cache holds: each tensor's whole storage, once."""
-    if hasattr(cache, "allocated_bytes"):
-        return cache.allocated_bytes()
+    if hasattr(cache, "bytes"):
+        return cache.bytes()
     tensors = [t for step in cache.steps.values() for t in vars(step).values() if isinstance(t, Tensor)]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
