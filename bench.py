@@ -17,7 +17,7 @@ import re
 import subprocess
 import time
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -68,6 +68,8 @@ GOALS = [
     for router, long, limits in ((False, False, (0.75, 0.58, 0.72, 0.55)), (False, True, (0.78, 0.62, 0.78, 0.62)), (True, False, (0.75, 0.58, 0.72, 0.55)))
     for (kind, name, E), limit in zip((("train", "training step", 8), ("train", "training step", 6), ("forward", "forward pass", 8), ("forward", "forward pass", 6)), limits)
 ] + [
+    Goal("train-small", "training step at experiment 1's size (preset cpu, one thread), MoR / fixed N = 12, E = 8", 0.77,
+         why="At width 64 an operation takes hardly longer than starting it, and a layer that runs an eighth of the tokens starts as many."),
     Goal("train-8-gpu", "training step, MoR / fixed N = 12, E = 8, large batch", 0.85, where="GPU", why="A small model leaves a card waiting for the next kernel: what counts is how many there are, not how large."),
     Goal("encoder", "training step, ours / torch.nn.TransformerEncoder, fixed N = 12, no dropout", 0.90, why="Both spend nearly all their time in the same matrix products."),
     Goal("encoder-gpu", "training step, ours / torch.nn.TransformerEncoder, fixed N = 12, no dropout", 0.90, where="GPU", why="Both spend nearly all their time in the same matrix products."),
@@ -233,11 +235,12 @@ class Sizes:
     repeats: int = 7
     gpu_batches: tuple = (8, 32, 128, 512, 1024)
     preset: str = "quick"  # of the two runs whose losses tell whether a narrower dtype harms
+    experiment: str = "cpu"  # preset of the row at experiment 1's size
 
 
 FULL = Sizes(model=SOURCES)
 QUICK = Sizes(dict(SOURCES, d_model=32, n_heads=4, d_ff=64), batch=8, length=16, long_batch=2, long_length=32, generated=24, decoded=8, product=128,
-              router_steps=2, max_chars=40_000, repeats=2, gpu_batches=(8, 32), preset="smoke")  # fmt: skip
+              router_steps=2, max_chars=40_000, repeats=2, gpu_batches=(8, 32), preset="smoke", experiment="smoke")  # fmt: skip
 
 
 class Bench:
@@ -292,6 +295,19 @@ class Bench:
         rates.attrs["E"] = {"product": None}
         note = "step {:.0f} GFLOP/s, product {:.0f} GFLOP/s".format(*(1 / rates.median() / 1e9))
         yield "rate", ratio(rates, "product", "step") | dict(note=note)
+
+    def small(self):
+        """Experiment 1's fixed model and a router that has trained a little, at the size of its preset, with the one thread that its runs have."""
+        chosen, threads = morlib.settings(dict(preset=self.sizes.experiment)), torch.get_num_threads()
+        sizes = chosen.model(vocab_size=self.corpus.vocab_size)
+        torch.set_num_threads(1)
+        models = {name: deployment.build(replace(sizes, routing=name, target_depth=depth)) for name, depth in (("none", None), ("mor", 2 / 3 * sizes.n_layers))}
+        batch = chosen.train().batch_size
+        morlib.train(models["mor"], self.corpus, chosen.train(epochs=1, windows=batch * self.sizes.router_steps, evaluations=1, eval_windows=8, heldout_windows=8))
+        windows = self.windows(batch, sizes.max_len)
+        seconds = self.turns("small", {name: deployment.training_step(model, windows, self.dtype) for name, model in models.items()}, 3 * self.sizes.repeats)
+        torch.set_num_threads(threads)
+        yield "train-small", ratio(seconds, "mor", "none") | dict(note="one thread")
 
     def forward(self):
         s = self.sizes
@@ -394,7 +410,7 @@ class Bench:
         yield from self.encoder("cuda")
 
 
-GROUPS = ("training", "forward", "long", "encoder", "dtypes", "generation", "decoding", "share", "gpu")
+GROUPS = ("training", "small", "forward", "long", "encoder", "dtypes", "generation", "decoding", "share", "gpu")
 
 
 # ---- The record ----
