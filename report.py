@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 import analysis
+import bench
 import morlib
 
 START, END = "<!-- results: printed by `make report` -->", "<!-- end of results -->"
@@ -52,6 +53,9 @@ def results_section() -> str:
             first = records.iloc[0]
             parts.append(f"**{title}** ({first['data']}, preset {first['preset']}, recipe {first['recipe']}, {records['seed'].nunique()} seed(s))")
             parts.append(told(records))
+    for record in bench.stored():
+        told = bench.table(record).set_index("what").rename_axis("side by side, in one process")
+        parts += [f"**Is skipped work saved time?** ({bench.about(record)})", markdown(told[["measured", "quartiles", "goal", "met", "E"]])]
     findings = morlib.ROOT / "outputs" / "reference" / "routing_findings.json"
     if findings.is_file():
         kept = json.loads(findings.read_text(encoding="utf-8"))
