@@ -221,7 +221,7 @@ def check_config(cfg: ModelConfig) -> None:
     need(cfg.d_model % 2 == 0, f"d_model must be even for sinusoidal positions, not {cfg.d_model}")
     need(0 <= cfg.dropout < 1, f"dropout must be in [0, 1), not {cfg.dropout}")
     for name, options in (("norm", ("pre", "post")), ("routing", tuple(POLICIES)), ("granularity", ("token", "sample")),
-                          ("estimator", ("scaled", "gumbel", "cut"))):  # fmt: skip
+                          ("estimator", ("scaled", "gumbel", "cut", "hard", "zero-at-threshold", "all-branches", "trapezoid"))):  # fmt: skip
         need(getattr(cfg, name) in options, f"{name} must be one of {', '.join(options)}, not {getattr(cfg, name)!r}")
     need(cfg.shared_blocks is None or 1 <= cfg.shared_blocks <= cfg.n_layers, f"shared_blocks must be in 1..{cfg.n_layers} or None, not {cfg.shared_blocks}")
     need(cfg.temperature > 0, f"temperature must be above 0, not {cfg.temperature}")
@@ -896,7 +896,7 @@ class Router(nn.Module):
     def forward(self, ask: Ask) -> Decision:
         if self.everyone[ask.layer]:
             return Decision(torch.full_like(ask.index, FORWARD))
-        scaled = self.cfg.estimator == "scaled"
+        scaled = self.cfg.estimator in ("scaled", "hard", "zero-at-threshold")
         sampling = ask.sampling and not scaled
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):  # nothing flows through a router that does not learn
             logits = self.routers[ask.layer](F.layer_norm(ask.states, ask.states.shape[-1:])).float()
@@ -907,7 +907,9 @@ class Router(nn.Module):
             logits, noisy = logits + bias, noisy + bias
             skip, forward, recurse = (noisy if scaled else noisy / self.cfg.temperature).unbind(-1)
             weights = torch.stack([torch.logaddexp(forward, recurse) - skip, recurse - forward], dim=-1).sigmoid()
-            if not scaled:
+            if self.cfg.estimator == "zero-at-threshold":
+                weights = torch.stack([torch.maximum(forward, recurse) - skip, recurse - forward], dim=-1).clamp(0, 1)
+            if not scaled or self.cfg.estimator == "hard":
                 weights = weights - weights.detach() + 1 if weights.requires_grad else None
             return Decision(noisy.argmax(-1), logits.softmax(-1), weights)
 
@@ -1042,6 +1044,11 @@ class Transformer(nn.Module):
                     expected = expected + len(chosen)
                 else:
                     asks.append((len(asked), decision.probabilities))
+                probed = cfg.estimator in ("all-branches", "trapezoid") and not recursion and torch.is_grad_enabled() and decision.weights is not None
+                if probed and 0 < len(chosen) < B * L:
+                    x = self._probe(block, x, run, decision, B, L)
+                    if cfg.estimator == "trapezoid":
+                        decision.weights = (decision.weights - 1) * (0.5 * len(asked) / len(run)) + 1
                 if decision.weights is not None:
                     weight, further = decision.weights.unbind(-1) if came_by is None else (decision.weights * came_by[:, None]).unbind(-1)
                     weight, came_by = weight.index_select(0, run), further.index_select(0, again)
@@ -1056,6 +1063,22 @@ class Transformer(nn.Module):
         logits = self.head(self.norm(x)).view(B, L, -1)
         depth = (actions >= FORWARD).sum((0, 1))
         return Output(logits, depth.view(B, L), expected / (B * L), actions.view(cfg.n_layers, -1, B, L))
+
+    def _probe(self, block, x, run, decision, B, L):
+        """What skipped tokens miss, for the router's gradient alone: all of them, or 15 % with the weights of a trapezoid (ReinMax)."""
+        trapezoid = self.cfg.estimator == "trapezoid"
+        skipped = (decision.actions == SKIP).nonzero()[:, 0]
+        if trapezoid:
+            skipped = skipped[torch.rand(len(skipped), device=x.device) < 0.15]
+        if not len(skipped):
+            return x
+        both = torch.cat([run, skipped]).sort()[0]
+        with torch.no_grad():
+            before = x.index_select(0, both)
+            change = (block(before, Packing(both // L, B, L)) - before)[torch.isin(both, skipped)]
+        factor = 0.5 / (1 - len(run) / (B * L)) / 0.15 if trapezoid else 1.0
+        silent = (decision.weights[:, 0].index_select(0, skipped) - 1) * factor  # zero, with a gradient
+        return x.index_add(0, skipped, silent[:, None] * change)
 
     def _expected_depth(self, asks: list[tuple[int, Tensor]]) -> Tensor:
         """Expected applications of one layer, summed over tokens, from the probabilities [T_r, 3] at each recursion.
@@ -1442,7 +1465,7 @@ def calibrate(model: Transformer, corpus: Corpus, windows: int = 256) -> None:
     batch = corpus.windows("val", model.cfg.max_len, windows)[:, :-1].to(policy.bias.device)
     model.eval()
     policy.calibrating = True
-    for sampling in ((False,) if model.cfg.estimator == "scaled" else (True, False)) * 2:
+    for sampling in ((False,) if model.cfg.estimator in ("scaled", "hard", "zero-at-threshold") else (True, False)) * 2:
         model(batch, sampling=sampling)
     policy.calibrating = False
 
