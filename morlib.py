@@ -119,7 +119,7 @@ PRESETS = {
                   evaluations=5, eval_windows=16, heldout_windows=64, max_chars=120_000, subwords=500, seeds=1, jobs=1),
     "quick": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=880, epochs=6, lr=4e-3, router_lr=5e-4,
                   evaluations=6, eval_windows=100, heldout_windows=500, max_chars=1_200_000, subwords=500, seeds=1, jobs=2),
-    "cpu": dict(windows=2944, eval_windows=200, heldout_windows=None, seeds=6),  # over quick
+    "cpu": dict(windows=2944, eval_windows=200, heldout_windows=None, max_chars=None, subwords=4000, seeds=6),  # over quick
     "paper": dict(seeds=6, jobs=1),
 }  # fmt: skip
 PRESETS["cpu"] = PRESETS["quick"] | PRESETS["cpu"]
@@ -190,7 +190,7 @@ def settings(namespace: dict, own: dict | None = None, only: tuple | None = None
             raise ValueError(f"parameter {name} must be one of {', '.join(table)}, not {value!r}")
     values = PRESETS[preset] | RECIPES[recipe] | given
     for name in ("seeds", "jobs", "max_chars", "subwords"):
-        if values.get(name, 1) < 1:
+        if values.get(name) is not None and values[name] < 1:
             raise ValueError(f"parameter {name} must be 1 or more, not {values[name]}")
     own_values = {k: v for k, v in values.items() if k in _names(Settings)} | {"preset": preset, "recipe": recipe}
     result = Settings(**own_values, values=values)
