@@ -119,7 +119,7 @@ PRESETS = {
                   evaluations=5, eval_windows=16, heldout_windows=64, max_chars=120_000, subwords=500, seeds=1, jobs=1),
     "quick": dict(d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=880, epochs=6, lr=4e-3, router_lr=5e-4,
                   evaluations=6, eval_windows=100, heldout_windows=500, max_chars=1_200_000, subwords=500, seeds=1, jobs=2),
-    "cpu": dict(windows=2944, eval_windows=200, heldout_windows=None, max_chars=None, subwords=4000, seeds=6),  # over quick
+    "cpu": dict(windows=2944, eval_windows=200, heldout_windows=None, max_chars=None, subwords=1000, seeds=6),  # over quick
     "paper": dict(seeds=6, jobs=1),
 }  # fmt: skip
 PRESETS["cpu"] = PRESETS["quick"] | PRESETS["cpu"]
