@@ -411,7 +411,7 @@ def collapse_table(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def sources_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model in the order of training: held-out accuracy (%), loss (nats), E by argmax and sampled, and whether it trained."""
+    """One row a model, in the order of the records: held-out accuracy (%), loss (nats), E by argmax and sampled, and whether it trained."""
     sampled = [m["effective_depth"] for m in records["sampled"]]
     table = records.assign(sampled_depth=sampled).groupby("model", sort=False)[["accuracy", "loss", "effective_depth", "sampled_depth", "did_train"]].mean()
     table["did_train"] = table["did_train"].map(lambda share: "yes" if share == 1 else "did not train")

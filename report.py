@@ -22,7 +22,7 @@ EXPERIMENTS = {
 
 def markdown(table: pd.DataFrame) -> str:
     """A table as GitHub Markdown, the index first."""
-    rows = [[table.index.name or "", *table.columns], ["---"] * (len(table.columns) + 1), *([i, *row] for i, row in zip(table.index, table.values))]
+    rows = [[table.index.name or "", *table.columns], ["---"] * (len(table.columns) + 1), *table.itertuples()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
