@@ -754,7 +754,7 @@ class Packing:
 class StepCache:
     """Keys and values kv [sum of room, 2, H, D/H] of the tokens executed at one step: row after row, in a row by position.
 
-    Row b has room for room[b] tokens and holds count[b]. What is allocated is at most 1/64 more than what is held.
+    Row b has room for room[b] tokens and holds count[b]. What is allocated is at most 1/128 more than what is held.
     """
 
     def __init__(self, B: int):
@@ -766,7 +766,7 @@ class StepCache:
         new = torch.bincount(row, minlength=len(self.count)).tolist()
         held, count = self.count, [c + n for c, n in zip(self.count, new)]
         if any(c > room for c, room in zip(count, self.room)):
-            room = [c + c // 64 for c in count]
+            room = [c + c // 128 for c in count]
             grown = kv.new_empty(sum(room), *kv.shape[1:])
             if self.kv is not None:
                 for to, of, n in zip(grown.split(room), self.kv.split(self.room), held):
@@ -780,18 +780,24 @@ class StepCache:
     def attend(self, q: Tensor, kv: Tensor, row: Tensor) -> Tensor:
         """Adds new tokens; each looks at all that its row holds up to itself. q [T, H, D/H], kv [T, 2, H, D/H] to [T, H, D/H].
 
-        Rows that hold equally many go together; others go one by one, as padding them would cost more memory than it saves calls.
+        Rows that hold and get equally many go together, and so do rows that get one token each; others go one by one.
         """
         new, B = self.append(kv, row), len(self.count)
         if len(set(zip(self.count, new))) == 1:
-            pairs = [(q.view(B, -1, *q.shape[1:]), self.kv.view(B, -1, *kv.shape[1:])[:, : self.count[0]])]
+            pairs = [(q.view(B, -1, *q.shape[1:]), self.kv.view(B, -1, *kv.shape[1:])[:, : self.count[0]], None)]
+        elif max(new) == 1:
+            ends = torch.tensor([[sum(self.room[:b]), self.count[b]] for b in range(B)], device=row.device).index_select(0, row)
+            first, count = ends[:, :1], ends[:, 1:]  # [T, 1] of the rows that get a token
+            place = torch.arange(int(count.max()), device=row.device)
+            pairs = [(q[:, None], self.kv[first + place.minimum(count - 1)], (place < count)[:, None, None])]
         else:
             rows = zip(q.split(new), self.kv.split(self.room), self.count, new)
-            pairs = [(queries[None], held[None, :count]) for queries, held, count, n in rows if n]
+            pairs = [(queries[None], held[None, :count], None) for queries, held, count, n in rows if n]
         made = []
-        for q, kv in pairs:
+        for q, kv, seen in pairs:
             m, n = q.shape[1], kv.shape[1]
-            seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m) if m > 1 else None
+            if m > 1:
+                seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
             k, v = kv.unbind(2)
             made.append(F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen).transpose(1, 2).flatten(0, 1))
         return torch.cat(made) if len(made) > 1 else made[0]
