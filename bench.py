@@ -131,7 +131,7 @@ def headline(folder: Path | None = None) -> pd.DataFrame | None:
     """Print what stored records were measured on and a sentence for each miss; the tables of all records as one."""
     records = stored(folder)
     if not records:
-        print("No stored record of the bench ships with this copy: `make bench` makes one in about ten minutes.")
+        print("No stored record of the bench ships with this copy: `make bench` makes one in about twelve minutes.")
         return None
     for record in records:
         print("Stored record:", about(record))

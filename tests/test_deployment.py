@@ -171,7 +171,7 @@ def test_every_row_of_the_bench_is_measured_and_kept(capsys):
 def test_the_bench_names_its_groups(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--only", "everything"])
-    assert "no group everything; there are training, forward" in capsys.readouterr().err
+    assert "no group everything; there are training, small, forward" in capsys.readouterr().err
 
 
 def test_ratios_are_paired_turn_by_turn():
