@@ -339,7 +339,7 @@ def segmentation(tokenizer, text: str) -> dict[str, float]:
 # ---- Studies of the router (notebook 02) ----
 
 KINDS = {"fixed": ("fixed depth", "o"), "mor": ("MoR", "s"), "random": ("random routing", "^")}
-SOURCE_POINTS = ((12, 22.76), (8.0, 22.76), (6, 39.87), (5.89, 49.67))  # (E, accuracy): the thesis' and the paper's, see README
+SOURCE_POINTS = ((12, 22.76), (8.0, 22.76), (6, 39.87), (5.89, 49.67))  # (E, accuracy in %) that the thesis and the paper report: experiment 1 both, experiment 2 both
 
 
 def front_table(front: pd.DataFrame) -> pd.DataFrame:
@@ -388,11 +388,11 @@ def by_validation(records: pd.DataFrame) -> pd.DataFrame:
     last, sampled = pd.DataFrame([r["history"][-1] for r in records["record"]]), pd.DataFrame(list(records["sampled"]))
     table = pd.DataFrame({
         "model": records["model"], "validation loss": last["val_loss"], "validation accuracy (%)": last["val_accuracy"], "E": records["effective_depth"],
-        "E sampled": sampled["effective_depth"], "loss sampled - argmax": sampled["loss"] - records["loss"], "training (s)": records["train_seconds"],
+        "E sampled": sampled["effective_depth"], "loss sampled - argmax": sampled["loss"] - records["loss"],
     })  # fmt: skip
     grouped = table.groupby("model", sort=False)
     means = grouped.mean().assign(seeds=grouped.size()).sort_values("validation loss")
-    return means.round({"validation loss": 4, "validation accuracy (%)": 2, "E": 2, "E sampled": 2, "loss sampled - argmax": 4, "training (s)": 0})
+    return means.round({"validation loss": 4, "validation accuracy (%)": 2, "E": 2, "E sampled": 2, "loss sampled - argmax": 4})
 
 
 def collapse_table(records: pd.DataFrame) -> pd.DataFrame:

@@ -379,7 +379,7 @@ class Bench:
             calls = {name: deployment.decoding(model, prompt, tokens) for name, model in models.items()}
             yield f"decode-{batch}", ratio(self.turns(f"decoding, batch {batch}", calls), 6, "fixed") | dict(dtype="float32")
         done = {name: call() for name, call in calls.items()}
-        size = {name: deployment.cache_bytes(result["cache"]) for name, result in done.items()}
+        size = {name: result["cache"].bytes() for name, result in done.items()}
         E = float(done[6]["held"])
         note = f"{size[6]:,} of {size['fixed']:,} bytes, batch 32, {s.decoded + s.decoded // 2} positions"
         yield "cache", dict(measured=size[6] / size["fixed"] / (E / done["fixed"]["held"].item()), E=E, note=note, dtype="float32")

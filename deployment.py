@@ -123,6 +123,7 @@ def training_step(model: nn.Module, windows: Tensor, dtype: torch.dtype | None =
 
     dtype None: the one that training chooses. A router holds its budget in each batch, as in `morlib.train`, and has its own biases back afterwards.
     """
+    morlib.keep_memory()
     dtype = dtype or morlib.pick_device()[1]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
 
@@ -205,7 +206,7 @@ def serving(model: morlib.Transformer, text: Tensor, batches: list[int], prompt:
         decode()
         runs = [decode() for _ in range(max(repeats // 3, 1))]
         row = _served("decode", B, pd.Series(np.concatenate([run["each"] for run in runs])), B, runs[-1]["E"])
-        rows.append(row | {"cache bytes a sequence": cache_bytes(runs[-1]["cache"]) / B, "E in cache": float(runs[-1]["held"])})
+        rows.append(row | {"cache bytes a sequence": runs[-1]["cache"].bytes() / B, "E in cache": float(runs[-1]["held"])})
     return pd.DataFrame(rows)
 
 
@@ -309,14 +310,6 @@ def _by_part(events, cost: str) -> dict:
 
 def lines_of(path: str) -> list[str]:
     return Path(path).read_text(errors="replace").splitlines() if Path(path).is_file() else []
-
-
-def cache_bytes(cache: morlib.Cache) -> int:
-    """Bytes allocated for what a cache holds: each tensor's whole storage, once."""
-    if hasattr(cache, "bytes"):
-        return cache.bytes()
-    tensors = [t for step in cache.steps.values() for t in vars(step).values() if isinstance(t, Tensor)]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def _peak(config: morlib.ModelConfig, state: bytes, B: int, L: int, training: bool, connection) -> None:

@@ -725,8 +725,8 @@ class Packing:
     """Where T packed tokens stand in B rows: `pad` moves [T, ...] to [B, M, ...], `unpad` back; M holds the fullest row.
 
     Tokens keep their order, so attention that is causal over packed places is causal over positions, and the padding at
-    the rows' ends is never seen by a token before it. Attention on the CPU takes 16 places at a time and is up to twice as
-    slow on what is left over, so a longer M is a multiple of 16.
+    the rows' ends is never seen by a token before it. Attention on the CPU takes 16 places at a time and is slow
+    on what is left over, so a longer M is a multiple of 16.
     """
 
     def __init__(self, row: Tensor, B: int, L: int | None = None):
@@ -1274,8 +1274,10 @@ def pick_device() -> tuple[torch.device, torch.dtype, str]:
 
 
 def keep_memory() -> None:
-    """Tell glibc not to hand large blocks back to the kernel after each use: page faults were a tenth to a quarter of a training
-    step on a CPU at the sources' sizes. Does nothing where there is another C library; the process stays at its peak size."""
+    """Tell glibc not to hand large blocks back to the kernel after each use: getting them again costs page faults in every step.
+
+    Does nothing where there is another C library; the process stays at its peak size.
+    """
     with contextlib.suppress(AttributeError, OSError, TypeError):
         for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL(None).mallopt(option, 2**31 - 1)
@@ -1436,8 +1438,7 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
         if step % per_epoch == 0:
             shuffled = windows[torch.randperm(tc.windows, generator=order)]
         began = time.perf_counter()
-        if not model.training:
-            model.train()
+        model.train()
         if hasattr(model.policy, "full"):
             model.policy.full = max(1 - step / (tc.depth_warmup * steps), 0.0) if tc.depth_warmup else 0.0
         if budget:
@@ -1590,40 +1591,6 @@ def evaluate(model: Transformer, corpus: Corpus, split: str = "heldout", windows
         tokens=seen["depth"].numel(),
         action_rates=rates.tolist(),
     )
-
-
-def training_step(model: Transformer, batch: Tensor) -> typing.Callable:
-    """A function that does one forward and backward pass on windows [B, L + 1], as training does, for `side_by_side`."""
-    keep_memory()
-    device, dtype, _ = pick_device()
-    batch = batch.to(device)
-
-    def step():
-        if not model.training:
-            model.train()
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = model(batch[:, :-1]).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-
-    return step
-
-
-def side_by_side(calls: dict[str, typing.Callable], repeats: int = 7) -> pd.DataFrame:
-    """Median seconds of functions timed in turn in one process, after one warm-up each, and ratios to the first."""
-    seconds = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            call()
-            if pick_device()[0].type == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - began)
-    table = pd.DataFrame(seconds)
-    ratio = table.div(table.iloc[:, 0], axis=0).median()  # paired turn by turn, so that drift of the machine cancels
-    return pd.DataFrame({"median seconds": table.median(), "ratio": ratio})
 
 
 # ---- Runs and records ----
