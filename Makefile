@@ -42,7 +42,7 @@ smoke: $(VENV)/ready
 	MORLIB_OUTPUTS=$$scratch $(BIN)/jupyter nbconvert --to notebook --execute --inplace $(NOTEBOOKS); \
 	status=$$?; rm -rf $$scratch; exit $$status
 
-# The table of speed goals, measured again: about twelve minutes on 2 quiet CPU cores. `make bench BENCH=--reference` keeps the record among those that ship.
+# The table of speed goals, measured again: about ten minutes on 2 quiet CPU cores. `make bench BENCH=--reference` keeps the record among those that ship.
 bench: $(VENV)/ready
 	@MORLIB_OUTPUTS="$(OUT)" $(BIN)/python bench.py $(BENCH)
 

@@ -382,16 +382,24 @@ def front_lines(front: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _further(groups, digits: int) -> list[str]:
+    """Where one more seed of each group is expected, empty for fewer than three."""
+    ranges = [morlib.new_seed_range(values) for _, values in groups]
+    return ["" if np.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}" for low, high in ranges]
+
+
 def by_validation(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model, the best first: loss and accuracy on validation text at the end of training, E on held-out text by argmax and
-    sampled, and the loss that sampling costs (nats)."""
+    sampled, and the loss that sampling costs (nats). From three seeds on also where the validation loss of a further one is expected (95 %)."""
     last, sampled = pd.DataFrame([r["history"][-1] for r in records["record"]]), pd.DataFrame(list(records["sampled"]))
     table = pd.DataFrame({
         "model": records["model"], "validation loss": last["val_loss"], "validation accuracy (%)": last["val_accuracy"], "E": records["effective_depth"],
         "E sampled": sampled["effective_depth"], "loss sampled - argmax": sampled["loss"] - records["loss"],
     })  # fmt: skip
     grouped = table.groupby("model", sort=False)
-    means = grouped.mean().assign(seeds=grouped.size()).sort_values("validation loss")
+    means = grouped.mean().assign(seeds=grouped.size())
+    means.insert(1, "a new seed", _further(grouped["validation loss"], 3))
+    means = means.sort_values("validation loss")
     return means.round({"validation loss": 4, "validation accuracy (%)": 2, "E": 2, "E sampled": 2, "loss sampled - argmax": 4})
 
 
@@ -411,8 +419,12 @@ def collapse_table(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def sources_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model, in the order of the records: held-out accuracy (%), loss (nats), E by argmax and sampled, and whether it trained."""
+    """One row a model, in the order of the records: held-out accuracy (%), loss (nats), E by argmax and sampled, and whether every seed
+    trained; from three seeds on also where the accuracy of a further one is expected (95 %)."""
     sampled = [m["effective_depth"] for m in records["sampled"]]
-    table = records.assign(sampled_depth=sampled).groupby("model", sort=False)[["accuracy", "loss", "effective_depth", "sampled_depth", "did_train"]].mean()
+    grouped = records.assign(sampled_depth=sampled).groupby("model", sort=False)
+    table = grouped[["accuracy", "loss", "effective_depth", "sampled_depth", "did_train"]].mean().round(2)
     table["did_train"] = table["did_train"].map(lambda share: "yes" if share == 1 else "did not train")
-    return table.round(2).set_axis(["accuracy (%)", "loss (nats)", "E", "E sampled", "trained"], axis=1)
+    table = table.set_axis(["accuracy (%)", "loss (nats)", "E", "E sampled", "trained"], axis=1).assign(seeds=grouped.size())
+    table.insert(1, "a new seed (%)", _further(grouped["accuracy"], 1))
+    return table

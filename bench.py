@@ -131,7 +131,7 @@ def headline(folder: Path | None = None) -> pd.DataFrame | None:
     """Print what stored records were measured on and a sentence for each miss; the tables of all records as one."""
     records = stored(folder)
     if not records:
-        print("No stored record of the bench ships with this copy: `make bench` makes one in about twelve minutes.")
+        print("No stored record of the bench ships with this copy: `make bench` makes one in about ten minutes.")
         return None
     for record in records:
         print("Stored record:", about(record))
@@ -206,6 +206,22 @@ def uncached_generation(model: morlib.Transformer, tokens: int, parts: int) -> t
     return call
 
 
+def linear_layers(model: morlib.Transformer, rows: int, times: int) -> typing.Callable[[], dict]:
+    """The linear layers of all blocks on so many rows, so many times: the part of decoding that goes with the rows."""
+    layers = [m for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+    inputs = [torch.randn(rows, layer.in_features) for layer in layers]
+
+    @torch.no_grad()
+    def call() -> dict:
+        began = clock()
+        for _ in range(times):
+            for layer, x in zip(layers, inputs):
+                layer(x)
+        return dict(seconds=clock() - began)
+
+    return call
+
+
 def matrix_product(size: int = 4096, dtype: torch.dtype = torch.float32, device: str = "cpu") -> typing.Callable[[], dict]:
     """A large matrix product, [size, size] times [size, size]: 2 size^3 operations."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -230,7 +246,7 @@ class Sizes:
     generated: int = 512
     decoded: int = 64  # tokens after a prompt of as many; at batch 32 half as many
     product: int = 4096  # side of the large matrix product
-    router_steps: int = 20  # training steps of the routers behind the rows "with a trained router", 16 windows each
+    router_steps: int = 20  # training steps of the routers behind the rows "with a trained router", 8 windows each
     max_chars: int | None = None  # of the text
     repeats: int = 7
     gpu_batches: tuple = (8, 32, 128, 512, 1024)
@@ -265,7 +281,7 @@ class Bench:
         """Two models with routers that have trained a little, once for all groups."""
         if not hasattr(self, "_routed"):
             steps = self.sizes.router_steps
-            config = morlib.TrainConfig(epochs=1, windows=16 * steps, batch_size=16, evaluations=1, eval_windows=8, heldout_windows=8)
+            config = morlib.TrainConfig(epochs=1, windows=8 * steps, batch_size=8, evaluations=1, eval_windows=8, heldout_windows=8)
             self._routed = {E: self.build(self.sizes.length, routing="mor", target_depth=float(E)) for E in (8, 6)}
             with mock.patch.object(morlib, "pick_device", lambda: (torch.device("cpu"), torch.float32, "CPU, float32: chosen by the bench")):
                 for model in self._routed.values():
@@ -342,12 +358,12 @@ class Bench:
 
     def dtypes(self):
         s, model = self.sizes, self.build(self.sizes.length, routing="none")
-        windows, other = self.windows(s.batch, s.length), torch.bfloat16 if self.dtype == torch.float32 else self.dtype
+        other = torch.bfloat16 if self.dtype == torch.float32 else self.dtype
+        windows = self.windows(s.batch if other == self.dtype else s.batch // 4, s.length)
         calls = {str(dtype)[6:]: deployment.training_step(model, windows, dtype) for dtype in (torch.float32, other)}
-        turns = 3 if self.dtype == torch.float32 else None  # then it is only to be told what the choice was between
-        measured = ratio(self.turns("dtypes", calls, turns and min(turns, s.repeats)), str(other)[6:], "float32")
-        if self.dtype == torch.float32:
-            note = f"yes: it chooses float32; a step under autocast to bfloat16 takes {measured['measured']:.2f} of its time here"
+        measured = ratio(self.turns("dtypes", calls), str(other)[6:], "float32")
+        if self.dtype == torch.float32:  # then it is only to be told what the choice was between
+            note = f"yes: it chooses float32; a step of {len(windows)} windows under autocast to bfloat16 takes {measured['measured']:.2f} of its time here"
             yield "dtype", dict(measured=None, note=note, alternative=measured)
             yield "dtype-loss", dict(measured=None, note="yes: it chooses float32")
             return
@@ -362,7 +378,7 @@ class Bench:
         yield "dtype-loss", dict(measured=losses[self.dtype] - losses[torch.float32], note=note)
 
     def generation(self):
-        s, parts = self.sizes, self.sizes.repeats + 1
+        s, parts = self.sizes, self.sizes.repeats
         model = self.build(s.generated + 1, routing="none")
         calls = {"cached": generation(model, s.generated), "uncached": uncached_generation(model, s.generated, parts)}
         note = f"each turn did one uncached pass in {parts} and counted it {parts} times: together the turns did each pass once"
@@ -377,7 +393,11 @@ class Bench:
                 deployment.hold_share(model, s.decoded, tokens)
             prompt = self.windows(batch, s.decoded)[:, :-1]
             calls = {name: deployment.decoding(model, prompt, tokens) for name, model in models.items()}
-            yield f"decode-{batch}", ratio(self.turns(f"decoding, batch {batch}", calls), 6, "fixed") | dict(dtype="float32")
+            measured = ratio(self.turns(f"decoding, batch {batch}", calls), 6, "fixed") | dict(dtype="float32")
+            if batch > 1:  # how far skipping can go if all else were free
+                parts = self.turns("linear layers alone", {rows: linear_layers(models["fixed"], rows, tokens) for rows in (batch, batch // 2)})
+                measured["note"] = f"the linear layers alone, {batch // 2} rows against {batch}: {ratio(parts, batch // 2, batch)['measured']:.2f}"
+            yield f"decode-{batch}", measured
         done = {name: call() for name, call in calls.items()}
         size = {name: result["cache"].bytes() for name, result in done.items()}
         E = float(done[6]["held"])

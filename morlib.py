@@ -39,7 +39,8 @@ import uuid
 import zipfile
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import filelock
@@ -732,16 +733,21 @@ class Packing:
     def __init__(self, row: Tensor, B: int, L: int | None = None):
         self.B, self.row = B, row  # row [T], ascending
         self.full = L is not None and row.numel() == B * L
-        if self.full:
-            self.M = L
-            return
-        count = torch.bincount(row, minlength=B)  # [B]
-        M = int(count.max())
-        self.M = M if M <= 8 else -(-M // 16) * 16
-        lead = torch.arange(0, B * self.M, self.M, device=row.device) - count.cumsum(0) + count  # [B] a row's slots less its tokens' indices
-        order = torch.arange(row.numel(), device=row.device)
-        self.slot = lead.index_select(0, row) + order  # [T]
-        self.source = scatter(order, self.slot, B * self.M)  # [B * M] the token in each slot; padding repeats the first
+        self.count = None if self.full else torch.bincount(row, minlength=B)  # [B]
+
+    @cached_property
+    def M(self) -> int:
+        most = len(self.row) // self.B if self.full else int(self.count.max())
+        return most if self.full or most <= 8 else -(-most // 16) * 16
+
+    @cached_property
+    def slot(self) -> Tensor:  # [T]
+        lead = torch.arange(0, self.B * self.M, self.M, device=self.row.device) - self.count.cumsum(0) + self.count  # [B] a row's slots less its tokens' indices
+        return lead.index_select(0, self.row) + torch.arange(self.row.numel(), device=self.row.device)
+
+    @cached_property
+    def source(self) -> Tensor:  # [B * M] the token in each slot; padding repeats the first
+        return scatter(torch.arange(self.row.numel(), device=self.row.device), self.slot, self.B * self.M)
 
     def pad(self, x: Tensor) -> Tensor:
         return (x if self.full else Spread.apply(x, self.slot, self.source)).view(self.B, self.M, *x.shape[1:])
@@ -754,41 +760,51 @@ class Packing:
 class StepCache:
     """Keys and values kv [sum of room, 2, H, D/H] of the tokens executed at one step: row after row, in a row by position.
 
-    Row b has room for room[b] tokens and holds count[b]. What is allocated is at most 1/128 more than what is held.
+    Row b has room for room[b] tokens and holds count[b]; what is allocated is at most 1/128 more than what is held.
     """
 
     def __init__(self, B: int):
         self.kv, self.count, self.room = None, [0] * B, [0] * B
 
     @torch.no_grad()
-    def append(self, kv: Tensor, row: Tensor) -> list[int]:
-        """Adds the keys and values [T, 2, H, D/H] of new tokens in these rows [T], ascending. Returns how many each row got."""
-        new = torch.bincount(row, minlength=len(self.count)).tolist()
+    def append(self, kv: Tensor, packing: Packing) -> tuple[list[int], bool]:
+        """Adds the keys and values [T, 2, H, D/H] of new tokens. Returns how many each row got, and whether rows are alike in all that they hold."""
+        B = len(self.count)
+        new = [packing.M] * B if packing.full else packing.count.tolist()
         held, count = self.count, [c + n for c, n in zip(self.count, new)]
-        if any(c > room for c, room in zip(count, self.room)):
+        grow = any(c > room for c, room in zip(count, self.room))
+        if grow:
             room = [c + c // 128 for c in count]
-            grown = kv.new_empty(sum(room), *kv.shape[1:])
-            if self.kv is not None:
-                for to, of, n in zip(grown.split(room), self.kv.split(self.room), held):
-                    to[:n] = of[:n]
-            self.kv, self.room = grown, room
-        lead = [sum(self.room[:b]) + held[b] - sum(new[:b]) for b in range(len(new))]
-        self.kv.index_copy_(0, torch.tensor(lead, device=row.device).index_select(0, row) + torch.arange(len(row), device=row.device), kv)
-        self.count = count
-        return new
+            old = (kv[:0] if self.kv is None else self.kv).split([n for h, r in zip(held, self.room) for n in (h, r - h)])[::2]
+            spare = kv.new_empty(sum(room) - sum(count), *kv.shape[1:]).split([r - c for r, c in zip(room, count)])
+            pieces = zip(old, kv.contiguous().split(new), spare)
+            self.kv, self.room = torch.cat([piece for row in pieces for piece in row]), room
+        self.count, alike = count, len(set(zip(self.room, count, new))) == 1
+        if not grow and alike:
+            self._by_row(self.kv)[:, held[0] : count[0]] = self._by_row(kv)
+        elif not grow:
+            place = [start + i for start, n, m in zip(self._starts(), held, new) for i in range(n, n + m)]
+            self.kv.index_copy_(0, torch.tensor(place, device=kv.device), kv)
+        return new, alike
 
-    def attend(self, q: Tensor, kv: Tensor, row: Tensor) -> Tensor:
+    def _starts(self) -> list[int]:
+        return list(accumulate(self.room[:-1], initial=0))
+
+    def _by_row(self, x: Tensor) -> Tensor:
+        return x.view(len(self.count), -1, *x.shape[1:])
+
+    def attend(self, q: Tensor, kv: Tensor, packing: Packing) -> Tensor:
         """Adds new tokens; each looks at all that its row holds up to itself. q [T, H, D/H], kv [T, 2, H, D/H] to [T, H, D/H].
 
-        Rows that hold and get equally many go together, and so do rows that get one token each; others go one by one.
+        Rows that are alike go together, and so do rows that get one token each; others go one by one.
         """
-        new, B = self.append(kv, row), len(self.count)
-        if len(set(zip(self.count, new))) == 1:
-            pairs = [(q.view(B, -1, *q.shape[1:]), self.kv.view(B, -1, *kv.shape[1:])[:, : self.count[0]], None)]
+        new, alike = self.append(kv, packing)
+        if alike:
+            pairs = [(self._by_row(q), self._by_row(self.kv)[:, : self.count[0]], None)]
         elif max(new) == 1:
-            ends = torch.tensor([[sum(self.room[:b]), self.count[b]] for b in range(B)], device=row.device).index_select(0, row)
-            first, count = ends[:, :1], ends[:, 1:]  # [T, 1] of the rows that get a token
-            place = torch.arange(int(count.max()), device=row.device)
+            got = [(start, count) for start, count, n in zip(self._starts(), self.count, new) if n]
+            first, count = torch.tensor(got, device=q.device).unsqueeze(-1).unbind(1)  # [T, 1] of the rows that get a token
+            place = torch.arange(max(n for _, n in got), device=q.device)
             pairs = [(q[:, None], self.kv[first + place.minimum(count - 1)], (place < count)[:, None, None])]
         else:
             rows = zip(q.split(new), self.kv.split(self.room), self.count, new)
@@ -817,7 +833,7 @@ class Cache:
 
     def bytes(self) -> int:
         """Allocated bytes, over all tensors."""
-        return sum(t.nbytes for t in [*(step.kv for step in self.steps.values()), *self.prefix.values()])
+        return sum(t.nbytes for t in [*(step.kv for step in self.steps.values() if step.kv is not None), *self.prefix.values()])
 
 
 class Attention(nn.Module):
@@ -833,12 +849,27 @@ class Attention(nn.Module):
         T, D = x.shape
         qkv = self.qkv(x).view(T, 3, self.n_heads, D // self.n_heads)
         if past is not None and past.kv is not None:
-            return self.proj(past.attend(qkv[:, 0], qkv[:, 1:], packing.row).reshape(T, D))
+            return self.proj(past.attend(qkv[:, 0], qkv[:, 1:], packing).reshape(T, D))
         if past is not None:
-            past.append(qkv[:, 1:], packing.row)
+            past.append(qkv[:, 1:], packing)
         q, k, v = (t.transpose(1, 2) for t in packing.pad(qkv).unbind(2))  # each [B, H, M, D/H]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.proj(packing.unpad(y.transpose(1, 2)).reshape(T, D))
+
+
+class Dropout(nn.Dropout):
+    """torch's dropout; on a CPU with sixteen random bits an element, since drawing each from its own number costs more than the normalisation beside it.
+
+    The rate is then p rounded to a multiple of 1/65,536.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return x
+        if x.device.type != "cpu":
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()]  # uniform in [-32,768, 32,767]
+        return x * (bits.view(x.shape) >= min(round(self.p * 65_536), 65_535) - 32_768).to(x.dtype).mul_(1 / (1 - self.p))
 
 
 class Block(nn.Module):
@@ -849,8 +880,8 @@ class Block(nn.Module):
         self.pre = cfg.norm == "pre"
         self.norm1, self.norm2 = nn.LayerNorm(cfg.d_model), nn.LayerNorm(cfg.d_model)
         self.attention = Attention(cfg)
-        self.feed_forward = nn.Sequential(nn.Linear(cfg.d_model, cfg.d_ff), nn.ReLU(), nn.Linear(cfg.d_ff, cfg.d_model))
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.feed_forward = nn.Sequential(nn.Linear(cfg.d_model, cfg.d_ff), nn.ReLU(inplace=True), nn.Linear(cfg.d_ff, cfg.d_model))
+        self.dropout = Dropout(cfg.dropout)
 
     def forward(self, x: Tensor, packing: Packing, past: StepCache | None = None) -> Tensor:
         if self.pre:
@@ -889,7 +920,7 @@ class Ask:
 class Decision:
     """A policy's answer. A policy with probabilities learns; one without counts what it executes."""
 
-    actions: Tensor  # [T] SKIP, FORWARD or RECURSE; at the last recursion RECURSE executes once, as FORWARD does
+    actions: Tensor | None = None  # [T] SKIP, FORWARD or RECURSE; at the last recursion RECURSE executes once, as FORWARD does. None: all of them FORWARD
     probabilities: Tensor | None = None  # [T, 3], for the expected depth
     weights: Tensor | None = None  # [T, 2] of the change that executing makes: this application's, and a share for the next one's
 
@@ -901,7 +932,7 @@ class AllTokens(nn.Module):
         super().__init__()
 
     def forward(self, ask: Ask) -> Decision:
-        return Decision(torch.full_like(ask.index, FORWARD))
+        return Decision()
 
 
 class RandomPolicy(nn.Module):
@@ -926,6 +957,7 @@ class RandomPolicy(nn.Module):
             rates = torch.tensor([[1 - p, p * (1 - a), p * a] for p, a in zip(run, again)]).expand(N, R, 3).clone()
         self.register_buffer("rates", rates)
         self.shares = (1 - rates[:, 0, SKIP]).tolist()  # of the tokens that each layer runs
+        self.bounds = rates.cumsum(-1)[..., :RECURSE].tolist()  # [N, R, 2] draws from which on a token runs, and recurses
         self.register_buffer("table", torch.rand(N, R, cfg.max_len))
         self.full = 0.0  # how much of the warm-up from full depth remains; `train` sets it
 
@@ -934,10 +966,9 @@ class RandomPolicy(nn.Module):
             draw = (torch.randperm(len(ask.index), device=ask.index.device) + 0.5) / len(ask.index)
         else:
             draw = (self.table[ask.layer, ask.recursion, ask.position] + ask.row * 0.6180339887498949) % 1
-        rates = self.rates[ask.layer, ask.recursion]
-        if self.full:
-            rates = (1 - self.full) * rates + self.full * torch.tensor([0.0, 1.0, 0.0], device=draw.device)
-        return Decision(torch.bucketize(draw, rates[:RECURSE].cumsum(0), right=True))
+        runs, recurses = self.bounds[ask.layer][ask.recursion]
+        runs, recurses = (1 - self.full) * runs, (1 - self.full) * recurses + self.full
+        return Decision((draw >= runs).long() + (draw >= recurses))
 
 
 class Router(nn.Module):
@@ -970,7 +1001,7 @@ class Router(nn.Module):
 
     def forward(self, ask: Ask) -> Decision:
         if self.everyone[ask.layer]:
-            return Decision(torch.full_like(ask.index, FORWARD))
+            return Decision()
         scaled = self.cfg.estimator == "scaled"
         sampling = ask.sampling and not scaled
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.learns):  # nothing flows through a router that does not learn
@@ -1079,7 +1110,7 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.register_buffer("positions", sinusoids(cfg.max_len, cfg.d_model), persistent=False)
-        self.dropout = nn.Dropout(cfg.dropout)
+        self.dropout = Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.shared_blocks or cfg.n_layers))
         self.norm = nn.LayerNorm(cfg.d_model) if cfg.norm == "pre" else nn.Identity()
         self.head = nn.Linear(cfg.d_model, cfg.vocab_size)
@@ -1111,6 +1142,11 @@ class Transformer(nn.Module):
                         continue  # not break: per-sample routing sums up the states of every step in the cache
                     states = Gather.apply(states, asked)
                 decision = self.policy(Ask(layer, recursion, states, asked, L, start, sampling, actions))
+                past = cache.steps.setdefault((layer, recursion), StepCache(B)) if cache else None
+                if decision.actions is None:
+                    actions[layer, recursion, asked if recursion else slice(None)] = FORWARD
+                    x, sure, asked = self.run_step(block, x, asked, None, past, B, L), sure + len(asked), asked[:0]
+                    continue
                 actions[layer, recursion, asked if recursion else slice(None)] = decision.actions.to(torch.int8)
                 run = (decision.actions != SKIP).nonzero()[:, 0]
                 chosen = asked.index_select(0, run) if recursion else run
@@ -1123,7 +1159,6 @@ class Transformer(nn.Module):
                     weight, further = decision.weights.unbind(-1) if came_by is None else (decision.weights * came_by[:, None]).unbind(-1)
                     weight = Gather.apply(weight, run)
                 if len(chosen):
-                    past = cache.steps.setdefault((layer, recursion), StepCache(B)) if cache else None
                     x = self.run_step(block, x, chosen, weight, past, B, L)
                 if recursion + 1 < cfg.max_recursions:
                     again = (decision.actions == RECURSE).nonzero()[:, 0]
@@ -1206,7 +1241,7 @@ def sinusoids(length: int, width: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).view(length, width)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(model: Transformer, prompt, max_new_tokens: int, use_cache: bool = True, temperature: float = 0.0,
              generator: torch.Generator | None = None):  # fmt: skip
     """Continue a prompt: int64 tokens [B, L] or [L], or a text if the model was trained here. Returns the same kind, prompt included.

@@ -15,8 +15,8 @@ EXPERIMENTS = {
     "exp1": ("Experiment 1: efficiency", [("mor", "fixed-deep"), ("mor", "fixed-at-E"), ("mor", "random"), ("mor", "frozen"), ("mor", "fixed-shared")]),
     "exp2": ("Experiment 2: equal cost", [("mor-source-protocol", "fixed-shallow"), ("mor-equal-epochs", "fixed-shallow"), ("mor-equal-compute", "fixed-shallow"),
                                           ("mor-source-protocol", "fixed-long"), ("mor-equal-epochs", "random"), ("mor-equal-epochs", "frozen")]),
-    "bangla": ("Experiment 3: Bangla", [("mor-deep", "fixed-deep"), ("mor-deep", "fixed-at-E"), ("mor-deep", "random-deep"),
-                                        ("mor-half", "fixed-shallow"), ("mor-half", "random-half")]),
+    "bangla": ("Experiment 3: Bangla", [("mor-deep", "fixed-deep"), ("mor-deep", "fixed-at-E"), ("mor-deep", "random-deep"), ("mor-deep", "frozen-deep"), ("mor-deep", "fixed-shared"),
+                                        ("mor-half", "fixed-shallow"), ("mor-half", "random-half"), ("mor-half", "frozen-half")]),
 }  # fmt: skip
 
 

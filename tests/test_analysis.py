@@ -491,6 +491,10 @@ def test_the_front_says_where_mor_lies():
 def test_settings_are_ordered_by_validation_loss_at_the_end():
     table = analysis.by_validation(morlib.table_of([study_record("a", 0, val=(1.0, 2.2)), study_record("b", 0, val=(3.0, 2.0)), study_record("b", 1, val=(3.0, 2.2))]))
     assert list(table.index) == ["b", "a"] and table.loc["b", "validation loss"] == pytest.approx(2.1) and table.loc["b", "seeds"] == 2
+    assert list(table["a new seed"]) == ["", ""]
+    three = morlib.table_of([study_record("a", seed, val=(3.0, loss)) for seed, loss in enumerate((2.0, 2.1, 2.2))])
+    reach = 4.303 * 0.1 * (4 / 3) ** 0.5  # Student's t of two degrees of freedom
+    assert analysis.by_validation(three).loc["a", "a new seed"] == f"{2.1 - reach:.3f} to {2.1 + reach:.3f}"
     assert table.loc["a", "E"] == 8.0 and table.loc["a", "E sampled"] == 7.8 and table.loc["a", "loss sampled - argmax"] == pytest.approx(0.01)
 
 
@@ -511,3 +515,4 @@ def test_the_sources_table_keeps_its_order_and_marks_what_did_not_train():
     failed["metrics"]["did_train"] = False
     table = analysis.sources_table(morlib.table_of([failed, study_record("a", 0, loss=2.0)]))
     assert list(table.index) == ["fixed 12", "a"] and list(table["trained"]) == ["did not train", "yes"] and table.loc["fixed 12", "accuracy (%)"] == 34.0
+    assert list(table["seeds"]) == [1, 1] and list(table["a new seed (%)"]) == ["", ""]

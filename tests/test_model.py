@@ -252,6 +252,42 @@ def test_a_large_batch_decodes_as_it_reads_and_its_cache_follows_the_depth(make_
     assert allocated["random"] / allocated["none"] == pytest.approx(share, rel=0.01)
 
 
+def test_rows_that_hold_equally_many_in_unequal_room():
+    """Room was made when one row held more than the other; then the other catches up."""
+    step, seen = morlib.StepCache(2), [[], []]
+    for new in ((256, 257), (1, 0), (1, 1), (1, 1), (2, 2)):
+        row, kv, q = torch.tensor([0] * new[0] + [1] * new[1]), torch.randn(sum(new), 2, 2, 8), torch.randn(sum(new), 2, 8)
+        made = step.attend(q, kv, morlib.Packing(row, 2, max(new)))
+        for b, (queries, fresh, y) in enumerate(zip(q.split(new), kv.split(new), made.split(new))):
+            seen[b] += fresh
+            held = torch.stack(seen[b])
+            for i in range(len(queries)):
+                k, v = held[: len(held) - len(queries) + 1 + i].unbind(1)  # [n, H, D/H]
+                weight = torch.einsum("hd,nhd->hn", queries[i], k / 8**0.5).softmax(-1)
+                assert torch.allclose(y[i], torch.einsum("hn,nhd->hd", weight, v), atol=1e-5)
+    assert step.count == [261, 261] and len(step.kv) <= 2 * 261 * (1 + 1 / 128)
+
+
+def test_dropout_on_a_cpu_draws_as_it_should():
+    torch.manual_seed(0)
+    x, drop = torch.randn(1001, 333, requires_grad=True), morlib.Dropout(0.3)
+    y = drop(x)
+    kept = y != 0
+    assert abs(kept.double().mean() - 0.7) < 4 * (0.3 * 0.7 / x.numel()) ** 0.5, "four standard errors"
+    for flat in (kept.double() - 0.7, (kept.double() - 0.7).t()):  # neighbours are independent
+        assert abs((flat[:, 1:] * flat[:, :-1]).mean()) < 4 * 0.21 / x.numel() ** 0.5
+    assert torch.allclose(y[kept], x[kept] / 0.7)
+    y.sum().backward()
+    assert torch.allclose(x.grad, kept / 0.7), "the gradient passes where the value did"
+    assert torch.equal(drop.eval()(x), x) and not torch.equal(drop.train()(x), y)
+    x = torch.ones(100)
+    assert morlib.Dropout(0.0)(x) is x and (morlib.Dropout(0.999999)(x) == 0).float().mean() > 0.9
+    torch.manual_seed(5)
+    once = drop(x)
+    torch.manual_seed(5)
+    assert torch.equal(once, drop(x))
+
+
 @pytest.mark.parametrize("routing", POLICIES)
 @pytest.mark.parametrize("temperature", (0.0, 1.0))
 def test_cached_generation_equals_uncached_past_the_context(make_model, routing, temperature):
