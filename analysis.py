@@ -377,8 +377,13 @@ def front_lines(front: pd.DataFrame) -> list[str]:
     fixed = loss["fixed"].dropna()
     lines.append(f"fixed depth: losses from {fixed.min():.4f} ({fixed.idxmin()} layers) to {fixed.max():.4f} ({fixed.idxmax()} layers)")
     held = front[front["model"].str.startswith("mor ")]
-    off = (held["effective_depth"] - held["model"].str.split().str[1].astype(float)).abs()
-    lines.append(f"E on held-out text: within 0.1 of its target in {(off <= 0.1).sum()} of {len(off)} runs, {off.max():.2f} from it at most; biases were set on validation text")
+    kinds = {"the biases that validation text set": held["effective_depth"]}
+    if "followed" in held and held["followed"].notna().all():
+        kinds["biases that follow the text read so far"] = held["followed"].map(lambda m: m["effective_depth"])
+    asked = held["model"].str.split().str[1].astype(float)
+    for name, E in kinds.items():
+        off = (E - asked).abs()
+        lines.append(f"E on held-out text with {name}: within 0.1 of its target in {(off <= 0.1).sum()} of {len(off)} runs, {off.max():.2f} from it at most")
     return lines
 
 
@@ -386,6 +391,10 @@ def _further(groups, digits: int) -> list[str]:
     """Where one more seed of each group is expected, empty for fewer than three."""
     ranges = [morlib.new_seed_range(values) for _, values in groups]
     return ["" if np.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}" for low, high in ranges]
+
+
+def _range(groups) -> pd.Series:
+    return groups.agg(lambda E: "" if E.isna().any() else f"{E.min():.2f} to {E.max():.2f}")
 
 
 def by_validation(records: pd.DataFrame) -> pd.DataFrame:
@@ -398,22 +407,24 @@ def by_validation(records: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
     grouped = table.groupby("model", sort=False)
     means = grouped.mean().assign(seeds=grouped.size())
-    means.insert(1, "a new seed", _further(grouped["validation loss"], 3))
+    if any(further := _further(grouped["validation loss"], 3)):
+        means.insert(1, "a new seed", further)
     means = means.sort_values("validation loss")
     return means.round({"validation loss": 4, "validation accuracy (%)": 2, "E": 2, "E sampled": 2, "loss sampled - argmax": 4})
 
 
 def collapse_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: over all seeds the range of E; of the layers that the budget gives a choice how many there are, how many took one
+    """One row a model: over all seeds the range of E, and of E with biases that follow the text (`morlib.evaluate`); of the layers that the budget gives a choice how many there are, how many took one
     action for every held-out token, and the share of each action in them (%)."""
     rows = []
     for model, record, depth in zip(records["model"], records["record"], records["effective_depth"]):
         choice = [spend != (1.0, 0.0) for spend in morlib.depth_budget(morlib.ModelConfig(**record["config"]["model"]))]
         asked = np.asarray(record["metrics"]["action_rates"])[choice, 0]  # [layers with a choice, 3]
-        rows.append(dict(model=model, E=depth, asked=len(asked), collapsed=int((asked.max(-1, initial=0) == 1).sum()), **dict(zip(morlib.ACTIONS, 100 * asked.mean(0)))))
+        followed = record["metrics"].get("followed", {}).get("effective_depth", np.nan)
+        rows.append(dict(model=model, E=depth, followed=followed, asked=len(asked), collapsed=int((asked.max(-1, initial=0) == 1).sum()), **dict(zip(morlib.ACTIONS, 100 * asked.mean(0)))))
     grouped = pd.DataFrame(rows).groupby("model", sort=False)
     return pd.DataFrame({
-        "seeds": grouped.size(), "E, least": grouped["E"].min().round(2), "E, most": grouped["E"].max().round(2), "layers with a choice": grouped["asked"].mean(),
+        "seeds": grouped.size(), "E": _range(grouped["E"]), "E, followed": _range(grouped["followed"]), "layers with a choice": grouped["asked"].mean(),
         "of them collapsed, all seeds": grouped["collapsed"].sum(), **{f"{a} (%)": grouped[a].mean().round(1) for a in morlib.ACTIONS},
     })  # fmt: skip
 
@@ -426,5 +437,6 @@ def sources_table(records: pd.DataFrame) -> pd.DataFrame:
     table = grouped[["accuracy", "loss", "effective_depth", "sampled_depth", "did_train"]].mean().round(2)
     table["did_train"] = table["did_train"].map(lambda share: "yes" if share == 1 else "did not train")
     table = table.set_axis(["accuracy (%)", "loss (nats)", "E", "E sampled", "trained"], axis=1).assign(seeds=grouped.size())
-    table.insert(1, "a new seed (%)", _further(grouped["accuracy"], 1))
+    if any(further := _further(grouped["accuracy"], 1)):
+        table.insert(1, "a new seed (%)", further)
     return table

@@ -1282,6 +1282,7 @@ def generate(model: Transformer, prompt, max_new_tokens: int, use_cache: bool = 
 
 # ---- Training ----
 
+FOLLOWED = 64  # windows that the measure of a followed budget reads at a time
 CHECKPOINT_SECONDS = float(os.environ.get("MORLIB_CHECKPOINT_SECONDS", 60))  # a killed run loses no more than this
 
 
@@ -1530,11 +1531,13 @@ def train(model: Transformer, corpus: Corpus, train_config: TrainConfig, progres
                 stored = time.monotonic()
             good = copy.deepcopy(good)
     metrics = evaluate(model, corpus, "heldout", tc.heldout_windows)
-    sampled = metrics if cfg.routing == "none" else evaluate(model, corpus, "heldout", tc.heldout_windows, sampling=True)
-    metrics |= dict(
+    same = cfg.routing == "none" or (isinstance(model.policy, Router) and cfg.estimator == "scaled")  # in training mode they act as in inference
+    sampled = metrics if same else evaluate(model, corpus, "heldout", tc.heldout_windows, sampling=True)
+    followed = dict(followed=evaluate(model, corpus, "heldout", tc.heldout_windows, follow=FOLLOWED)) if budget else {}
+    told = {name: {k: m[k] for k in ("loss", "accuracy", "effective_depth")} for name, m in (dict(sampled=sampled) | followed).items()}
+    metrics |= told | dict(
         train_seconds=seconds,
         train_accuracy=evaluate(model, corpus, "train", tc.eval_windows)["accuracy"],
-        sampled={k: sampled[k] for k in ("loss", "accuracy", "effective_depth")},
         train_applications=int(applications),
         parameters=sum(p.numel() for p in model.parameters()),
         did_train=metrics["loss"] < corpus.floors()["2"]["heldout"]["loss"],
@@ -1562,15 +1565,22 @@ def calibrate(model: Transformer, corpus: Corpus, windows: int = 256) -> None:
     A model without a target is left as it is. `train` calls this before each evaluation. Not on training text, whose
     states drift from those of unseen text as it is learnt; never on held-out text.
     """
+    hold_budget(model, corpus.windows("val", model.cfg.max_len, windows)[:, :-1])
+
+
+@torch.no_grad()
+def hold_budget(model: Transformer, tokens: Tensor) -> None:
+    """Set a target budget's biases on tokens [n, L], as inference sees them. A model without a target is left as it is."""
     policy = model.policy
     if not isinstance(policy, Router) or model.cfg.target_depth is None:
         return
-    batch = corpus.windows("val", model.cfg.max_len, windows)[:, :-1].to(policy.bias.device)
+    tokens, was_training = tokens.to(policy.bias.device), model.training
     model.eval()
     policy.calibrating = True
     for sampling in ((False,) if model.cfg.estimator == "scaled" else (True, False)) * 2:
-        model(batch, sampling=sampling)
+        model(tokens, sampling=sampling)
     policy.calibrating = False
+    model.train(was_training)
 
 
 # ---- Measuring ----
@@ -1605,14 +1615,23 @@ def score(model: Transformer, windows: Tensor, sampling: bool = False, batch_siz
     return {name: torch.cat(values).cpu() for name, values in zip(names, by_row)} | {"actions": torch.cat(actions, dim=2).cpu()}
 
 
-def evaluate(model: Transformer, corpus: Corpus, split: str = "heldout", windows: int | None = None, sampling: bool = False) -> dict:
+def evaluate(model: Transformer, corpus: Corpus, split: str = "heldout", windows: int | None = None, sampling: bool = False, follow: int = 0) -> dict:
     """Loss (nats a token), accuracy (%), effective depth, bits per byte, and action rates [N][R][3] on one part of a corpus.
 
     split: "train", "val" or "heldout"; windows: at most so many, spread evenly; sampling: draw actions as training does.
+    follow: read so many windows at a time and set a target budget's biases on those just read before the next are; the model's
+    own biases serve first and come back. So E is held on text that differs from what they were set on, and nothing is looked at ahead.
     """
     if split not in corpus.ids:
         raise ValueError(f"split must be one of {', '.join(corpus.ids)}, not {split!r}")
-    seen = score(model, corpus.windows(split, model.cfg.max_len, windows), sampling)
+    text, own = corpus.windows(split, model.cfg.max_len, windows), copy.deepcopy(model.policy.state_dict())
+    parts = []
+    for read in text.split(follow or len(text)):
+        parts.append(score(model, read, sampling))
+        if follow:
+            hold_budget(model, read[:, :-1])
+    model.policy.load_state_dict(own)
+    seen = {name: torch.cat([part[name] for part in parts], dim=2 if name == "actions" else 0) for name in parts[0]}
     loss = seen["surprisal"].mean().item()
     tokens_per_byte = len(corpus.ids[split]) / len(corpus.text[split].encode())
     counts = torch.stack([(seen["actions"] == action).sum((2, 3)) for action in (SKIP, FORWARD, RECURSE)], dim=-1)

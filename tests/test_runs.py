@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import nbformat
 import numpy as np
@@ -68,6 +69,34 @@ def test_a_target_depth_is_held(corpus, target, warm):
     assert abs(record["metrics"]["effective_depth"] - target) < 0.3 and abs(record["metrics"]["sampled"]["effective_depth"] - target) < 0.3
     assert [point["train_depth"] for point in record["history"][2:]] == pytest.approx([target] * 2, abs=0.1), "in training too, after the warm-up"
     assert (record["history"][0]["train_depth"] > target + 0.3) == (warm > 0), "which falls from full depth if asked to"
+
+
+def test_a_budget_that_follows_the_text_holds_and_looks_only_back(corpus):
+    """Biases set far off: following, E comes back to its target; what is read later changes nothing earlier, and the model keeps its biases."""
+    torch.manual_seed(0)
+    model = morlib.build_model(config(corpus, routing="mor", n_layers=4, target_depth=2.5))
+    morlib.calibrate(model, corpus)
+    model.policy.bias[..., morlib.SKIP] += 0.05
+    own, text = model.policy.bias.clone(), corpus.windows("heldout", model.cfg.max_len)
+    off, held = (morlib.evaluate(model, corpus, follow=follow)["effective_depth"] for follow in (0, 8))
+    assert abs(held - 2.5) < 0.1 < abs(off - 2.5) and torch.equal(model.policy.bias, own)
+    read, score = [], morlib.score
+
+    def watched(model, windows, sampling):
+        seen = score(model, windows, sampling)
+        read.append((windows[:, :-1], seen["depth"]))
+        return seen
+
+    with mock.patch.object(morlib, "score", watched):
+        for ids in (corpus.ids["heldout"], torch.cat([text[:16, :-1].flatten(), corpus.ids["heldout"].flip(0)])):
+            morlib.evaluate(model, dataclasses.replace(corpus, ids=corpus.ids | dict(heldout=ids)), follow=8)
+    half = next(i for i in range(1, len(read)) if torch.equal(read[i][0], read[0][0]))  # the second reading starts alike
+    same = [torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(read[:half], read[half:])]
+    assert same[:2] == [True, True] and not same[2]
+    record = trained(corpus, morlib.TrainConfig(epochs=1, windows=32, batch_size=8, evaluations=1, eval_windows=8), routing="mor", n_layers=4, target_depth=2.5)[1]
+    assert set(record["metrics"]["followed"]) == {"loss", "accuracy", "effective_depth"}
+    fixed = trained(corpus, morlib.TrainConfig(epochs=1, windows=32, batch_size=8, evaluations=1, eval_windows=8), routing="none", n_layers=2)[1]
+    assert "followed" not in fixed["metrics"]
 
 
 def test_biases_are_set_on_validation_text_alone(corpus):
