@@ -421,7 +421,8 @@ def collapse_table(records: pd.DataFrame) -> pd.DataFrame:
         choice = [spend != (1.0, 0.0) for spend in morlib.depth_budget(morlib.ModelConfig(**record["config"]["model"]))]
         asked = np.asarray(record["metrics"]["action_rates"])[choice, 0]  # [layers with a choice, 3]
         followed = record["metrics"].get("followed", {}).get("effective_depth", np.nan)
-        rows.append(dict(model=model, E=depth, followed=followed, asked=len(asked), collapsed=int((asked.max(-1, initial=0) == 1).sum()), **dict(zip(morlib.ACTIONS, 100 * asked.mean(0)))))
+        collapsed = int((asked.max(-1, initial=0) == 1).sum())
+        rows.append(dict(model=model, E=depth, followed=followed, asked=len(asked), collapsed=collapsed) | dict(zip(morlib.ACTIONS, 100 * asked.mean(0))))
     grouped = pd.DataFrame(rows).groupby("model", sort=False)
     return pd.DataFrame({
         "seeds": grouped.size(), "E": _range(grouped["E"]), "E, followed": _range(grouped["followed"]), "layers with a choice": grouped["asked"].mean(),
