@@ -1,6 +1,6 @@
 """bench: the table of speed goals, measured again: `make bench`, or `python bench.py --help`.
 
-Every ratio is taken side by side in one process: the models in turn, at least seven turns after a warm-up, the median of the paired ratios
+Every ratio is taken side by side in one process: the models in turn, at least seven turns after a warm-up (of the long ones, on a quarter of the batch), the median of the paired ratios
 with its quartiles. Rows that need a GPU run where there is one. The record is written after each group of rows, so that nothing is lost;
 `--only` measures some groups again and keeps the others of the same machine and version.
 """
@@ -179,29 +179,35 @@ class EncoderStack(nn.Module):
         return self.head(self.stack(self.embed(tokens) + self.positions[:L], mask, is_causal=True))
 
 
-def generation(model: morlib.Transformer, tokens: int) -> typing.Callable[[], dict]:
-    """Cached generation of so many tokens from one."""
+def generation(model: morlib.Transformer, tokens: int, parts: int) -> typing.Callable[[], dict]:
+    """Cached generation, greedy, from one token on: a call does the next of `parts` equal parts of the tokens and counts it `parts` times."""
+    state: dict = {}
 
+    @torch.no_grad()
     def call() -> dict:
+        model.eval()
+        if not state or state["cache"].length + tokens // parts > tokens:
+            state.update(cache=morlib.Cache(), fresh=torch.zeros(1, 1, dtype=torch.long))
         began = clock()
-        morlib.generate(model, torch.zeros(1, 1, dtype=torch.long), tokens)
-        return dict(seconds=clock() - began)
+        for _ in range(tokens // parts):
+            state["fresh"] = model(state["fresh"], state["cache"]).logits[:, -1].argmax(-1, keepdim=True)
+        return dict(seconds=(clock() - began) * parts)
 
     return call
 
 
-def uncached_generation(model: morlib.Transformer, tokens: int, parts: int) -> typing.Callable[[], dict]:
-    """Uncached generation, sampled: a call does every `parts`-th of its passes and counts them `parts` times; so many calls in a row do each pass once."""
+def uncached_generation(model: morlib.Transformer, tokens: int, stride: int) -> typing.Callable[[], dict]:
+    """Uncached generation, sampled: a call does every `stride`-th of its passes, each time from another one on, and counts them `stride` times."""
     text, calls = torch.zeros(1, tokens, dtype=torch.long, device=next(model.parameters()).device), [0]
 
     @torch.no_grad()
     def call() -> dict:
         model.eval()
         began = clock()
-        for length in range(1 + calls[0] % parts, tokens + 1, parts):
+        for length in range(1 + calls[0] % stride, tokens + 1, stride):
             model(text[:, :length]).logits[:, -1].argmax(-1)
         calls[0] += 1
-        return dict(seconds=(clock() - began) * parts)
+        return dict(seconds=(clock() - began) * stride)
 
     return call
 
@@ -246,7 +252,7 @@ class Sizes:
     generated: int = 512
     decoded: int = 64  # tokens after a prompt of as many; at batch 32 half as many
     product: int = 4096  # side of the large matrix product
-    router_steps: int = 20  # training steps of the routers behind the rows "with a trained router", 8 windows each
+    router_steps: int = 12  # training steps of the routers behind the rows "with a trained router", 8 windows each
     max_chars: int | None = None  # of the text
     repeats: int = 7
     gpu_batches: tuple = (8, 32, 128, 512, 1024)
@@ -288,11 +294,17 @@ class Bench:
                     morlib.train(model, self.corpus, config)
         return self._routed
 
+    def steps(self, models: dict[str, nn.Module], windows: Tensor, dtype: torch.dtype | None = None) -> dict[str, typing.Callable]:
+        return {name: deployment.training_step(model, windows, dtype or self.dtype) for name, model in models.items()}
+
     def windows(self, batch: int, length: int, device: str = "cpu") -> Tensor:
         return self.corpus.draw(batch, length, torch.Generator().manual_seed(0)).to(device)
 
-    def turns(self, name: str, calls: dict[str, typing.Callable], repeats: int | None = None) -> pd.DataFrame:
-        seconds = in_turn(calls, repeats or self.sizes.repeats)
+    def turns(self, name: str, calls: dict[str, typing.Callable], repeats: int | None = None, warm: dict[str, typing.Callable] | None = None) -> pd.DataFrame:
+        """Seconds of calls in turn, after a turn that does not count, or after the calls in `warm`: the same on less."""
+        for call in (warm or {}).values():
+            call()
+        seconds = in_turn(calls, repeats or self.sizes.repeats, warmup=0 if warm else 1)
         self.extra["seconds"][name] = {str(k): dict(median=float(seconds[k].median()), E=seconds.attrs["E"][k]) for k in calls}
         return seconds
 
@@ -301,8 +313,8 @@ class Bench:
         windows = self.windows(s.batch, s.length)
         models = self.fixed_and_random(s.length)
         models |= {f"{E} router": model for E, model in self.routed.items()}
-        calls = {name: deployment.training_step(model, windows, self.dtype) for name, model in models.items()}
-        seconds = self.turns("training", calls | {"product": matrix_product(s.product, self.dtype)})
+        product = {"product": matrix_product(s.product, self.dtype)}
+        seconds = self.turns("training", self.steps(models, windows) | product, warm=self.steps(models, windows[: s.batch // 4]) | product)
         with torch.no_grad():
             work = deployment.training_flops(models["fixed"], models["fixed"](windows[:, :-1]).actions)
         for name in (8, 6, "8 router", "6 router"):
@@ -341,7 +353,7 @@ class Bench:
         models = self.fixed_and_random(s.long_length)
         for model in models.values():
             deployment.hold_share(model, 0, s.long_length)
-        seconds = self.turns("training, long", {name: deployment.training_step(model, windows, self.dtype) for name, model in models.items()})
+        seconds = self.turns("training, long", self.steps(models, windows), warm=self.steps(models, windows[: s.long_batch // 4 or 1]))
         for E in (8, 6):
             yield f"train-{E}-long", ratio(seconds, E, "fixed")
         seconds = self.turns("forward, long", {name: deployment.forward_pass(model, windows[:, :-1]) for name, model in models.items()})
@@ -353,13 +365,13 @@ class Bench:
         s, dtype = self.sizes, self.dtype if device == "cpu" else morlib.pick_device()[1]
         windows, ours = self.windows(s.batch, s.length, device), self.build(s.length, device, routing="none", dropout=0.0)
         models = {"ours": ours, "torch": EncoderStack(ours.cfg).to(device)}
-        seconds = self.turns(f"encoder, {device}", {name: deployment.training_step(model, windows, dtype) for name, model in models.items()})
+        seconds = self.turns(f"encoder, {device}", self.steps(models, windows, dtype), warm=self.steps(models, windows[: s.batch // 4], dtype))
         yield "encoder" if device == "cpu" else "encoder-gpu", ratio(seconds, "ours", "torch") | dict(dtype=str(dtype)[6:])
 
     def dtypes(self):
         s, model = self.sizes, self.build(self.sizes.length, routing="none")
         other = torch.bfloat16 if self.dtype == torch.float32 else self.dtype
-        windows = self.windows(s.batch if other == self.dtype else s.batch // 4, s.length)
+        windows = self.windows(s.batch if other == self.dtype else s.batch // 8, s.length)
         calls = {str(dtype)[6:]: deployment.training_step(model, windows, dtype) for dtype in (torch.float32, other)}
         measured = ratio(self.turns("dtypes", calls), str(other)[6:], "float32")
         if self.dtype == torch.float32:  # then it is only to be told what the choice was between
@@ -378,10 +390,10 @@ class Bench:
         yield "dtype-loss", dict(measured=losses[self.dtype] - losses[torch.float32], note=note)
 
     def generation(self):
-        s, parts = self.sizes, self.sizes.repeats
+        s, parts = self.sizes, 2 * self.sizes.repeats
         model = self.build(s.generated + 1, routing="none")
-        calls = {"cached": generation(model, s.generated), "uncached": uncached_generation(model, s.generated, parts)}
-        note = f"each turn did one uncached pass in {parts} and counted it {parts} times: together the turns did each pass once"
+        calls = {"cached": generation(model, s.generated, parts), "uncached": uncached_generation(model, s.generated, parts)}
+        note = f"each of {parts} turns generates the next {s.generated // parts} tokens with the cache, and does one uncached pass in {parts}"
         yield "generation", ratio(self.turns("generation", calls, parts), "cached", "uncached") | dict(note=note, dtype="float32")
 
     def decoding(self):

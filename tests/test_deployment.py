@@ -185,10 +185,22 @@ def test_ratios_are_paired_turn_by_turn():
 def test_uncached_passes_are_each_done_once(make_model):
     model, lengths = make_model(routing="none"), []
     model.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
-    call = bench.uncached_generation(model, 12, parts=4)
+    call = bench.uncached_generation(model, 12, stride=4)
     for _ in range(4):
         call()
     assert sorted(lengths) == list(range(1, 13))
+
+
+def test_cached_generation_in_parts_is_one_generation(make_model):
+    """The parts, one after another, write what `generate` writes; after the last it starts again."""
+    model, fed = make_model(routing="none"), []
+    model.register_forward_pre_hook(lambda module, args: fed.append(int(args[0][0, -1])))
+    call = bench.generation(model, 12, parts=3)
+    assert all(call()["seconds"] > 0 for _ in range(3)) and len(fed) == 12
+    written = fed[:]
+    call()
+    assert fed[12:] == written[:4]
+    assert morlib.generate(model, torch.zeros(1, dtype=torch.long), 11, use_cache=False).tolist() == written
 
 
 def test_the_parts_of_a_step_are_all_of_it(make_model):
