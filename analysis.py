@@ -363,7 +363,7 @@ def draw_front(front: pd.DataFrame):
     depths, accuracy = zip(*SOURCE_POINTS)
     axes[2].scatter(depths, accuracy, marker="x", color="black", label="the sources' points")
     axes[0].legend()
-    axes[2].legend(handles=[axes[2].collections[-1]])
+    axes[2].legend(handles=[axes[2].collections[-1]], loc="center right")
     return figure
 
 

@@ -69,7 +69,7 @@ GOALS = [
     for (kind, name, E), limit in zip((("train", "training step", 8), ("train", "training step", 6), ("forward", "forward pass", 8), ("forward", "forward pass", 6)), limits)
 ] + [
     Goal("train-small", "training step at experiment 1's size (preset cpu, one thread), MoR / fixed N = 12, E = 8", 0.77,
-         why="At width 64 an operation takes hardly longer than starting it, and a layer that runs an eighth of the tokens starts as many."),
+         why="At width 64 an operation takes hardly longer than starting it, and a layer that runs few tokens starts as many."),
     Goal("train-8-gpu", "training step, MoR / fixed N = 12, E = 8, large batch", 0.85, where="GPU", why="A small model leaves a card waiting for the next kernel: what counts is how many there are, not how large."),
     Goal("encoder", "training step, ours / torch.nn.TransformerEncoder, fixed N = 12, no dropout", 0.90, why="Both spend nearly all their time in the same matrix products."),
     Goal("encoder-gpu", "training step, ours / torch.nn.TransformerEncoder, fixed N = 12, no dropout", 0.90, where="GPU", why="Both spend nearly all their time in the same matrix products."),
