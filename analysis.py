@@ -361,9 +361,9 @@ def draw_front(front: pd.DataFrame):
                 ax.scatter(own["effective_depth"], own[metric], s=7, alpha=0.5, color=line.get_color())
         ax.set(xlabel="effective depth E", ylabel="held-out loss (nats a token)" if metric == "loss" else "held-out accuracy (%)")
     depths, accuracy = zip(*SOURCE_POINTS)
-    axes[2].scatter(depths, accuracy, marker="x", color="black", label="the sources' points")
+    axes[2].scatter(depths, accuracy, marker="x", color="black")
     axes[0].legend()
-    axes[2].legend(handles=[axes[2].collections[-1]], loc="center right")
+    axes[2].annotate("the sources' points", (10, SOURCE_POINTS[0][1]), xytext=(0, 5), textcoords="offset points", ha="center")
     return figure
 
 
