@@ -50,7 +50,7 @@ def stage(owner: str, folder: Path) -> list[Path]:
             shutil.copyfile(found, dataset / "data" / found.name)
         else:
             print(f"note: {names[0]} is not in {' or '.join(map(str, places))}: left out; without it a notebook needs the internet, or takes the sample")
-    shutil.copytree(ROOT / "outputs" / "reference", dataset / "outputs" / "reference")
+    shutil.copytree(ROOT / "outputs" / "reference", dataset / "outputs" / "reference", ignore=shutil.ignore_patterns("*.ipynb"))
     staged = [dataset]
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         source = HERE / "kernels" / notebook.stem / "kernel-metadata.json"
