@@ -414,8 +414,8 @@ def by_validation(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def collapse_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: over all seeds the range of E, and of E with biases that follow the text (`morlib.evaluate`); of the layers that the budget gives a choice how many there are, how many took one
-    action for every held-out token, and the share of each action in them (%)."""
+    """One row a model: over all seeds the range of E, and of E with biases that follow the text (`morlib.evaluate`); of the layers that the
+    budget gives a choice how many there are, how many took one action for every held-out token, and the share of each action in them (%)."""
     rows = []
     for model, record, depth in zip(records["model"], records["record"], records["effective_depth"]):
         choice = [spend != (1.0, 0.0) for spend in morlib.depth_budget(morlib.ModelConfig(**record["config"]["model"]))]

@@ -1,7 +1,7 @@
 """bench: the table of speed goals, measured again: `make bench`, or `python bench.py --help`.
 
-Every ratio is taken side by side in one process: the models in turn, at least seven turns after a warm-up (of the long ones, on a quarter of the batch), the median of the paired ratios
-with its quartiles. Rows that need a GPU run where there is one. The record is written after each group of rows, so that nothing is lost;
+Every ratio is taken side by side in one process: the models in turn, at least seven turns after a warm-up (training steps: on a
+quarter of the batch), the median of the paired ratios with its quartiles. Rows that need a GPU run where there is one. The record is written after each group of rows, so that nothing is lost;
 `--only` measures some groups again and keeps the others of the same machine and version.
 """
 

@@ -726,8 +726,8 @@ class Packing:
     """Where T packed tokens stand in B rows: `pad` moves [T, ...] to [B, M, ...], `unpad` back; M holds the fullest row.
 
     Tokens keep their order, so attention that is causal over packed places is causal over positions, and the padding at
-    the rows' ends is never seen by a token before it. Attention on the CPU takes 16 places at a time and is slow
-    on what is left over, so a longer M is a multiple of 16.
+    the rows' ends is never seen by a token before it. A longer M is a multiple of 16, as attention on a CPU takes
+    so many places at a time.
     """
 
     def __init__(self, row: Tensor, B: int, L: int | None = None):
@@ -858,10 +858,7 @@ class Attention(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """torch's dropout; on a CPU with sixteen random bits an element, since drawing each from its own number costs more than the normalisation beside it.
-
-    The rate is then p rounded to a multiple of 1/65,536.
-    """
+    """torch's dropout; on a CPU with sixteen random bits an element, as a number for each takes longer. The rate is then a multiple of 1/65,536."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.p:
@@ -957,7 +954,6 @@ class RandomPolicy(nn.Module):
             rates = torch.tensor([[1 - p, p * (1 - a), p * a] for p, a in zip(run, again)]).expand(N, R, 3).clone()
         self.register_buffer("rates", rates)
         self.shares = (1 - rates[:, 0, SKIP]).tolist()  # of the tokens that each layer runs
-        self.bounds = rates.cumsum(-1)[..., :RECURSE].tolist()  # [N, R, 2] draws from which on a token runs, and recurses
         self.register_buffer("table", torch.rand(N, R, cfg.max_len))
         self.full = 0.0  # how much of the warm-up from full depth remains; `train` sets it
 
@@ -966,8 +962,8 @@ class RandomPolicy(nn.Module):
             draw = (torch.randperm(len(ask.index), device=ask.index.device) + 0.5) / len(ask.index)
         else:
             draw = (self.table[ask.layer, ask.recursion, ask.position] + ask.row * 0.6180339887498949) % 1
-        runs, recurses = self.bounds[ask.layer][ask.recursion]
-        runs, recurses = (1 - self.full) * runs, (1 - self.full) * recurses + self.full
+        skip, forward, _ = self.rates[ask.layer, ask.recursion].tolist()
+        runs, recurses = (1 - self.full) * skip, (1 - self.full) * (skip + forward) + self.full  # draws from which on a token runs, and recurses
         return Decision((draw >= runs).long() + (draw >= recurses))
 
 
@@ -1143,11 +1139,10 @@ class Transformer(nn.Module):
                     states = Gather.apply(states, asked)
                 decision = self.policy(Ask(layer, recursion, states, asked, L, start, sampling, actions))
                 past = cache.steps.setdefault((layer, recursion), StepCache(B)) if cache else None
+                actions[layer, recursion, asked if recursion else slice(None)] = FORWARD if decision.actions is None else decision.actions.to(torch.int8)
                 if decision.actions is None:
-                    actions[layer, recursion, asked if recursion else slice(None)] = FORWARD
                     x, sure, asked = self.run_step(block, x, asked, None, past, B, L), sure + len(asked), asked[:0]
                     continue
-                actions[layer, recursion, asked if recursion else slice(None)] = decision.actions.to(torch.int8)
                 run = (decision.actions != SKIP).nonzero()[:, 0]
                 chosen = asked.index_select(0, run) if recursion else run
                 weight = None
@@ -1620,17 +1615,20 @@ def evaluate(model: Transformer, corpus: Corpus, split: str = "heldout", windows
 
     split: "train", "val" or "heldout"; windows: at most so many, spread evenly; sampling: draw actions as training does.
     follow: read so many windows at a time and set a target budget's biases on those just read before the next are; the model's
-    own biases serve first and come back. So E is held on text that differs from what they were set on, and nothing is looked at ahead.
+    own serve first, and it keeps them. So E is held on text that differs from what they were set on, and nothing is looked at ahead.
     """
     if split not in corpus.ids:
         raise ValueError(f"split must be one of {', '.join(corpus.ids)}, not {split!r}")
-    text, own = corpus.windows(split, model.cfg.max_len, windows), copy.deepcopy(model.policy.state_dict())
-    parts = []
-    for read in text.split(follow or len(text)):
+    if follow < 0:
+        raise ValueError(f"follow counts windows, or is 0: not {follow}")
+    text, parts = corpus.windows(split, model.cfg.max_len, windows), []
+    pieces = text.split(follow or len(text))
+    if follow:
+        model = copy.deepcopy(model)  # its biases move
+    for i, read in enumerate(pieces):
+        if i:
+            hold_budget(model, pieces[i - 1][:, :-1])
         parts.append(score(model, read, sampling))
-        if follow:
-            hold_budget(model, read[:, :-1])
-    model.policy.load_state_dict(own)
     seen = {name: torch.cat([part[name] for part in parts], dim=2 if name == "actions" else 0) for name in parts[0]}
     loss = seen["surprisal"].mean().item()
     tokens_per_byte = len(corpus.ids[split]) / len(corpus.text[split].encode())
@@ -1959,7 +1957,16 @@ def answers(records: pd.DataFrame, pairs: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def headline(experiment: str, pairs: list[tuple[str, str]], folder: Path | None = None) -> None:
+PAIRS = {  # what each experiment compares: in its notebook, its headline and the README
+    "exp1": [("mor", "fixed-deep"), ("mor", "fixed-at-E"), ("mor", "random"), ("mor", "frozen"), ("mor", "fixed-shared")],
+    "exp2": [("mor-source-protocol", "fixed-shallow"), ("mor-equal-epochs", "fixed-shallow"), ("mor-equal-compute", "fixed-shallow"),
+             ("mor-source-protocol", "fixed-long"), ("mor-equal-epochs", "random"), ("mor-equal-epochs", "frozen")],
+    "bangla": [("mor-deep", "fixed-deep"), ("mor-deep", "fixed-at-E"), ("mor-deep", "random-deep"), ("mor-deep", "frozen-deep"), ("mor-deep", "fixed-shared"),
+               ("mor-half", "fixed-shallow"), ("mor-half", "random-half"), ("mor-half", "frozen-half")],
+}  # fmt: skip
+
+
+def headline(experiment: str, folder: Path | None = None) -> None:
     """Print an experiment's answer from stored records, by default those that ship with the suite."""
     records = stored_records(experiment, folder)
     if records.empty:
@@ -1970,7 +1977,7 @@ def headline(experiment: str, pairs: list[tuple[str, str]], folder: Path | None 
         f"Stored records: preset {first['preset']}, recipe {first['recipe']}, {records['seed'].nunique()} seeds, {first['data']}, "
         f"morlib {first['record']['versions']['morlib'].split('+')[0]}, {first['record']['device']}"
     )
-    print("\n".join(answers(records, pairs)))
+    print("\n".join(answers(records, PAIRS[experiment])))
 
 
 def bangla_font() -> Path | None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+import analysis
 import morlib
 import report
 
@@ -94,6 +95,8 @@ def test_a_budget_that_follows_the_text_holds_and_looks_only_back(corpus):
     same = [torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(read[:half], read[half:])]
     assert same[:2] == [True, True] and not same[2]
     record = trained(corpus, morlib.TrainConfig(epochs=1, windows=32, batch_size=8, evaluations=1, eval_windows=8), routing="mor", n_layers=4, target_depth=2.5)[1]
+    with pytest.raises(ValueError, match="follow counts windows"):
+        morlib.evaluate(model, corpus, follow=-1)
     assert set(record["metrics"]["followed"]) == {"loss", "accuracy", "effective_depth"}
     fixed = trained(corpus, morlib.TrainConfig(epochs=1, windows=32, batch_size=8, evaluations=1, eval_windows=8), routing="none", n_layers=2)[1]
     assert "followed" not in fixed["metrics"]
@@ -344,6 +347,29 @@ def test_what_the_readme_says_of_mor_holds_in_the_records(experiment):
         targets = [r["config"]["model"]["target_depth"] for r in own["record"]]
         assert (own["effective_depth"] - targets).abs().max() <= 0.1
     assert records["did_train"].all()
+
+
+def test_what_is_said_of_controls_and_studies_holds_in_the_records():
+    """README and notebook 02: where the gains come from, what recursing buys, which choices matter, and that E is held by following."""
+    exp2, bangla = morlib.stored_records("exp2"), morlib.stored_records("bangla")
+    assert morlib.compare(exp2, "mor-source-protocol", "fixed-long")["high"] < 0 < morlib.compare(exp2, "mor-source-protocol", "fixed-shallow")["low"]
+    for routed, frozen in (("mor-deep", "frozen-deep"), ("mor-half", "frozen-half")):
+        assert (shown := morlib.compare(bangla, routed, frozen))["low"] < 0 < shown["high"] and shown["pairs"] >= 6
+    front, collapse, recursions, estimators, sources = map(morlib.stored_records, ("pareto", "collapse", "recursions", "estimators", "sources"))
+    loss = analysis.front_table(front)["loss"].unstack("kind")
+    assert (loss["mor"] < loss["random"])[loss["random"].notna()].all()
+    accuracy = analysis.front_table(front)["accuracy"]["fixed"]
+    assert accuracy.max() - accuracy.min() < 1
+    for records in (front, collapse):
+        for record in records[records["model"].str.startswith("mor")]["record"]:
+            assert abs(record["metrics"]["followed"]["effective_depth"] - record["config"]["model"]["target_depth"]) <= 0.1
+    collapsed = analysis.collapse_table(collapse)
+    assert (collapsed["seeds"] == 10).all() and (collapsed["of them collapsed, all seeds"] == 0).all()
+    assert analysis.by_validation(recursions).index[0] == "R = 1"
+    losses = analysis.by_validation(estimators)["validation loss"]
+    assert losses.iloc[-1] - losses.iloc[-2] > losses.iloc[-2] - losses.iloc[0] and losses.index[-1] == "scaled, budget spread"
+    E = analysis.sources_table(sources)["E sampled"]
+    assert abs(E["mor, as published"] - 8) < 0.2 and E["mor, recursing mended"] > 8.2 and E["mor, gradient mended"] == 0
 
 
 def test_a_usable_gpu_trains_too(corpus, quick_training):
