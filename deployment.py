@@ -169,8 +169,9 @@ def decoding(model: morlib.Transformer, prompt: Tensor, tokens: int) -> typing.C
 
     Also gives the seconds of each token, the cache, and the mean depth `held` of all the positions in it.
     """
+    morlib.keep_memory()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def call() -> dict:
         model.eval()
         cache, each, depth = morlib.Cache(), [], []

@@ -723,31 +723,38 @@ def scatter(x: Tensor, places: Tensor, rows: int) -> Tensor:
 
 
 class Packing:
-    """Where T packed tokens stand in B rows: `pad` moves [T, ...] to [B, M, ...], `unpad` back; M holds the fullest row.
+    """Where the T tokens at places `index` [T], ascending, of B rows of L stand when packed: `pad` moves [T, ...] to [B, M, ...], `unpad` back.
 
-    Tokens keep their order, so attention that is causal over packed places is causal over positions, and the padding at
+    M holds the fullest row. Tokens keep their order, so attention that is causal over packed places is causal over positions, and the padding at
     the rows' ends is never seen by a token before it. A longer M is a multiple of 16, as attention on a CPU takes
     so many places at a time.
     """
 
-    def __init__(self, row: Tensor, B: int, L: int | None = None):
-        self.B, self.row = B, row  # row [T], ascending
-        self.full = L is not None and row.numel() == B * L
-        self.count = None if self.full else torch.bincount(row, minlength=B)  # [B]
+    def __init__(self, index: Tensor, B: int, L: int):
+        self.index, self.B, self.L = index, B, L
+        self.full = index.numel() == B * L
+
+    @cached_property
+    def row(self) -> Tensor:  # [T]
+        return self.index // self.L
+
+    @cached_property
+    def count(self) -> Tensor:  # [B]
+        return torch.bincount(self.row, minlength=self.B)
 
     @cached_property
     def M(self) -> int:
-        most = len(self.row) // self.B if self.full else int(self.count.max())
+        most = self.L if self.full else int(self.count.max())
         return most if self.full or most <= 8 else -(-most // 16) * 16
 
     @cached_property
     def slot(self) -> Tensor:  # [T]
-        lead = torch.arange(0, self.B * self.M, self.M, device=self.row.device) - self.count.cumsum(0) + self.count  # [B] a row's slots less its tokens' indices
-        return lead.index_select(0, self.row) + torch.arange(self.row.numel(), device=self.row.device)
+        lead = torch.arange(0, self.B * self.M, self.M, device=self.index.device) - self.count.cumsum(0) + self.count  # [B] a row's slots less its tokens' order
+        return lead.index_select(0, self.row) + torch.arange(self.index.numel(), device=self.index.device)
 
     @cached_property
     def source(self) -> Tensor:  # [B * M] the token in each slot; padding repeats the first
-        return scatter(torch.arange(self.row.numel(), device=self.row.device), self.slot, self.B * self.M)
+        return scatter(torch.arange(self.index.numel(), device=self.index.device), self.slot, self.B * self.M)
 
     def pad(self, x: Tensor) -> Tensor:
         return (x if self.full else Spread.apply(x, self.slot, self.source)).view(self.B, self.M, *x.shape[1:])
@@ -766,10 +773,9 @@ class StepCache:
     def __init__(self, B: int):
         self.kv, self.count, self.room = None, [0] * B, [0] * B
 
-    @torch.no_grad()
     def append(self, kv: Tensor, packing: Packing) -> tuple[list[int], bool]:
         """Adds the keys and values [T, 2, H, D/H] of new tokens. Returns how many each row got, and whether rows are alike in all that they hold."""
-        B = len(self.count)
+        B, kv = len(self.count), kv.detach()
         new = [packing.M] * B if packing.full else packing.count.tolist()
         held, count = self.count, [c + n for c, n in zip(self.count, new)]
         grow = any(c > room for c, room in zip(count, self.room))
@@ -1126,6 +1132,7 @@ class Transformer(nn.Module):
         sampling = self.training if sampling is None else sampling
         x = self.dropout(self.embed(tokens) + self.positions[start : start + L]).view(B * L, -1)
         index = torch.arange(B * L, device=x.device)
+        nobody = index[:0]
         actions = torch.full((cfg.n_layers, cfg.max_recursions, B * L), NOT_ASKED, dtype=torch.int8, device=x.device)
         expected, sure = x.new_zeros(()), 0  # applications: expected of the policies with probabilities, certain of the others
         for layer in range(cfg.n_layers):
@@ -1134,26 +1141,27 @@ class Transformer(nn.Module):
             for recursion in range(cfg.max_recursions):
                 states = self._router_input(x, B, L, (layer, recursion), cache)
                 if recursion:
-                    if not len(asked):
+                    if not asked.numel():
                         continue  # not break: per-sample routing sums up the states of every step in the cache
                     states = Gather.apply(states, asked)
                 decision = self.policy(Ask(layer, recursion, states, asked, L, start, sampling, actions))
                 past = cache.steps.setdefault((layer, recursion), StepCache(B)) if cache else None
-                actions[layer, recursion, asked if recursion else slice(None)] = FORWARD if decision.actions is None else decision.actions.to(torch.int8)
                 if decision.actions is None:
-                    x, sure, asked = self.run_step(block, x, asked, None, past, B, L), sure + len(asked), asked[:0]
+                    actions[layer, recursion].index_fill_(0, asked, FORWARD)
+                    x, sure, asked = self.run_step(block, x, asked, None, past, B, L), sure + asked.numel(), nobody
                     continue
+                actions[layer, recursion].index_copy_(0, asked, decision.actions.to(torch.int8))
                 run = (decision.actions != SKIP).nonzero()[:, 0]
                 chosen = asked.index_select(0, run) if recursion else run
                 weight = None
                 if decision.probabilities is None:
-                    sure += len(chosen)
+                    sure += chosen.numel()
                 else:
-                    asks.append((len(asked), decision.probabilities))
+                    asks.append((asked.numel(), decision.probabilities))
                 if decision.weights is not None:
                     weight, further = decision.weights.unbind(-1) if came_by is None else (decision.weights * came_by[:, None]).unbind(-1)
                     weight = Gather.apply(weight, run)
-                if len(chosen):
+                if chosen.numel():
                     x = self.run_step(block, x, chosen, weight, past, B, L)
                 if recursion + 1 < cfg.max_recursions:
                     again = (decision.actions == RECURSE).nonzero()[:, 0]
@@ -1195,12 +1203,15 @@ class Transformer(nn.Module):
 
     def run_step(self, block: Block, x: Tensor, chosen: Tensor, weight: Tensor | None, past: StepCache | None, B: int, L: int) -> Tensor:
         """One step: x [B * L, D] with the block applied to the chosen tokens [T], its change times their weight [T]; the others stay."""
-        everyone = len(chosen) == B * L
-        before = x if everyone else Gather.apply(x, chosen)  # [T, D]
-        after = block(before, Packing(chosen // L, B, L), past)
+        packing = Packing(chosen, B, L)
+        before = x if packing.full else Gather.apply(x, chosen)  # [T, D]
+        after = block(before, packing, past)
         if weight is not None:
             after = torch.lerp(before, after, weight[:, None].to(after.dtype))
-        return after if everyone else x.index_copy(0, chosen, after)
+        if packing.full:
+            return after
+        # in place where no gradient needs the old states
+        return x.index_copy(0, chosen, after) if torch.is_grad_enabled() else x.index_copy_(0, chosen, after)
 
     def _router_input(self, x: Tensor, B: int, L: int, step: tuple[int, int], cache: Cache | None) -> Tensor:
         """[B * L, D] states that the policy reads: the tokens' own, or the mean of the states at or before each."""
@@ -1257,6 +1268,7 @@ def generate(model: Transformer, prompt, max_new_tokens: int, use_cache: bool = 
     flat = prompt.dim() == 1
     tokens = (prompt[None] if flat else prompt).to(next(model.parameters()).device)
     model._check(tokens, 0)
+    keep_memory()
     was_training = model.training
     model.eval()
     start, cache, fresh = 0, Cache(), tokens  # the context begins at `start`; `fresh` is what the cache has not seen

@@ -257,7 +257,7 @@ def test_rows_that_hold_equally_many_in_unequal_room():
     step, seen = morlib.StepCache(2), [[], []]
     for new in ((256, 257), (1, 0), (1, 1), (1, 1), (2, 2)):
         row, kv, q = torch.tensor([0] * new[0] + [1] * new[1]), torch.randn(sum(new), 2, 2, 8), torch.randn(sum(new), 2, 8)
-        made = step.attend(q, kv, morlib.Packing(row, 2, max(new)))
+        made = step.attend(q, kv, morlib.Packing(row * max(new), 2, max(new)))
         for b, (queries, fresh, y) in enumerate(zip(q.split(new), kv.split(new), made.split(new))):
             seen[b] += fresh
             held = torch.stack(seen[b])
@@ -403,7 +403,7 @@ def test_a_change_is_scaled_by_the_probability_of_its_choices(make_model):
     assert {0, 1, 2} <= set(chosen.tolist()), "every action occurs"
 
     def change(before, places):
-        return model.blocks[0](before[places], morlib.Packing(places // x.shape[1], *x.shape)) - before[places]
+        return model.blocks[0](before[places], morlib.Packing(places, *x.shape)) - before[places]
 
     places = (chosen != SKIP).nonzero()[:, 0]
     state = state.index_add(0, places, execute[places, None] * change(state, places))

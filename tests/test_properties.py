@@ -77,7 +77,7 @@ def test_packing_is_undone_by_unpacking(rows, data):
         return
     row = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(rows))
     x = torch.tensor([[data.random(), float(i)] for i in range(len(row))])
-    packing = morlib.Packing(row, len(rows), max(rows))
+    packing = morlib.Packing(row * max(rows), len(rows), max(rows))
     padded = packing.pad(x)
     assert padded.shape == (len(rows), packing.M, 2) and max(rows) <= packing.M < max(rows) + 16 and torch.equal(packing.unpad(padded), x)
     for r, count in enumerate(rows):
