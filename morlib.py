@@ -40,7 +40,6 @@ import zipfile
 from concurrent.futures import BrokenExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate
 from pathlib import Path
 
 import filelock
@@ -765,56 +764,65 @@ class Packing:
 
 
 class StepCache:
-    """Keys and values kv [sum of room, 2, H, D/H] of the tokens executed at one step: row after row, in a row by position.
+    """Keys and values of the tokens executed at one step, and where each row's are.
 
-    Row b has room for room[b] tokens and holds count[b]; what is allocated is at most 1/128 more than what is held.
+    Rows that hold equally many lie side by side: kv [B, room, 2, H, D/H]. From the first difference on tokens lie in the order in which they
+    came, kv [1, room, 2, H, D/H], and `places` [B, most held] says which are whose. Room is made for a 32nd more than asked at most, and for
+    nothing more where a row holds fewer than 32; `phase` in [0, 1) shifts the sizes, so that layers do not all grow at one token.
     """
 
-    def __init__(self, B: int):
-        self.kv, self.count, self.room = None, [0] * B, [0] * B
+    GROWTH = 33 / 32
 
-    def append(self, kv: Tensor, packing: Packing) -> tuple[list[int], bool]:
-        """Adds the keys and values [T, 2, H, D/H] of new tokens. Returns how many each row got, and whether rows are alike in all that they hold."""
-        B, kv = len(self.count), kv.detach()
+    def __init__(self, B: int, phase: float = 0.0):
+        self.kv, self.places, self.count, self.phase = None, None, [0] * B, phase
+
+    def append(self, kv: Tensor, packing: Packing) -> list[int]:
+        """Adds the keys and values [T, 2, H, D/H] of new tokens. Returns how many each row got."""
+        B, T, kv = len(self.count), len(kv), kv.detach()
         new = [packing.M] * B if packing.full else packing.count.tolist()
-        held, count = self.count, [c + n for c, n in zip(self.count, new)]
-        grow = any(c > room for c, room in zip(count, self.room))
-        if grow:
-            room = [c + c // 128 for c in count]
-            old = (kv[:0] if self.kv is None else self.kv).split([n for h, r in zip(held, self.room) for n in (h, r - h)])[::2]
-            spare = kv.new_empty(sum(room) - sum(count), *kv.shape[1:]).split([r - c for r, c in zip(room, count)])
-            pieces = zip(old, kv.contiguous().split(new), spare)
-            self.kv, self.room = torch.cat([piece for row in pieces for piece in row]), room
-        self.count, alike = count, len(set(zip(self.room, count, new))) == 1
-        if not grow and alike:
-            self._by_row(self.kv)[:, held[0] : count[0]] = self._by_row(kv)
-        elif not grow:
-            place = [start + i for start, n, m in zip(self._starts(), held, new) for i in range(n, n + m)]
-            self.kv.index_copy_(0, torch.tensor(place, device=kv.device), kv)
-        return new, alike
+        if self.kv is None:
+            self.kv = kv.new_empty(B, 0, *kv.shape[1:])
+        if self.places is None and len(set(new)) > 1:
+            self.places = np.arange(sum(self.count), dtype=np.int32).reshape(B, -1)
+            self.kv = self.kv[:, : self.count[0]].reshape(1, -1, *kv.shape[1:])
+        held = self.count[0] if self.places is None else sum(self.count)
+        added = kv.view(len(self.kv), -1, *kv.shape[1:])
+        if held + added.shape[1] > self.kv.shape[1]:
+            grown = kv.new_empty(len(self.kv), self._room(held + added.shape[1]), *kv.shape[1:])
+            grown[:, :held] = self.kv[:, :held]
+            self.kv = grown
+        self.kv[:, held : held + added.shape[1]] = added
+        if self.places is not None:
+            most = max(c + n for c, n in zip(self.count, new))
+            if most > self.places.shape[1]:
+                self.places = np.pad(self.places, ((0, 0), (0, most + most // 32 - self.places.shape[1])))
+            order = np.arange(T) - np.repeat(np.cumsum(new) - new, new)  # [T] each token's, among the new ones of its row
+            self.places[np.repeat(np.arange(B), new), np.repeat(self.count, new) + order] = held + np.arange(T)
+        self.count = [c + n for c, n in zip(self.count, new)]
+        return new
 
-    def _starts(self) -> list[int]:
-        return list(accumulate(self.room[:-1], initial=0))
-
-    def _by_row(self, x: Tensor) -> Tensor:
-        return x.view(len(self.count), -1, *x.shape[1:])
+    def _room(self, n: int) -> int:
+        """The smallest of the sizes GROWTH^(i + phase) that holds n."""
+        if n < 32 * len(self.count) / len(self.kv):
+            return n
+        return max(n, round(self.GROWTH ** (math.ceil(math.log(n, self.GROWTH) - self.phase) + self.phase)))
 
     def attend(self, q: Tensor, kv: Tensor, packing: Packing) -> Tensor:
         """Adds new tokens; each looks at all that its row holds up to itself. q [T, H, D/H], kv [T, 2, H, D/H] to [T, H, D/H].
 
-        Rows that are alike go together, and so do rows that get one token each; others go one by one.
+        Rows that hold equally many go together, and so do rows that get one token each; others go one by one.
         """
-        new, alike = self.append(kv, packing)
-        if alike:
-            pairs = [(self._by_row(q), self._by_row(self.kv)[:, : self.count[0]], None)]
+        new = self.append(kv, packing)
+        if self.places is None:
+            pairs = [(q.view(len(new), -1, *q.shape[1:]), self.kv[:, : self.count[0]], None)]
         elif max(new) == 1:
-            got = [(start, count) for start, count, n in zip(self._starts(), self.count, new) if n]
-            first, count = torch.tensor(got, device=q.device).unsqueeze(-1).unbind(1)  # [T, 1] of the rows that get a token
-            place = torch.arange(max(n for _, n in got), device=q.device)
-            pairs = [(q[:, None], self.kv[first + place.minimum(count - 1)], (place < count)[:, None, None])]
+            rows = [b for b, n in enumerate(new) if n]
+            count = np.asarray(self.count)[rows, None]  # [T, 1]
+            seen = torch.from_numpy(np.arange(count.max()) < count).to(q.device)
+            pairs = [(q[:, None], self._of(self.places[rows, : count.max()]), seen[:, None, None])]
         else:
-            rows = zip(q.split(new), self.kv.split(self.room), self.count, new)
-            pairs = [(queries[None], held[None, :count], None) for queries, held, count, n in rows if n]
+            rows = zip(q.split(new), self.places, self.count, new)
+            pairs = [(queries[None], self._of(places[None, :count]), None) for queries, places, count, n in rows if n]
         made = []
         for q, kv, seen in pairs:
             m, n = q.shape[1], kv.shape[1]
@@ -823,6 +831,11 @@ class StepCache:
             k, v = kv.unbind(2)
             made.append(F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen).transpose(1, 2).flatten(0, 1))
         return torch.cat(made) if len(made) > 1 else made[0]
+
+    def _of(self, places: np.ndarray) -> Tensor:
+        """Keys and values [rows, n, 2, H, D/H] at places [rows, n]."""
+        index = torch.from_numpy(places.ravel()).to(self.kv.device)
+        return self.kv[0].index_select(0, index).view(*places.shape, *self.kv.shape[2:])
 
 
 class Cache:
@@ -838,7 +851,7 @@ class Cache:
         return sum(sum(step.count) for step in self.steps.values())
 
     def bytes(self) -> int:
-        """Allocated bytes, over all tensors."""
+        """Allocated bytes, over all tensors. Which tokens are whose takes 4 more bytes a token, on the host, where rows hold differently many."""
         return sum(t.nbytes for t in [*(step.kv for step in self.steps.values() if step.kv is not None), *self.prefix.values()])
 
 
@@ -1145,7 +1158,7 @@ class Transformer(nn.Module):
                         continue  # not break: per-sample routing sums up the states of every step in the cache
                     states = Gather.apply(states, asked)
                 decision = self.policy(Ask(layer, recursion, states, asked, L, start, sampling, actions))
-                past = cache.steps.setdefault((layer, recursion), StepCache(B)) if cache else None
+                past = cache.steps.setdefault((layer, recursion), StepCache(B, layer / cfg.n_layers)) if cache else None
                 if decision.actions is None:
                     actions[layer, recursion].index_fill_(0, asked, FORWARD)
                     x, sure, asked = self.run_step(block, x, asked, None, past, B, L), sure + asked.numel(), nobody
