@@ -980,10 +980,10 @@ class RandomPolicy(nn.Module):
         if ask.sampling:
             draw = (torch.randperm(len(ask.index), device=ask.index.device) + 0.5) / len(ask.index)
         else:
-            draw = (self.table[ask.layer, ask.recursion, ask.position] + ask.row * 0.6180339887498949) % 1
+            draw = self.table[ask.layer, ask.recursion].index_select(0, ask.position).add_(ask.row, alpha=0.6180339887498949).remainder_(1)
         skip, forward, _ = self.rates[ask.layer, ask.recursion].tolist()
         runs, recurses = (1 - self.full) * skip, (1 - self.full) * (skip + forward) + self.full  # draws from which on a token runs, and recurses
-        return Decision((draw >= runs).long() + (draw >= recurses))
+        return Decision((draw >= runs).to(torch.int8).add_(draw >= recurses))
 
 
 class Router(nn.Module):
@@ -1164,7 +1164,7 @@ class Transformer(nn.Module):
                     x, sure, asked = self.run_step(block, x, asked, None, past, B, L), sure + asked.numel(), nobody
                     continue
                 actions[layer, recursion].index_copy_(0, asked, decision.actions.to(torch.int8))
-                run = (decision.actions != SKIP).nonzero()[:, 0]
+                run = (decision.actions != SKIP).nonzero().flatten()
                 chosen = asked.index_select(0, run) if recursion else run
                 weight = None
                 if decision.probabilities is None:
@@ -1174,10 +1174,12 @@ class Transformer(nn.Module):
                 if decision.weights is not None:
                     weight, further = decision.weights.unbind(-1) if came_by is None else (decision.weights * came_by[:, None]).unbind(-1)
                     weight = Gather.apply(weight, run)
-                if chosen.numel():
-                    x = self.run_step(block, x, chosen, weight, past, B, L)
+                if not chosen.numel():
+                    asked = nobody
+                    continue
+                x = self.run_step(block, x, chosen, weight, past, B, L)
                 if recursion + 1 < cfg.max_recursions:
-                    again = (decision.actions == RECURSE).nonzero()[:, 0]
+                    again = (decision.actions == RECURSE).nonzero().flatten()
                     asked = asked.index_select(0, again) if recursion else again
                     came_by = None if decision.weights is None else Gather.apply(further, again)
             if asks:

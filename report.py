@@ -27,6 +27,7 @@ STUDIES = {
     "recursions": ("What recursing buys", lambda r: markdown(analysis.by_validation(r))),
     "collapse": ("Do routers collapse?", lambda r: markdown(analysis.collapse_table(r))),
     "sources": ("What happened in the sources: held-out text", lambda r: markdown(analysis.sources_table(r))),
+    "vocabulary": ("Which vocabulary? Bangla, six layers, held-out text", lambda r: markdown(analysis.vocabulary_table(r))),
 }  # fmt: skip
 
 

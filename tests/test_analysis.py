@@ -523,3 +523,11 @@ def test_the_sources_table_keeps_its_order_and_marks_what_did_not_train():
     table = analysis.sources_table(morlib.table_of([failed, study_record("a", 0, loss=2.0)]))
     assert list(table.index) == ["fixed 12", "a"] and list(table["trained"]) == ["did not train", "yes"] and table.loc["fixed 12", "accuracy (%)"] == 34.0
     assert list(table["seeds"]) == [1, 1] and "a new seed (%)" not in table
+
+
+def test_vocabularies_are_ordered_by_bits_per_byte():
+    records = pd.DataFrame([dict(model=m, bits_per_byte=b) for m, b in (("characters", 1.1), ("1000-pieces", 0.9), ("1000-pieces", 1.0))])
+    table = analysis.vocabulary_table(records)
+    assert list(table.index) == ["1000-pieces", "characters"] and table.loc["1000-pieces", "bits per byte"] == 0.95 and "a new seed" not in table
+    three = analysis.vocabulary_table(pd.concat([records, records.iloc[1:2]]))
+    assert list(three["seeds"]) == [3, 1] and list(three["a new seed"].str.len() > 0) == [True, False]

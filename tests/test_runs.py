@@ -369,7 +369,7 @@ def test_what_is_said_of_controls_and_studies_holds_in_the_records():
     losses = analysis.by_validation(estimators)["validation loss"]
     assert losses.iloc[-1] - losses.iloc[-2] > losses.iloc[-2] - losses.iloc[0] and losses.index[-1] == "scaled, budget spread"
     E = analysis.sources_table(sources)["E sampled"]
-    assert abs(E["mor, as published"] - 8) < 0.2 and E["mor, recursing mended"] > 8.2 and E["mor, gradient mended"] == 0
+    assert abs(E["mor, as published"] - 8) < 0.2 and E["mor, recursing mended"] > 8.2 and E["mor, gradient mended"] < 0.2
 
 
 def test_a_usable_gpu_trains_too(corpus, quick_training):
