@@ -458,10 +458,9 @@ def measure(groups: tuple[str, ...] = GROUPS, sizes: Sizes = FULL, path: Path | 
     """Measure groups of rows; the record goes to `path` after each. Rows of other groups stay, if device, threads, versions and sizes are the same."""
     about = machine() | dict(sizes={k: v for k, v in vars(sizes).items()})
     record = about | dict(dtype="", rows={}, seconds={}, took={})
-    same = ("cpu", "gpu", "threads", "versions", "sizes")
     if path and path.is_file():
         old = json.loads(path.read_text(encoding="utf-8"))
-        if [old.get(k) for k in same] == json.loads(json.dumps([about[k] for k in same])):
+        if _comparable(old) == _comparable(json.loads(json.dumps(about))):
             record = old | {k: about[k] for k in ("date", "load", "commit")}
     bench = Bench(sizes)
     record["dtype"] = str(bench.dtype)[6:]
@@ -479,6 +478,11 @@ def measure(groups: tuple[str, ...] = GROUPS, sizes: Sizes = FULL, path: Path | 
     return record
 
 
+def _comparable(about: dict) -> list:
+    """What two records must have in common to be one; each row says how many turns it took."""
+    return [about.get(k) for k in ("cpu", "gpu", "threads", "versions")] + [{k: v for k, v in about.get("sizes", {}).items() if k != "repeats"}]
+
+
 def line(key: str, row: dict) -> str:
     goal = next(goal for goal in GOALS if goal.key == key)
     if row["measured"] is None:
@@ -493,14 +497,19 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--reference", action="store_true", help="write the record to outputs/reference, where records that ship are")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--router-steps", type=int, help=f"training steps of the routers (default {FULL.router_steps})")
+    parser.add_argument(
+        "--turns", type=int, default=FULL.repeats, help=f"turns of each measurement, {FULL.repeats} or more: the median of more is steadier where other work disturbs"
+    )
     chosen = parser.parse_args(arguments)
     groups = tuple(chosen.only.split(","))
     if unknown := set(groups) - set(GROUPS):
         parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
     torch.set_num_threads(chosen.threads)
-    sizes = QUICK if chosen.quick else FULL
+    if chosen.turns < FULL.repeats:
+        parser.error(f"--turns must be {FULL.repeats} or more: a median of fewer says little")
+    sizes = QUICK if chosen.quick else replace(FULL, repeats=chosen.turns)
     if chosen.router_steps:
-        sizes = Sizes(**(vars(sizes) | dict(router_steps=chosen.router_steps)))
+        sizes = replace(sizes, router_steps=chosen.router_steps)
     folder = morlib.ROOT / "outputs" / "reference" if chosen.reference and not chosen.quick else morlib.outputs() / "results"
     path, began = record_path(folder, chosen.quick), time.perf_counter()
     record = measure(groups, sizes, path)

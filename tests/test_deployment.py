@@ -172,6 +172,9 @@ def test_the_bench_names_its_groups(capsys):
     with pytest.raises(SystemExit):
         bench.main(["--only", "everything"])
     assert "no group everything; there are training, small, forward" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.main(["--turns", "3"])
+    assert "--turns must be 7 or more" in capsys.readouterr().err
 
 
 def test_ratios_are_paired_turn_by_turn():
