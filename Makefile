@@ -51,9 +51,9 @@ reference: export MORLIB_PRESET ?= cpu
 reference: $(VENV)/ready
 	@mkdir -p "$(OUT)/reference"
 	@for notebook in $(wordlist 2,5,$(NOTEBOOKS)); do \
-		MORLIB_OUTPUTS="$(OUT)" $(BIN)/papermill $$notebook "$(OUT)/$$(basename $$notebook)" --cwd notebooks -k python3 -p seeds 6 || exit 1; \
+		MORLIB_OUTPUTS="$(OUT)" $(BIN)/papermill $$notebook "$(OUT)/$$(basename $$notebook)" --cwd notebooks -k python3 -p seeds 6 $$([[ $$notebook == *02_* ]] && echo "-p studies run") || exit 1; \
 	done
-	cp "$(OUT)"/results/{exp1,exp2,bangla,vocabulary}_*_s[0-5]_*.json "$(OUT)"/routing_findings.json "$(OUT)/reference/"
+	cp "$(OUT)"/results/{exp1,exp2,bangla,vocabulary,pareto,estimators,recursions,collapse,sources}_*_s[0-9]_*.json "$(OUT)"/routing_findings.json "$(OUT)/reference/"
 
 # The README's table of results, printed from the stored records.
 report: $(VENV)/ready

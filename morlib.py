@@ -766,9 +766,10 @@ class Packing:
 class StepCache:
     """Keys and values of the tokens executed at one step, and where each row's are.
 
-    Rows that hold equally many lie side by side: kv [B, room, 2, H, D/H]. From the first difference on tokens lie in the order in which they
-    came, kv [1, room, 2, H, D/H], and `places` [B, most held] says which are whose. Room is made for a 32nd more than asked at most, and for
-    nothing more where a row holds fewer than 32; `phase` in [0, 1) shifts the sizes, so that layers do not all grow at one token.
+    As long as rows hold equally many they lie side by side: kv [B, room, 2, H, D/H]. From the first difference on new tokens lie in the order in
+    which they come, kv [1, room, 2, H, D/H], and `places` [B, most held] says which are whose. Room is made for about a 32nd more than asked, and
+    for nothing more as long as rows hold fewer than 32 on average; `phase` in [0, 1) shifts the sizes, so that layers do not all grow at one
+    token. For use without gradients: what a step held is changed in place.
     """
 
     GROWTH = 33 / 32
@@ -810,7 +811,7 @@ class StepCache:
     def attend(self, q: Tensor, kv: Tensor, packing: Packing) -> Tensor:
         """Adds new tokens; each looks at all that its row holds up to itself. q [T, H, D/H], kv [T, 2, H, D/H] to [T, H, D/H].
 
-        Rows that hold equally many go together, and so do rows that get one token each; others go one by one.
+        Rows that never held differently many go together, and so do rows that get one token each; others go one by one.
         """
         new = self.append(kv, packing)
         if self.places is None:
@@ -851,7 +852,7 @@ class Cache:
         return sum(sum(step.count) for step in self.steps.values())
 
     def bytes(self) -> int:
-        """Allocated bytes, over all tensors. Which tokens are whose takes 4 more bytes a token, on the host, where rows hold differently many."""
+        """Allocated bytes, over all tensors. Where rows hold differently many, a table on the host says which tokens are whose: 4 bytes a place, as wide as the longest row."""
         return sum(t.nbytes for t in [*(step.kv for step in self.steps.values() if step.kv is not None), *self.prefix.values()])
 
 
