@@ -2026,7 +2026,7 @@ def figure_style() -> None:
 
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"]
     styles = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))]
-    plt.rcParams.update({"axes.prop_cycle": cycler(color=colours) + cycler(linestyle=styles), "figure.figsize": (7, 4), "figure.dpi": 100,
+    plt.rcParams.update({"axes.prop_cycle": cycler(color=2 * colours) + cycler(linestyle=styles + styles[3:] + styles[:3]), "figure.figsize": (7, 4), "figure.dpi": 100,
                          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.titlesize": 11,
                          "savefig.bbox": "tight", "figure.constrained_layout.use": True})  # fmt: skip
 

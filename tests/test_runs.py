@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import analysis
+import bench
 import morlib
 import report
 
@@ -358,14 +359,19 @@ def test_what_is_said_of_controls_and_studies_holds_in_the_records():
     front, collapse, recursions, estimators, sources = map(morlib.stored_records, ("pareto", "collapse", "recursions", "estimators", "sources"))
     loss = analysis.front_table(front)["loss"].unstack("kind")
     assert (loss["mor"] < loss["random"])[loss["random"].notna()].all()
+    gap = (loss["mor"] - loss["fixed"]).drop(12)
+    assert (gap > 0).sum() > len(gap) / 2
     accuracy = analysis.front_table(front)["accuracy"]["fixed"]
     assert accuracy.max() - accuracy.min() < 1
     for records in (front, collapse):
         for record in records[records["model"].str.startswith("mor")]["record"]:
             assert abs(record["metrics"]["followed"]["effective_depth"] - record["config"]["model"]["target_depth"]) <= 0.1
     collapsed = analysis.collapse_table(collapse)
+    assert all((records.groupby("model").size() == 3).all() for records in (front, recursions, estimators, sources))
     assert (collapsed["seeds"] == 10).all() and (collapsed["of them collapsed, all seeds"] == 0).all()
     assert analysis.by_validation(recursions).index[0] == "R = 1"
+    speed = {key: row["measured"] for record in bench.stored() for key, row in record["rows"].items()}
+    assert max(speed["train-8"], speed["forward-8"]) < 0.8 and 0.7 < speed["decode-1"] < 1 and 0.9 < speed["decode-32"] and 0.9 < speed["train-small"]
     losses = analysis.by_validation(estimators)["validation loss"]
     assert losses.iloc[-1] - losses.iloc[-2] > losses.iloc[-2] - losses.iloc[0] and losses.index[-1] == "scaled, budget spread"
     E = analysis.sources_table(sources)["E sampled"]
