@@ -46,7 +46,7 @@ smoke: $(VENV)/ready
 bench: $(VENV)/ready
 	@MORLIB_OUTPUTS="$(OUT)" $(BIN)/python bench.py $(BENCH)
 
-# The records that ship: six seeds a model, into outputs/reference (hours on 2 CPU cores at the cpu preset, see the README's table of costs; broken off, it goes on where it was).
+# The records that ship, six seeds a model and as many in the studies as notebook 02 says, into outputs/reference (hours on 2 CPU cores at the cpu preset, see the README's table of costs; broken off, it goes on where it was).
 reference: export MORLIB_PRESET ?= cpu
 reference: $(VENV)/ready
 	@mkdir -p "$(OUT)/reference"

@@ -370,15 +370,15 @@ def draw_front(front: pd.DataFrame):
 def front_lines(front: pd.DataFrame) -> list[str]:
     """What the front says: at how many depths MoR has the lower loss, what depth itself is worth, and how well E was held."""
     loss, lines = front_table(front)["loss"].unstack("kind"), []
-    most = max(loss["fixed"].dropna().index)  # held to all its layers MoR is the fixed model, and says nothing
+    fixed = loss["fixed"].dropna()
+    most = fixed.index.max()  # held to all its layers MoR is the fixed model, and says nothing
     for other in ("fixed", "random"):
-        both = loss[["mor", other]].dropna()
-        both = both[both.index < most]
+        both = loss.loc[loss.index < most, ["mor", other]].dropna()
         gap = both["mor"] - both[other]
         lines.append(f"MoR against {KINDS[other][0]}: lower held-out loss at {(gap < 0).sum()} of {len(gap)} depths; on average {gap.mean():+.4f} nats")
-    fixed = loss["fixed"].dropna()
     lines.append(f"fixed depth: losses from {fixed.min():.4f} ({fixed.idxmin()} layers) to {fixed.max():.4f} ({fixed.idxmax()} layers)")
-    held = front[front["model"].str.startswith("mor ") & (front["model"] != f"mor {most:g}")]
+    held = front[front["model"].str.startswith("mor ")]
+    held = held[held["model"].str.split().str[1].astype(float) < most]
     kinds = {"the biases that validation text set": held["effective_depth"]}
     if "followed" in held and held["followed"].notna().all():
         kinds["biases that follow the text read so far"] = held["followed"].map(lambda m: m["effective_depth"])

@@ -1,8 +1,9 @@
 """bench: the table of speed goals, measured again: `make bench`, or `python bench.py --help`.
 
-Every ratio is taken side by side in one process: the models in turn, at least seven turns after a warm-up (training steps: on a
-quarter of the batch), the median of the paired ratios with its quartiles. Rows that need a GPU run where there is one. The record is written after each group of rows, so that nothing is lost;
-`--only` measures some groups again and keeps the others of the same machine and version.
+Every ratio is taken side by side in one process: the models in turn, at least seven turns after a warm-up (long training steps: on a
+quarter of the batch), the median of the paired ratios with its quartiles. Rows that need a GPU run where there is one. The record is
+written after each group of rows, so that nothing is lost; `--only` measures some groups again and keeps the others of the same machine and
+version.
 """
 
 from __future__ import annotations
@@ -362,7 +363,7 @@ class Bench:
             yield f"forward-{E}-long", ratio(seconds, E, "fixed") | dict(dtype="float32")
 
     def encoder(self, device: str = "cpu"):
-        """Without dropout both do the same: torch's layer drops in two more places. On a CPU half a batch is as good, and takes half as long."""
+        """Without dropout both do the same: torch's layer drops in two more places. On a CPU with half a batch, to save time."""
         s, dtype = self.sizes, self.dtype if device == "cpu" else morlib.pick_device()[1]
         windows, ours = self.windows(s.batch if device == "cuda" else s.batch // 2, s.length, device), self.build(s.length, device, routing="none", dropout=0.0)
         models = {"ours": ours, "torch": EncoderStack(ours.cfg).to(device)}
@@ -376,9 +377,8 @@ class Bench:
         calls = {str(dtype)[6:]: deployment.training_step(model, windows, dtype) for dtype in (torch.float32, other)}
         measured = ratio(self.turns("dtypes", calls), str(other)[6:], "float32")
         if self.dtype == torch.float32:  # then it is only to be told what the choice was between
-            note = (
-                f"float32 chosen, as asked where another gains less; a step of {len(windows)} windows under autocast to bfloat16 takes {measured['measured']:.2f} of its time here"
-            )
+            tried = f"a step of {len(windows)} windows under autocast to bfloat16 takes {measured['measured']:.2f} of its time here"
+            note = f"float32 chosen, as asked where another gains less; {tried}"
             yield "dtype", dict(measured=None, note=note, alternative=measured)
             yield "dtype-loss", dict(measured=None, note="float32 chosen")
             return
@@ -457,7 +457,7 @@ def record_path(folder: Path, quick: bool = False) -> Path:
 
 
 def measure(groups: tuple[str, ...] = GROUPS, sizes: Sizes = FULL, path: Path | None = None) -> dict:
-    """Measure groups of rows; the record goes to `path` after each. Rows of other groups stay, if device, threads, versions and sizes are the same."""
+    """Measure groups of rows; the record goes to `path` after each. Rows of other groups stay, if device, threads, versions and sizes are the same; each row says how many turns it took."""
     about = machine() | dict(sizes={k: v for k, v in vars(sizes).items()})
     record = about | dict(dtype="", rows={}, seconds={}, took={})
     if path and path.is_file():
@@ -481,7 +481,7 @@ def measure(groups: tuple[str, ...] = GROUPS, sizes: Sizes = FULL, path: Path | 
 
 
 def _comparable(about: dict) -> list:
-    """What two records must have in common to be one; each row says how many turns it took."""
+    """What two records must have in common to be one."""
     return [about.get(k) for k in ("cpu", "gpu", "threads", "versions")] + [{k: v for k, v in about.get("sizes", {}).items() if k != "repeats"}]
 
 
@@ -499,19 +499,16 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--reference", action="store_true", help="write the record to outputs/reference, where records that ship are")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--router-steps", type=int, help=f"training steps of the routers (default {FULL.router_steps})")
-    parser.add_argument(
-        "--turns", type=int, default=FULL.repeats, help=f"turns of each measurement, {FULL.repeats} or more: the median of more is steadier where other work disturbs"
-    )
+    parser.add_argument("--turns", type=int, help=f"turns of each measurement (default {FULL.repeats}, no fewer): the median of more is steadier")
     chosen = parser.parse_args(arguments)
     groups = tuple(chosen.only.split(","))
     if unknown := set(groups) - set(GROUPS):
         parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
     torch.set_num_threads(chosen.threads)
-    if chosen.turns < FULL.repeats:
+    if chosen.turns is not None and chosen.turns < FULL.repeats:
         parser.error(f"--turns must be {FULL.repeats} or more: a median of fewer says little")
-    sizes = QUICK if chosen.quick else replace(FULL, repeats=chosen.turns)
-    if chosen.router_steps:
-        sizes = replace(sizes, router_steps=chosen.router_steps)
+    given = dict(router_steps=chosen.router_steps, repeats=chosen.turns)
+    sizes = replace(QUICK if chosen.quick else FULL, **{name: value for name, value in given.items() if value})
     folder = morlib.ROOT / "outputs" / "reference" if chosen.reference and not chosen.quick else morlib.outputs() / "results"
     path, began = record_path(folder, chosen.quick), time.perf_counter()
     record = measure(groups, sizes, path)

@@ -796,7 +796,7 @@ class StepCache:
         if self.places is not None:
             most = max(c + n for c, n in zip(self.count, new))
             if most > self.places.shape[1]:
-                self.places = np.pad(self.places, ((0, 0), (0, most + most // 32 - self.places.shape[1])))
+                self.places = np.pad(self.places, ((0, 0), (0, round(most * self.GROWTH) - self.places.shape[1])))
             order = np.arange(T) - np.repeat(np.cumsum(new) - new, new)  # [T] each token's, among the new ones of its row
             self.places[np.repeat(np.arange(B), new), np.repeat(self.count, new) + order] = held + np.arange(T)
         self.count = [c + n for c, n in zip(self.count, new)]
@@ -913,7 +913,10 @@ class Block(nn.Module):
 
 @dataclass
 class Ask:
-    """What a policy is shown: T tokens that await a decision at step (layer, recursion)."""
+    """What a policy is shown: T tokens that await a decision at step (layer, recursion).
+
+    A policy that needs the states later must keep a copy: without a gradient the model changes them in place.
+    """
 
     layer: int
     recursion: int
@@ -2015,7 +2018,7 @@ def bangla_font() -> Path | None:
 
 
 def figure_style() -> None:
-    """Colour-blind-safe colours (Okabe and Ito 2008), each with a line style of its own, so that figures read in grey; and a Bangla font."""
+    """Colour-blind-safe colours (Okabe and Ito 2008), the first six each with a line style of its own, so that figures read in grey; and a Bangla font."""
     import matplotlib.pyplot as plt
     from cycler import cycler
     from matplotlib import font_manager

@@ -161,8 +161,9 @@ def test_every_row_of_the_bench_is_measured_and_kept(capsys):
     assert record["rows"]["cache"]["measured"] == pytest.approx(1, abs=0.01)
     assert sum(record["parts"].values()) == pytest.approx(1, abs=0.1)
     before = record["rows"]
-    bench.main(["--quick", "--threads", "1", "--only", "generation"])
+    bench.main(["--quick", "--threads", "1", "--only", "generation", "--turns", "8"])
     after = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert after["generation"]["repeats"] == 16 and after["train-8"]["repeats"] == 2
     assert set(after) == set(before) and after["train-8"] == before["train-8"], "rows of the same machine and version are kept"
     assert "needs a GPU" in capsys.readouterr().out or torch.cuda.is_available()
     torch.set_num_threads(threads)
