@@ -1,13 +1,10 @@
-"""Shared by all tests: one thread, records into a scratch folder, small models."""
-
-import sys
-from pathlib import Path
+"""Shared by all tests: one thread, outputs in a scratch folder, small models, small texts."""
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import morlib
+from suite import texts
 
 torch.set_num_threads(1)
 
@@ -24,8 +21,8 @@ def make_model():
 
     def make(seed=0, **changes):
         torch.manual_seed(seed)
-        settings = dict(vocab_size=11, n_layers=3, d_model=16, n_heads=2, d_ff=40, max_len=12, dropout=0.0)
-        return morlib.build_model(morlib.ModelConfig(**(settings | changes))).eval()
+        shape = dict(vocab_size=11, n_layers=3, d_model=16, n_heads=2, d_ff=40, max_len=12, dropout=0.0)
+        return morlib.Transformer(morlib.ModelConfig(**(shape | changes))).eval()
 
     return make
 
@@ -34,13 +31,14 @@ def make_model():
 def small_text(tmp_path):
     """A path to 4,000 characters with some structure."""
     path = tmp_path / "small.txt"
-    path.write_text("".join(f"line {i % 17} of {i * i % 23}: the quick brown fox.\n" for i in range(110)), encoding="utf-8")
+    lines = [f"line {i % 17} of {i * i % 23}: the quick brown fox.\n" for i in range(110)]
+    path.write_text("".join(lines), encoding="utf-8")
     return str(path)
 
 
 @pytest.fixture
 def corpus(small_text):
-    return morlib.load_corpus(small_text)
+    return texts.load_corpus(small_text)
 
 
 @pytest.fixture

@@ -1,25 +1,35 @@
-"""Cards that are not here: what is chosen for them and why, float16 with a scaler, and memory that runs out."""
+"""Cards that are not here: what is chosen for them and why, float16 with a scaler, memory that runs out."""
 
 import dataclasses
 
 import nbformat
 import pytest
 import torch
-from test_runs import config, strip, trained
-from test_survival import TINY
+from test_runs import new_model, strip
+from test_survival import TINY, spec
 
 import morlib
+from suite import files, runs
+from suite.runs import device as devices
+from suite.runs import records, runner
 
 
 @pytest.fixture
 def card(monkeypatch):
-    """Let torch believe in a card: its name, its capability, whether it has bfloat16, and how its first operation ends."""
+    """Let torch believe in a card.
 
-    def put(name, capability, bf16, error=None):
+    Its name, its capability, whether it has bfloat16, and how its first operation ends.
+    """
+
+    def put(name, capability, bf16, error=None, cards=1, **asked):
+        def supported(including_emulation=True):
+            return bf16 or including_emulation
+
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
         ones = torch.ones
 
         def first_operation(*shape, device=None, **more):
@@ -28,26 +38,29 @@ def card(monkeypatch):
             return ones(*shape, **more)
 
         monkeypatch.setattr(torch, "ones", first_operation)
-        morlib.pick_device.cache_clear()
-        return morlib.pick_device()
+        return runs.pick_device(**asked)
 
-    yield put
-    monkeypatch.undo()
-    morlib.pick_device.cache_clear()
+    return put
 
 
-NO_KERNEL = RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors might be asynchronously reported")
+NO_KERNEL = RuntimeError(
+    "CUDA error: no kernel image is available for execution on the device\n"
+    "CUDA kernel errors might be asynchronously reported"
+)
 
 
 def test_a_card_that_torch_cannot_drive_leads_to_the_cpu_and_the_line_that_helps(card):
     device, dtype, why = card("Tesla P100-PCIE-16GB", (6, 0), False, NO_KERNEL)
     assert (device.type, dtype) == ("cpu", torch.float32)
-    assert why.startswith(f"CPU, float32: this build of torch ({torch.__version__}) cannot drive the Tesla P100-PCIE-16GB (sm_60) (CUDA error: no kernel image is")
-    assert why.endswith('To use the card: pip install "torch<2.15" --index-url https://download.pytorch.org/whl/cu126') and "\n" not in why
+    cannot = f"this build of torch ({torch.__version__}) cannot drive the Tesla P100-PCIE-16GB (sm_60)"
+    assert why.startswith(f"CPU, float32: {cannot} (CUDA error: no kernel image is")
+    line = 'pip install "torch<2.15" --index-url https://download.pytorch.org/whl/cu126'
+    assert why.endswith(f"To use the card: {line}") and "\n" not in why
 
 
 def test_a_card_newer_than_the_build_needs_a_newer_build(card):
-    assert card("GeForce RTX 5090", (12, 0), True, NO_KERNEL)[2].endswith("To use the card: pip install --upgrade torch")
+    why = card("GeForce RTX 5090", (12, 0), True, NO_KERNEL)[2]
+    assert why.endswith("To use the card: pip install --upgrade torch")
 
 
 def test_a_card_whose_memory_is_full_says_so(card):
@@ -55,11 +68,15 @@ def test_a_card_whose_memory_is_full_says_so(card):
     assert device.type == "cpu" and "the memory of the Tesla T4 (sm_75) is full" in why and "pip" not in why
 
 
+P100 = "P100-PCIE-16GB, float32: the Tesla P100-PCIE-16GB (sm_60) has neither"
+T4 = "Tesla T4, float16 autocast with a gradient scaler: the Tesla T4 (sm_75) has float16 units, but none for"
+
+
 @pytest.mark.parametrize("name, capability, bf16, dtype, reason", [
-    ("Tesla P100-PCIE-16GB", (6, 0), False, torch.float32, "P100-PCIE-16GB, float32: the Tesla P100-PCIE-16GB (sm_60) has neither"),
+    ("Tesla P100-PCIE-16GB", (6, 0), False, torch.float32, P100),
     ("Tesla V100", (7, 0), False, torch.float16, "float16 autocast with a gradient scaler"),
-    ("Tesla T4", (7, 5), False, torch.float16, "Tesla T4, float16 autocast with a gradient scaler: the Tesla T4 (sm_75) has float16 units, but none for bfloat16."),
-    ("NVIDIA A100", (8, 0), True, torch.bfloat16, "bfloat16 autocast: the NVIDIA A100 (sm_80) has bfloat16 units."),
+    ("Tesla T4", (7, 5), False, torch.float16, T4),
+    ("NVIDIA A100", (8, 0), True, torch.bfloat16, "the NVIDIA A100 (sm_80) has bfloat16 units."),
     ("NVIDIA H100", (9, 0), True, torch.bfloat16, "bfloat16 autocast"),
 ])  # fmt: skip
 def test_each_card_gets_what_it_has_units_for(card, name, capability, bf16, dtype, reason):
@@ -67,41 +84,126 @@ def test_each_card_gets_what_it_has_units_for(card, name, capability, bf16, dtyp
     assert device.type == "cuda" and chosen == dtype and reason in why
 
 
+# ---- A device that is asked for ----
+
+
+@pytest.mark.parametrize(
+    "wanted, found", [(None, "cuda"), ("cuda", "cuda"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
+)
+def test_a_device_can_be_asked_for(card, monkeypatch, wanted, found):
+    assert str(card("Tesla T4", (7, 5), False, cards=2, wanted=wanted)[0]) == found
+    monkeypatch.setenv("MORLIB_DEVICE", "cpu")
+    assert str(runs.pick_device(wanted)[0]) == (found if wanted else "cpu"), "what is written comes first"
+    assert str(runs.pick_device(wanted, card=1)[0]) == {"cuda": "cuda:1"}.get(
+        wanted, found if wanted else "cpu"
+    )
+
+
+@pytest.mark.parametrize("wanted, message", [
+    ("gpu", "device must be cpu, cuda, cuda:NUMBER or mps, not 'gpu'"),
+    ("cuda:two", "device must be cpu, cuda, cuda:NUMBER or mps"),
+    ("cuda:7", r"device cuda:7 was asked for and cannot be used .*there are 2 GPUs, no number 7"),
+])  # fmt: skip
+def test_a_device_that_is_none_is_refused(card, wanted, message):
+    with pytest.raises(ValueError, match=message):
+        card("Tesla T4", (7, 5), False, cards=2, wanted=wanted)
+
+
+def test_a_device_that_is_not_here_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert runs.pick_device()[0].type == "cpu"
+    with pytest.raises(
+        ValueError, match="cuda was asked for and cannot be used .*no GPU.*: choose cpu or None"
+    ):
+        runs.pick_device("cuda")
+    with pytest.raises(
+        ValueError, match="mps was asked for, but torch sees no Apple GPU: choose cpu or None"
+    ):
+        runs.pick_device("mps")
+    with pytest.raises(ValueError, match="cuda was asked for"):
+        runs.settings(dict(preset="smoke", device="cuda"))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device, dtype, why = runs.pick_device("mps")
+    assert (device.type, dtype) == ("mps", torch.float32) and "may differ in the last bits" in why
+
+
+def test_the_device_of_the_parameters_reaches_the_run(small_text, monkeypatch):
+    s = runs.settings(dict(preset="smoke", device="cpu", seeds=1))
+    (one,) = runs.experiment_runs(s, "test", dict(name=small_text), {"fixed": (dict(routing="none"), {})})
+    assert one.device == s.device == "cpu"
+    asked = []
+
+    def stop(wanted, card=None):
+        asked.append(wanted)
+        raise ValueError("stopped here")
+
+    monkeypatch.setattr(runner, "pick_device", stop)
+    with pytest.raises(ValueError, match="stopped here"):
+        runs.run(one)
+    assert asked == ["cpu"]
+
+
+def test_runs_side_by_side_take_a_card_each():
+    with devices.claim_card(0, 2) as first, devices.claim_card(1, 2) as second:
+        assert {first, second} == {0, 1}
+        with devices.claim_card(5, 2) as third:
+            assert third == 1, "where all are taken they are shared"
+    with devices.claim_card(3, 2) as free, devices.claim_card(0, 1) as single:
+        assert free == 0 and single is None
+
+
 def test_each_notebook_prints_the_device_and_why():
-    for path in sorted((morlib.ROOT / "notebooks").glob("*.ipynb")):
-        code = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
-        assert any("print(morlib.pick_device()[2])" in cell.source for cell in code[:3]), path.name
+    for path in sorted((files.ROOT / "notebooks").glob("*.ipynb"))[1:]:  # the first trains nothing
+        code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        assert any("runs.pick_device(s.device)" in source for source in code[:5]), path.name
+
+
+# ---- Half precision ----
+
+
+def on_cpu(monkeypatch, dtype):
+    monkeypatch.setattr(runner, "pick_device", lambda *a: (torch.device("cpu"), dtype, "half: for the test"))
 
 
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
-def test_half_precision_trains_and_goes_on_where_it_was(corpus, monkeypatch, tmp_path, dtype):
-    """The T4's float16 and its gradient scaler, and the Ampere's bfloat16, on the CPU's own half precision."""
-    monkeypatch.setattr(morlib, "pick_device", lambda: (torch.device("cpu"), dtype, "half: for the test"))
-    _, expected = trained(corpus, TINY, routing="mor", target_depth=2.0)
+def test_half_precision_trains_and_goes_on_where_it_was(small_text, monkeypatch, tmp_path, dtype):
+    """The float16 of a T4 with its gradient scaler, and bfloat16, on the CPU itself."""
+    on_cpu(monkeypatch, dtype)
+    one, scales, gradients = spec(small_text), [], morlib.Training.gradients
+    expected = runs.run(one)
     losses = [point["train_loss"] for point in expected["history"]]
     assert losses[-1] < losses[0]
-    monkeypatch.setattr(morlib, "CHECKPOINT_SECONDS", 0.0)
-    path, gradients, calls = tmp_path / "x.partial", morlib._gradients, []
-    torch.manual_seed(0)
+    monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "again"))
 
-    def interrupted(*args):
-        calls.append(args[4].get_scale())
-        if len(calls) == 9:
-            raise KeyboardInterrupt
-        return gradients(*args)
+    def interrupted(training, batch):
+        scales.append(training.scaler.get_scale())
+        if len(scales) == 9:
+            raise RuntimeError("stopped here")
+        return gradients(training, batch)
 
-    monkeypatch.setattr(morlib, "_gradients", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        morlib.train(morlib.build_model(config(corpus, routing="mor", target_depth=2.0)), corpus, TINY, checkpoint=path)
-    record = morlib.train(morlib.build_model(config(corpus, routing="mor", target_depth=2.0)), corpus, TINY, checkpoint=path)
-    assert strip(record) == strip(expected)
-    assert (calls[0] > 1) == (dtype == torch.float16), "float16 alone needs its loss scaled"
+    monkeypatch.setattr(morlib.Training, "gradients", interrupted)
+    with pytest.raises(RuntimeError, match="stopped here"):
+        runs.run(one, checkpoint_seconds=0.0)
+    assert strip(runs.run(one)) == strip(expected)
+    assert len(scales) == 9 + 8
+    assert (scales[0] > 1) == (dtype == torch.float16), "float16 alone needs its loss scaled"
+
+
+# ---- Memory that runs out ----
 
 
 @pytest.mark.parametrize("routing", ("none", "mor"))
-def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(corpus, monkeypatch, capsys, routing):
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(
+    corpus, monkeypatch, capsys, routing
+):
     training = dataclasses.replace(TINY, epochs=1)
-    _, whole = trained(corpus, training, routing=routing, dropout=0.0)
+
+    def record():
+        model = new_model(corpus, routing=routing, dropout=0.0)
+        return records.record_of(morlib.train(model, corpus, training), "here")
+
+    whole = record()
     forward, sizes = morlib.Transformer.forward, []
 
     def small_card(self, tokens, *args, **more):
@@ -112,18 +214,21 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(corp
         return forward(self, tokens, *args, **more)
 
     monkeypatch.setattr(morlib.Transformer, "forward", small_card)
-    _, record = trained(corpus, training, routing=routing, dropout=0.0)
+    parts = record()
     assert sizes[:6] == [8, 4, 2, 2, 2, 2] and set(sizes[6:]) == {2}
     said = capsys.readouterr().out
-    assert "out of memory at step 1: the micro-batch is now 4 windows; the effective batch stays 8" in said and "is now 2 windows" in said
-    assert record["history"][-1]["step"] == whole["history"][-1]["step"], "as many steps of the same batch"
+    assert "out of memory at step 1: the micro-batch is now 4 windows; the effective batch stays 8" in said
+    assert "is now 2 windows" in said
+    last = [done["history"][-1]["step"] for done in (whole, parts)]
+    assert last[0] == last[1], "as many steps of the same batch"
     if routing == "none":  # a router draws its noise a part at a time
-        assert record["metrics"]["loss"] == pytest.approx(whole["metrics"]["loss"], abs=1e-4)
-        assert record["metrics"]["train_applications"] == whole["metrics"]["train_applications"]
+        assert parts["metrics"]["loss"] == pytest.approx(whole["metrics"]["loss"], abs=1e-4)
+        assert parts["metrics"]["train_applications"] == whole["metrics"]["train_applications"]
 
 
 def test_evaluation_takes_what_fits(make_model, monkeypatch):
-    model, windows = make_model(routing="none"), torch.randint(11, (21, 9), generator=torch.Generator().manual_seed(0))
+    windows = torch.randint(11, (21, 9), generator=torch.Generator().manual_seed(0))
+    model = make_model(routing="none")
     whole, forward = morlib.score(model, windows), morlib.Transformer.forward
 
     def small_card(self, tokens, *args, **more):
@@ -137,9 +242,14 @@ def test_evaluation_takes_what_fits(make_model, monkeypatch):
 
 
 def test_a_model_that_does_not_fit_at_all_says_so(corpus, monkeypatch):
-    def no_room(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+    forward = morlib.Transformer.forward
 
-    monkeypatch.setattr(morlib, "_gradients", no_room)
-    with pytest.raises(torch.OutOfMemoryError, match="with a single window of 12 tokens: take a smaller model or max_len, or the CPU"):
-        trained(corpus, TINY, routing="none")
+    def no_room(self, *args, **more):
+        if self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, *args, **more)
+
+    monkeypatch.setattr(morlib.Transformer, "forward", no_room)
+    advice = "with a single window: take a smaller model or max_len, or the CPU"
+    with pytest.raises(torch.OutOfMemoryError, match=advice):
+        morlib.train(new_model(corpus, routing="none"), corpus, TINY)

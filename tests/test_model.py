@@ -12,16 +12,22 @@ import morlib
 from morlib import FORWARD, NOT_ASKED, RECURSE, SKIP
 
 POLICIES = ("none", "mor", "random", "frozen")
-SHAPES = [dict(max_recursions=r, shared_blocks=k, granularity=g, norm=n)
-          for r, k, g, n in [(1, None, "token", "pre"), (2, None, "token", "post"), (3, 2, "token", "pre"), (2, 1, "sample", "pre"), (3, None, "sample", "post")]]  # fmt: skip
+SHAPES = [
+    dict(max_recursions=1, shared_blocks=None, granularity="token", norm="pre"),
+    dict(max_recursions=2, shared_blocks=None, granularity="token", norm="post"),
+    dict(max_recursions=3, shared_blocks=2, granularity="token", norm="pre"),
+    dict(max_recursions=2, shared_blocks=1, granularity="sample", norm="pre"),
+    dict(max_recursions=3, shared_blocks=None, granularity="sample", norm="post"),
+]
 
 
 def tokens(B=3, L=9, V=11, seed=1):
     return torch.randint(V, (B, L), generator=torch.Generator().manual_seed(seed))
 
 
-def masked_step(self, block, x, chosen, weight, past, B, L):
+def masked_step(self, block, x, running, past, B, L):
     """The reference: computes every token, keeps what was named, and writes attention out in full."""
+    chosen, weight = running.places, running.weight
     D, H = x.shape[1], block.attention.n_heads
     active = torch.zeros(B * L, dtype=torch.bool).index_fill(0, chosen, True)
     place = torch.arange(L)
@@ -49,11 +55,12 @@ def loss_and_gradients(model, x, seed=0):
     torch.manual_seed(seed)
     out = model(x, sampling=True)
     (F.cross_entropy(out.logits.flatten(0, 1), x.flatten()) + 0.1 * out.expected_depth).backward()
-    return out, {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    return out, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in parameters.items()}
 
 
 def assert_equals_masked(model, x, monkeypatch):
-    """Packed execution and the reference agree in actions, logits and every gradient; returns the packed Output."""
+    """Packed execution and the reference agree: actions, logits, gradients. Returns the packed Output."""
     packed, packed_gradients = loss_and_gradients(model, x)
     monkeypatch.setattr(morlib.Transformer, "run_step", masked_step)
     masked, masked_gradients = loss_and_gradients(model, x)
@@ -85,14 +92,26 @@ def test_packed_equals_masked_when_none_or_all_are_active(make_model, monkeypatc
 @pytest.mark.parametrize("training", (False, True))
 def test_depth_is_what_hooks_on_the_blocks_count(make_model, dice, routing, training):
     draw = random.Random(dice)
-    shape = dict(max_recursions=draw.randint(1, 4), shared_blocks=draw.choice([None, 1, 2, 3]), granularity=draw.choice(["token", "sample"]), norm=draw.choice(["pre", "post"]))
-    model, x = make_model(routing=routing, **shape).train(training), tokens(B=draw.randint(1, 5), L=draw.randint(1, 12))
+    shape = dict(
+        max_recursions=draw.randint(1, 4),
+        shared_blocks=draw.choice([None, 1, 2, 3]),
+        granularity=draw.choice(["token", "sample"]),
+        norm=draw.choice(["pre", "post"]),
+    )
+    model, x = (
+        make_model(routing=routing, **shape).train(training),
+        tokens(B=draw.randint(1, 5), L=draw.randint(1, 12)),
+    )
     linear_rows, seen = [], []
     for block in model.blocks:
-        block.feed_forward[0].register_forward_hook(lambda module, inputs, output: linear_rows.append(inputs[0].numel() // 16))
+        block.feed_forward[0].register_forward_hook(
+            lambda module, inputs, output: linear_rows.append(inputs[0].numel() // 16)
+        )
         block.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1].row))
     out = model(x)
-    assert out.depth.shape == x.shape and int(out.depth.sum()) == sum(linear_rows) == sum(len(row) for row in seen)
+    assert out.depth.shape == x.shape and int(out.depth.sum()) == sum(linear_rows) == sum(
+        len(row) for row in seen
+    )
     by_sequence = torch.bincount(torch.cat([torch.zeros(0, dtype=torch.long), *seen]), minlength=len(x))
     assert (by_sequence == out.depth.sum(1)).all(), "and sequence by sequence"
     ran = (out.actions == FORWARD) | (out.actions == RECURSE)
@@ -101,7 +120,9 @@ def test_depth_is_what_hooks_on_the_blocks_count(make_model, dice, routing, trai
         assert (out.depth == 3).all()
         return
     asked_again = out.actions[:, 1:] != NOT_ASKED
-    assert (asked_again == (out.actions[:, :-1] == RECURSE)).all(), "exactly the tokens that chose recurse are asked again"
+    assert (asked_again == (out.actions[:, :-1] == RECURSE)).all(), (
+        "exactly the tokens that chose recurse are asked again"
+    )
 
 
 @pytest.mark.parametrize("loss", ("cross-entropy", "depth"))
@@ -154,7 +175,7 @@ def test_expected_depth_is_the_mean_of_sampled_depth(make_model):
 
 @pytest.mark.parametrize("R", (1, 2, 3))
 def test_expected_depth_has_the_gradient_of_the_true_expectation(make_model, R):
-    """One layer, routers blind to the state: E = q + p q + p^2 q + ... in closed form, so the estimate can be checked."""
+    """One layer, routers blind to the state: E = q + p q + p^2 q + ... in closed form."""
     model, x = make_model(routing="mor", estimator="gumbel", n_layers=1, max_recursions=R), tokens(B=64, L=12)
     last = model.policy.routers[0][2]
     with torch.no_grad():
@@ -241,7 +262,13 @@ def test_a_large_batch_decodes_as_it_reads_and_its_cache_follows_the_depth(make_
     """Rows that hold differently many tokens, or all as many; what is allocated is read off the tensors."""
     x, allocated = tokens(B=32, L=150), {}
     for routing in ("none", "random"):
-        model = make_model(routing=routing, target_depth=None if routing == "none" else target, max_recursions=1, max_len=150, n_layers=12)
+        model = make_model(
+            routing=routing,
+            target_depth=None if routing == "none" else target,
+            max_recursions=1,
+            max_len=150,
+            n_layers=12,
+        )
         whole, cache, logits = model(x), morlib.Cache(), []
         for piece in x.split([7] + [1] * 143, dim=1):
             logits.append(model(piece, cache).logits)
@@ -249,15 +276,23 @@ def test_a_large_batch_decodes_as_it_reads_and_its_cache_follows_the_depth(make_
         assert cache.tokens() == int(whole.depth.sum())
         assert cache.bytes() == sum(step.kv.numel() * 4 for step in cache.steps.values())
         allocated[routing], share = cache.bytes(), whole.depth.float().mean().item() / 12
-        assert cache.bytes() <= 2 * 16 * 4 * cache.tokens() * morlib.StepCache.GROWTH * 1.005, "little more than what is held"
+        assert cache.bytes() <= 2 * 16 * 4 * cache.tokens() * morlib.StepCache.GROWTH * 1.005, (
+            "little more than what is held"
+        )
     assert allocated["random"] / allocated["none"] == pytest.approx(share, rel=0.01)
 
 
-@pytest.mark.parametrize("first", [((256, 257), (1, 0)), ((256, 256), (1, 1))])  # apart from the start, and together until there is room to spare
+@pytest.mark.parametrize(
+    "first", [((256, 257), (1, 0)), ((256, 256), (1, 1))]
+)  # apart from the start, and together until there is room to spare
 def test_rows_part_and_catch_up(first):
     step, seen = morlib.StepCache(2), [[], []]
     for new in (*first, (0, 1), (1, 0), (1, 1), (2, 2), (0, 3), (3, 0)):
-        row, kv, q = torch.tensor([0] * new[0] + [1] * new[1]), torch.randn(sum(new), 2, 2, 8), torch.randn(sum(new), 2, 8)
+        row, kv, q = (
+            torch.tensor([0] * new[0] + [1] * new[1]),
+            torch.randn(sum(new), 2, 2, 8),
+            torch.randn(sum(new), 2, 8),
+        )
         made = step.attend(q, kv, morlib.Packing(row * max(new), 2, max(new)))
         for b, (queries, fresh, y) in enumerate(zip(q.split(new), kv.split(new), made.split(new))):
             seen[b] += fresh
@@ -270,31 +305,24 @@ def test_rows_part_and_catch_up(first):
     assert step.count == [len(rows) for rows in seen]
 
 
-def test_dropout_on_a_cpu_draws_as_it_should():
-    torch.manual_seed(0)
-    x, drop = torch.randn(1001, 333, requires_grad=True), morlib.Dropout(0.3)
-    y = drop(x)
-    kept = y != 0
-    assert abs(kept.double().mean() - 0.7) < 4 * (0.3 * 0.7 / x.numel()) ** 0.5, "four standard errors"
-    for flat in (kept.double() - 0.7, (kept.double() - 0.7).t()):  # neighbours are independent
-        assert abs((flat[:, 1:] * flat[:, :-1]).mean()) < 4 * 0.21 / x.numel() ** 0.5
-    assert torch.allclose(y[kept], x[kept] / 0.7)
-    y.sum().backward()
-    assert torch.allclose(x.grad, kept / 0.7), "the gradient passes where the value did"
-    assert torch.equal(drop.eval()(x), x) and not torch.equal(drop.train()(x), y)
-    x = torch.ones(100)
-    assert morlib.Dropout(0.0)(x) is x and (morlib.Dropout(0.999999)(x) == 0).float().mean() > 0.9
-    torch.manual_seed(5)
-    once = drop(x)
-    torch.manual_seed(5)
-    assert torch.equal(once, drop(x))
-
-
 @pytest.mark.parametrize("routing", POLICIES)
 @pytest.mark.parametrize("temperature", (0.0, 1.0))
 def test_cached_generation_equals_uncached_past_the_context(make_model, routing, temperature):
-    model, prompt = make_model(routing=routing, granularity="sample" if routing == "frozen" else "token"), tokens(B=2, L=5)
-    made = [morlib.generate(model, prompt, 30, use_cache=cached, temperature=temperature, generator=torch.Generator().manual_seed(3)) for cached in (True, False)]
+    model, prompt = (
+        make_model(routing=routing, granularity="sample" if routing == "frozen" else "token"),
+        tokens(B=2, L=5),
+    )
+    made = [
+        morlib.generate(
+            model,
+            prompt,
+            30,
+            use_cache=cached,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(3),
+        )
+        for cached in (True, False)
+    ]
     assert made[0].shape == (2, 35) and torch.equal(made[0], made[1]) and torch.equal(made[0][:, :5], prompt)
 
 
@@ -342,15 +370,15 @@ def test_wrong_tokens_are_explained(make_model, bad, message):
 def test_a_policy_from_outside_works_everywhere(make_model, monkeypatch):
     """The README's example: early exit, where a token that has stopped stays stopped."""
 
-    class EarlyExit(torch.nn.Module):
+    class EarlyExit(morlib.Policy):
         def __init__(self, cfg):
-            super().__init__()
+            super().__init__(cfg)
             self.score = torch.nn.Linear(cfg.d_model, 1)
 
-        def forward(self, ask):
-            go_on = self.score(ask.states)[:, 0] > 0
-            if ask.layer:
-                go_on &= ask.actions[ask.layer - 1, 0] == FORWARD
+        def forward(self, step):
+            go_on = self.score(step.states)[:, 0] > 0
+            if step.layer:
+                go_on &= step.actions[step.layer - 1, 0, step.index] == FORWARD
             return morlib.Decision(go_on.long())
 
     monkeypatch.setitem(morlib.POLICIES, "early-exit", EarlyExit)
@@ -367,7 +395,9 @@ def test_a_depth_budget_adds_up(R, target):
     """Over N = 12 layers, at most N and R applications: what the layers may spend is the target."""
     if target > 12 * R:
         pytest.skip("beyond N * R")
-    budget = morlib.depth_budget(morlib.ModelConfig(vocab_size=9, n_layers=12, max_recursions=R, target_depth=target))
+    budget = morlib.depth_budget(
+        morlib.ModelConfig(vocab_size=9, n_layers=12, max_recursions=R, target_depth=target)
+    )
     assert sum(run * sum(again**r for r in range(R)) for run, again in budget) == pytest.approx(target)
     assert all(0 <= share <= 1 for pair in budget for share in pair) and budget[0][0] >= budget[1][0]
     routed = [run for run, _ in budget if run < 1]
@@ -380,12 +410,14 @@ def test_a_depth_budget_adds_up(R, target):
 def test_calibration_meets_its_target(make_model, R, target, estimator):
     if target > 12 * R:
         pytest.skip("beyond N * R")
-    model, x = make_model(routing="mor", n_layers=12, max_recursions=R, target_depth=target, estimator=estimator), tokens(B=128, L=12)
-    model.policy.calibrating = True
+    model, x = (
+        make_model(routing="mor", n_layers=12, max_recursions=R, target_depth=target, estimator=estimator),
+        tokens(B=128, L=12),
+    )
     for sampling in (True, False):
         for _ in range(3):
-            assert model(x, sampling=sampling).depth.float().mean().item() == pytest.approx(target, abs=0.1), "in every batch, not on average"
-    model.policy.calibrating = False
+            depth = model(x, sampling=sampling, calibrate=True).depth.float().mean().item()
+            assert depth == pytest.approx(target, abs=0.1), "in every batch, not on average"
     assert model(x).depth.float().mean().item() == pytest.approx(target, abs=0.1), "and it stays"
 
 
@@ -395,7 +427,7 @@ def test_training_by_probability_decides_as_inference_does(make_model):
 
 
 def test_a_change_is_scaled_by_the_probability_of_its_choices(make_model):
-    """Without a budget: at step r the change of one application, times the probability of executing and of each recursion before."""
+    """Without a budget: the change of an application, times the probabilities of what led to it."""
     model, x = make_model(routing="mor", n_layers=1), tokens()
     out = model(x)
     state = (model.embed(x) + model.positions[: x.shape[1]]).flatten(0, 1)
@@ -430,15 +462,25 @@ def test_no_router_is_asked_where_everyone_runs(make_model):
 def test_learning_rates_follow_the_share_of_tokens(make_model):
     model = make_model(routing="mor", n_layers=6, target_depth=4.0)
     training = morlib.TrainConfig(lr=1e-2, router_lr=1e-3, weight_decay=0.3, share_power=0.5)
-    given = {id(p): (group["lr"], group["weight_decay"]) for group in morlib._optimizer(model, training).param_groups for p in group["params"]}
+    given = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in morlib.build_optimizer(model, training).param_groups
+        for p in group["params"]
+    }
     assert len(given) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         rate, decay = given[id(parameter)]
         if name.startswith("policy."):
             assert (rate, decay) == (1e-3, 0.0), name
         else:
-            share = morlib.depth_budget(model.cfg)[int(name.split(".")[1])][0] if name.startswith("blocks.") else 1.0
-            assert rate == pytest.approx(1e-2 * share**0.5) and decay == (0.3 if parameter.dim() == 2 else 0.0), name
+            share = (
+                morlib.depth_budget(model.cfg)[int(name.split(".")[1])][0]
+                if name.startswith("blocks.")
+                else 1.0
+            )
+            assert rate == pytest.approx(1e-2 * share**0.5) and decay == (
+                0.3 if parameter.dim() == 2 else 0.0
+            ), name
     assert len({rate for rate, _ in given.values()}) > 2
 
 

@@ -1,38 +1,49 @@
-"""Training, records, parameters, statistics, and what the README says."""
+"""Training, records, parameters, notebooks as a whole."""
 
 import dataclasses
+import importlib
 import json
+import os
 import subprocess
 import sys
-from unittest import mock
 
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-import analysis
-import bench
 import morlib
-import report
+from suite import files, runs, texts
+from suite.runs import records
+from suite.runs.code import code_of
 
 SMALL = dict(n_layers=3, d_model=16, n_heads=2, d_ff=40, max_len=12, dropout=0.1)
+SHORT = morlib.TrainConfig(epochs=1, windows=32, batch_size=8, evaluations=1, eval_windows=8)
+LONGER = morlib.TrainConfig(epochs=4, windows=128, batch_size=8, lr=5e-3, evaluations=4, eval_windows=8)
 
 
 def config(corpus, **changes):
     return morlib.ModelConfig(vocab_size=corpus.vocab_size, **(SMALL | changes))
 
 
+def new_model(corpus, seed=0, **changes):
+    torch.manual_seed(seed)
+    return morlib.Transformer(config(corpus, **changes))
+
+
 def trained(corpus, training, **changes):
-    torch.manual_seed(training.seed)
-    model = morlib.build_model(config(corpus, **changes))
-    return model, morlib.train(model, corpus, training)
+    """A trained model and its record."""
+    model = new_model(corpus, training.seed, **changes)
+    return model, records.record_of(morlib.train(model, corpus, training), "here")
 
 
 def strip(record):
     """A record without what the clock decides."""
-    return json.dumps(record | {"metrics": {k: v for k, v in record["metrics"].items() if k != "train_seconds"}})
+    metrics = {k: v for k, v in record["metrics"].items() if k != "train_seconds"}
+    return json.dumps(record | dict(metrics=metrics))
+
+
+# ---- Training ----
 
 
 @pytest.mark.parametrize("routing", ("none", "mor", "random"))
@@ -42,22 +53,24 @@ def test_training_is_deterministic_in_its_seed(corpus, quick_training, routing):
     assert all(torch.equal(a, b) for a, b in zip(first[0].parameters(), again[0].parameters()))
     losses = []
     for seed in (0, 0, 1):  # the same initial weights, whatever torch's generator has done since
-        torch.manual_seed(0)
-        model = morlib.build_model(config(corpus, routing=routing))
+        model = new_model(corpus, routing=routing)
         torch.rand(len(losses))
-        losses.append(morlib.train(model, corpus, dataclasses.replace(quick_training, seed=seed))["metrics"]["loss"])
+        morlib.train(model, corpus, dataclasses.replace(quick_training, seed=seed))
+        losses.append(morlib.evaluate(model, corpus)["loss"])
     assert losses[0] == losses[1] == first[1]["metrics"]["loss"] != losses[2]
 
 
-def test_training_learns_and_the_record_says_so(corpus):
-    training = morlib.TrainConfig(epochs=4, windows=128, batch_size=8, lr=5e-3, evaluations=4, eval_windows=8)
-    model, record = trained(corpus, training, routing="mor")
+def test_training_learns_and_the_record_says_so(small_text):
+    spec = specs(small_text, LONGER, ("mor",))[0]
+    record = runs.run(spec)
     losses = [point["train_loss"] for point in record["history"]]
     assert len(losses) == 4 and losses[-1] < losses[0] - 0.5
+    model, again, corpus = runs.trained_model(spec)
+    assert again == record
     assert record["metrics"]["loss"] == pytest.approx(morlib.evaluate(model, corpus)["loss"])
     assert json.loads(json.dumps(record)) == record
-    for name in ("experiment", "model", "recipe", "preset", "seed", "config", "data", "versions", "device", "metrics", "history"):
-        assert name in record
+    names = "experiment model recipe preset seed config data versions device metrics history".split()
+    assert set(names) <= set(record)
     for name in ("loss", "accuracy", "effective_depth", "bits_per_byte", "train_seconds", "sampled"):
         assert name in record["metrics"]
     assert record["data"].keys() >= {"name", "sha256", "split"}
@@ -65,322 +78,724 @@ def test_training_learns_and_the_record_says_so(corpus):
 
 @pytest.mark.parametrize("target, warm", ((2.0, 0.0), (3.0, 0.3), (4.5, 0.0)))
 def test_a_target_depth_is_held(corpus, target, warm):
-    training = morlib.TrainConfig(epochs=4, windows=128, batch_size=8, lr=5e-3, router_lr=5e-3, evaluations=4, eval_windows=8, depth_warmup=warm)
+    training = dataclasses.replace(LONGER, router_lr=5e-3, depth_warmup=warm)
     model, record = trained(corpus, training, routing="mor", n_layers=4, target_depth=target, dropout=0.0)
+    metrics = record["metrics"]
     assert abs(morlib.evaluate(model, corpus, "train")["effective_depth"] - target) < 0.15
-    assert abs(record["metrics"]["effective_depth"] - target) < 0.3 and abs(record["metrics"]["sampled"]["effective_depth"] - target) < 0.3
-    assert [point["train_depth"] for point in record["history"][2:]] == pytest.approx([target] * 2, abs=0.1), "in training too, after the warm-up"
-    assert (record["history"][0]["train_depth"] > target + 0.3) == (warm > 0), "which falls from full depth if asked to"
+    assert abs(metrics["effective_depth"] - target) < 0.3
+    assert abs(metrics["sampled"]["effective_depth"] - target) < 0.3
+    depths = [point["train_depth"] for point in record["history"]]
+    assert depths[2:] == pytest.approx([target] * 2, abs=0.1), "in training too, after the warm-up"
+    assert (depths[0] > target + 0.3) == (warm > 0), "which falls from full depth if asked to"
 
 
-def test_a_budget_that_follows_the_text_holds_and_looks_only_back(corpus):
-    """Biases set far off: following, E comes back to its target; what is read later changes nothing earlier, and the model keeps its biases."""
-    torch.manual_seed(0)
-    model = morlib.build_model(config(corpus, routing="mor", n_layers=4, target_depth=2.5))
-    morlib.calibrate(model, corpus)
+def test_a_budget_that_follows_the_text_holds_and_looks_only_back(corpus, monkeypatch):
+    """Biases set far off: following, E comes back to its target, and nothing is looked at ahead."""
+    model = new_model(corpus, routing="mor", n_layers=4, target_depth=2.5)
+    morlib.calibrate_on_validation(model, corpus)
     model.policy.bias[..., morlib.SKIP] += 0.05
     own, text = model.policy.bias.clone(), corpus.windows("heldout", model.cfg.max_len)
-    off, held = (morlib.evaluate(model, corpus, follow=follow)["effective_depth"] for follow in (0, 8))
+    off = morlib.evaluate(model, corpus)["effective_depth"]
+    held = runs.evaluate_following(model, corpus, follow=8)["effective_depth"]
     assert abs(held - 2.5) < 0.1 < abs(off - 2.5) and torch.equal(model.policy.bias, own)
     read, score = [], morlib.score
 
-    def watched(model, windows, sampling):
-        seen = score(model, windows, sampling)
+    def watched(model, windows):
+        seen = score(model, windows)
         read.append((windows[:, :-1], seen["depth"]))
         return seen
 
-    with mock.patch.object(morlib, "score", watched):
-        for ids in (corpus.ids["heldout"], torch.cat([text[:12, :-1].flatten(), corpus.ids["heldout"].flip(0)])):
-            morlib.evaluate(model, dataclasses.replace(corpus, ids=corpus.ids | dict(heldout=ids)), follow=8)
-    half = next(i for i in range(1, len(read)) if torch.equal(read[i][0], read[0][0]))  # the second reading starts alike
-    one, other = (torch.cat([depth for _, depth in part]) for part in (read[:half], read[half:]))
-    assert torch.equal(one[:12], other[:12]) and not torch.equal(one[12:24], other[12:24]), "the second piece of eight is the same in its first half only"
-    record = trained(corpus, morlib.TrainConfig(epochs=1, windows=32, batch_size=8, evaluations=1, eval_windows=8), routing="mor", n_layers=4, target_depth=2.5)[1]
-    with pytest.raises(ValueError, match="follow counts windows"):
-        morlib.evaluate(model, corpus, follow=-1)
-    assert set(record["metrics"]["followed"]) == {"loss", "accuracy", "effective_depth"}
-    fixed = trained(corpus, morlib.TrainConfig(epochs=1, windows=32, batch_size=8, evaluations=1, eval_windows=8), routing="none", n_layers=2)[1]
-    assert "followed" not in fixed["metrics"]
+    monkeypatch.setattr(morlib, "score", watched)
+    ids = corpus.ids["heldout"]
+    for other in (ids, torch.cat([text[:12, :-1].flatten(), ids.flip(0)])):
+        changed = dataclasses.replace(corpus, ids=corpus.ids | dict(heldout=other))
+        runs.evaluate_following(model, changed, follow=8)
+    second = next(i for i in range(1, len(read)) if torch.equal(read[i][0], read[0][0]))
+    one, other = (torch.cat([depth for _, depth in part]) for part in (read[:second], read[second:]))
+    assert torch.equal(one[:12], other[:12]), "the second piece of eight is the same in its first half"
+    assert not torch.equal(one[12:24], other[12:24]), "and only there"
+
+
+def test_a_record_says_what_a_followed_budget_comes_to(corpus):
+    metrics = trained(corpus, SHORT, routing="mor", n_layers=4, target_depth=2.5)[1]["metrics"]
+    assert set(metrics["followed"]) == {"loss", "accuracy", "effective_depth"}
+    assert "followed" not in trained(corpus, SHORT, routing="none", n_layers=2)[1]["metrics"]
 
 
 def test_biases_are_set_on_validation_text_alone(corpus):
-    """Calibration comes out the same whatever the other parts hold, and differently if the validation part does."""
+    """Calibration is the same whatever the other parts hold, and differs if the validation part does."""
 
     def biases(**parts):
-        torch.manual_seed(0)
-        model = morlib.build_model(config(corpus, routing="mor", n_layers=4, target_depth=2.5))
-        morlib.calibrate(model, dataclasses.replace(corpus, ids=corpus.ids | parts))
+        model = new_model(corpus, routing="mor", n_layers=4, target_depth=2.5)
+        morlib.calibrate_on_validation(model, dataclasses.replace(corpus, ids=corpus.ids | parts))
         return model.policy.bias
 
     other = corpus.ids["train"].flip(0)
-    assert torch.equal(biases(), biases(train=other, heldout=other)) and not torch.equal(biases(), biases(val=other))
+    assert torch.equal(biases(), biases(train=other, heldout=other))
+    assert not torch.equal(biases(), biases(val=other))
 
 
 def test_a_penalty_lowers_depth_in_training(corpus):
-    training = morlib.TrainConfig(epochs=4, windows=128, batch_size=8, router_lr=1e-2, evaluations=1, eval_windows=8)
-    depth = [trained(corpus, dataclasses.replace(training, penalty=penalty), routing="mor")[1]["metrics"]["sampled"]["effective_depth"] for penalty in (0.0, 0.3)]
+    depth = []
+    for penalty in (0.0, 0.3):
+        training = dataclasses.replace(LONGER, lr=1e-3, router_lr=1e-2, evaluations=1, penalty=penalty)
+        metrics = trained(corpus, training, routing="mor")[1]["metrics"]
+        depth.append(metrics["sampled"]["effective_depth"])
     assert depth[1] < 0.8 * depth[0]
 
 
-def test_random_controls_repeat_the_measured_rates(small_text, quick_training):
-    spec = specs(small_text, quick_training, ("mor",))
-    records = morlib.run_all(spec)
-    control = morlib.run_all(morlib.random_controls(records, spec, "mor"))
-    assert control["model"].tolist() == ["random"]
-    assert control["effective_depth"][0] == pytest.approx(records["effective_depth"][0], abs=0.3)
+@pytest.mark.parametrize("routing", ("mor", "random"))
+def test_a_warm_up_leaves_no_trace(small_text, routing):
+    """Also one that lasts for the whole training: the record tells of the model that is stored."""
+    training = dataclasses.replace(SHORT, depth_warmup=1.0)
+    spec = specs(small_text, training, (routing,), target_depth=1.5)[0]
+    model, record, corpus = runs.trained_model(spec)
+    measured = morlib.evaluate(model, corpus)
+    assert record["metrics"]["effective_depth"] == measured["effective_depth"]
+    assert measured["effective_depth"] == pytest.approx(1.5, abs=0.3)
+    assert record["history"][0]["train_depth"] > 2, "in training it ran deeper"
+    assert record["history"][-1]["val_effective_depth"] == pytest.approx(1.5, abs=0.3)
 
 
 def test_evaluate_agrees_with_a_plain_computation(corpus, quick_training):
     model, record = trained(corpus, quick_training, routing="mor")
     windows = corpus.windows("heldout", 12)
     out = model.eval()(windows[:, :-1])
-    loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), windows[:, 1:].flatten()).item()
+    targets = windows[:, 1:]
+    loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), targets.flatten()).item()
     metrics = record["metrics"]
     assert metrics["loss"] == pytest.approx(loss, abs=1e-5)
-    assert metrics["accuracy"] == pytest.approx(100 * (out.logits.argmax(-1) == windows[:, 1:]).float().mean().item(), abs=1e-3)
+    accuracy = 100 * (out.logits.argmax(-1) == targets).float().mean().item()
+    assert metrics["accuracy"] == pytest.approx(accuracy, abs=1e-3)
     assert metrics["effective_depth"] == pytest.approx(out.depth.float().mean().item())
-    assert metrics["bits_per_byte"] == pytest.approx(loss / np.log(2), abs=1e-4), "one character is one byte here"
+    assert metrics["bits_per_byte"] == pytest.approx(loss / np.log(2), abs=1e-4), "a character is a byte here"
     rates = torch.tensor(metrics["action_rates"])
     first, second = rates[:, 0], rates[:, 1]
     depth = (1 - first[:, 0] + first[:, 2] * (1 - second[:, 0])).sum()
-    assert depth.item() == pytest.approx(metrics["effective_depth"], abs=1e-4), "rates and depth tell the same story"
-
-
-def specs(small_text, training, labels=("fixed", "mor"), seeds=(0,)):
-    models = {"fixed": dict(routing="none"), "mor": dict(routing="mor")}
-    return [morlib.Run("test", label, morlib.ModelConfig(vocab_size=1, **SMALL, **models[label]), dataclasses.replace(training, seed=seed),
-                       (("name", small_text),), "smoke", "sound") for seed in seeds for label in labels]  # fmt: skip
-
-
-def test_a_finished_run_is_found_and_not_repeated(small_text, quick_training, monkeypatch):
-    spec = specs(small_text, quick_training)[0]
-    record = morlib.run(spec)
-    files = list((morlib.outputs() / "results").glob("*.json"))
-    assert len(files) == 1 and json.loads(files[0].read_text()) == record
-    monkeypatch.setattr(morlib, "train", lambda *a, **k: pytest.fail("trained again"))
-    assert morlib.run(spec) == record
-    renamed = morlib.run(dataclasses.replace(spec, experiment="other"))
-    assert renamed["experiment"] == "other" and renamed["metrics"] == record["metrics"]
-    with pytest.raises(pytest.fail.Exception, match="trained again"):
-        morlib.run(dataclasses.replace(spec, train=dataclasses.replace(spec.train, lr=0.5)))
-
-
-def test_a_stored_model_is_the_trained_model(small_text, quick_training):
-    spec = specs(small_text, quick_training, ("mor",))[0]
-    model, record, corpus = morlib.trained_model(spec)
-    assert morlib.evaluate(model, corpus)["loss"] == pytest.approx(record["metrics"]["loss"], abs=1e-6)
-    assert isinstance(morlib.generate(model, "the quick", 5), str)
-
-
-def test_runs_side_by_side_give_the_same_records(small_text, quick_training, tmp_path, monkeypatch):
-    alone = morlib.run_all(specs(small_text, quick_training, seeds=(0, 1)))
-    monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "second"))
-    together = morlib.run_all(specs(small_text, quick_training, seeds=(0, 1)), jobs=2)
-    assert [strip(r) for r in alone["record"]] == [strip(r) for r in together["record"]]
-
-
-def test_an_unwritable_folder_is_told_before_training(small_text, quick_training, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "file"))
-    monkeypatch.setattr(morlib, "train", lambda *a, **k: pytest.fail("trained although nothing can be stored"))
-    with pytest.raises(OSError, match="choose another folder"):
-        morlib.run(specs(small_text, quick_training)[0])
-    assert (tmp_path / "file").read_text() == "in the way"
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "record.json"
-    morlib.write_whole(path, b"first")
-
-    def broken(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(morlib.os, "replace", broken)
-    with pytest.raises(OSError, match="No space left"):
-        morlib.write_whole(path, b"second")
-    assert path.read_bytes() == b"first" and list(tmp_path.glob(".record*")) == []
+    assert depth.item() == pytest.approx(metrics["effective_depth"], abs=1e-4), "both tell the same story"
 
 
 @pytest.mark.parametrize("changes, message", [
     (dict(epochs=0), "epochs must be 1 or more"),
     (dict(windows=4), "at least batch_size"),
     (dict(schedule="zigzag"), "schedule"),
-    (dict(lr=-1.0), "lr and router_lr"),
+    (dict(lr=-1.0), "lr must be above 0"),
     (dict(penalty=-1.0), "penalty"),
 ])  # fmt: skip
-def test_a_wrong_training_configuration_is_explained(corpus, quick_training, changes, message):
+def test_a_wrong_training_configuration_is_explained(quick_training, changes, message):
     with pytest.raises(ValueError, match=message):
-        trained(corpus, dataclasses.replace(quick_training, **changes))
+        dataclasses.replace(quick_training, **changes)
 
 
 def test_training_refuses_what_cannot_work(corpus, quick_training):
+    small = morlib.Transformer(morlib.ModelConfig(vocab_size=5, **SMALL))
     with pytest.raises(ValueError, match="build it with vocab_size"):
-        morlib.train(morlib.build_model(morlib.ModelConfig(vocab_size=5, **SMALL)), corpus, quick_training)
+        morlib.train(small, corpus, quick_training)
     with pytest.raises(ValueError, match="smaller max_len"):
         trained(corpus, quick_training, max_len=100_000)
+    explode = dataclasses.replace(quick_training, lr=1e30, clip=None, warmup=0.0)
     with pytest.raises(ValueError, match="the loss became nan"):
-        trained(corpus, dataclasses.replace(quick_training, lr=1e30, clip=None, warmup=0.0), norm="post")
-    with pytest.raises(ValueError, match="needs a tokenizer"):
-        morlib.generate(morlib.build_model(config(corpus)), "text", 3)
+        trained(corpus, explode, norm="post")
+    with pytest.raises(ValueError, match="the prompt must be an int64 tensor"):
+        morlib.generate(small, "text", 3)
+
+
+@pytest.mark.parametrize("other", ("another text", "another order"))
+def test_a_text_of_another_vocabulary_is_refused(corpus, quick_training, tmp_path, other):
+    """Equally many kinds of tokens or fewer, with other meanings."""
+    text = "".join(corpus.text.values())
+    text = text.upper() if other == "another text" else text.translate(str.maketrans("tno", "TNO"))
+    (tmp_path / "other.txt").write_text(text, encoding="utf-8")
+    foreign = texts.load_corpus(tmp_path / "other.txt")
+    assert foreign.vocab_size <= corpus.vocab_size and foreign.vocabulary != corpus.vocabulary
+    model = new_model(corpus)
+    morlib.train(model, corpus, quick_training)
+    message = (
+        f"reads vocabulary {corpus.vocabulary}, the corpus has {foreign.vocabulary}: load the corpus with"
+    )
+    before = [parameter.clone() for parameter in model.parameters()]
+    for use in (
+        lambda: morlib.train(model, foreign, quick_training),
+        lambda: morlib.evaluate(model, foreign),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert model.vocabulary == corpus.vocabulary
+    morlib.save_model(model, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
+        morlib.evaluate(morlib.load_model(tmp_path / "model.safetensors")[0], foreign)
+
+
+def test_going_on_with_another_text_by_the_first_ones_tokenizer(corpus, quick_training, tmp_path):
+    model = new_model(corpus)
+    morlib.train(model, corpus, quick_training)
+    (tmp_path / "other.txt").write_text("line 7 of the brown fox. " * 100, encoding="utf-8")
+    other = texts.load_corpus(tmp_path / "other.txt", tokenizer=corpus.tokenizer)
+    assert other.vocabulary == corpus.vocabulary
+    before = morlib.evaluate(model, other)["loss"]
+    morlib.train(model, other, quick_training)
+    assert morlib.evaluate(model, other)["loss"] < before
+
+
+def test_a_hook_sees_each_step_and_stops_the_training(corpus, quick_training):
+    seen = []
+
+    def look(training):
+        seen.append((training.step, float(training.loss), float(training.depth)))
+        assert training.model.training and training.optimizer.param_groups
+        return training.step == 3
+
+    model = new_model(corpus, routing="none")
+    training = morlib.train(model, corpus, quick_training, after_step=look)
+    assert [step for step, _, _ in seen] == [1, 2, 3] == list(range(1, training.step + 1))
+    assert all(np.isfinite(loss) and depth == 3 for _, loss, depth in seen)
+    assert training.history[-1]["step"] == 3 and not model.training
+    loss = morlib.evaluate(model, corpus, "val", quick_training.eval_windows)["loss"]
+    assert training.history[-1]["val_loss"] == pytest.approx(loss)
+
+
+def test_the_bar_shows_loss_and_depth(corpus, quick_training, monkeypatch):
+    shown = []
+
+    class Bar(morlib.tqdm):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **(more | dict(mininterval=0, miniters=1)))
+
+        def set_postfix(self, **values):
+            shown.append(values)
+
+    monkeypatch.setattr(morlib, "tqdm", Bar)
+    morlib.train(new_model(corpus, routing="none"), corpus, quick_training, progress=True)
+    assert shown and all(set(values) == {"loss", "E"} and values["E"] == "3.00" for values in shown)
+
+
+def test_a_usable_gpu_trains_too(corpus, quick_training):
+    device, dtype, why = runs.pick_device()
+    if device.type != "cuda":
+        pytest.skip(f"no GPU here: {why}")
+    model = new_model(corpus, routing="mor").to(device)
+    training = morlib.train(model, corpus, quick_training, dtype=dtype)
+    assert np.isfinite(training.history[-1]["val_loss"])
+
+
+# ---- Runs and their records ----
+
+
+def specs(small_text, training, labels=("fixed", "mor"), seeds=(0,), **changes):
+    models = {"fixed": dict(routing="none"), "mor": dict(routing="mor"), "random": dict(routing="random")}
+    many = []
+    for seed in seeds:
+        for label in labels:
+            cfg = morlib.ModelConfig(vocab_size=1, **(SMALL | models[label] | changes))
+            tc = dataclasses.replace(training, seed=seed)
+            many.append(runs.Run("test", label, cfg, tc, (("name", small_text),), "smoke", "sound"))
+    return many
+
+
+def refuse_training(monkeypatch):
+    monkeypatch.setattr(morlib, "train", lambda *a, **k: pytest.fail("trained again"))
+
+
+def test_random_controls_repeat_the_measured_rates(small_text, quick_training):
+    spec = specs(small_text, quick_training, ("mor",))
+    table = runs.run_all(spec)
+    control = runs.run_all(runs.random_controls(table, spec, "mor"))
+    assert control["model"].tolist() == ["random"]
+    assert control["effective_depth"][0] == pytest.approx(table["effective_depth"][0], abs=0.3)
+
+
+def test_a_finished_run_is_found_and_not_repeated(small_text, quick_training, monkeypatch):
+    spec = specs(small_text, quick_training)[0]
+    record = runs.run(spec)
+    found = list((files.outputs() / "results").glob("*.json"))
+    assert len(found) == 1 and json.loads(found[0].read_text()) == record
+    refuse_training(monkeypatch)
+    assert runs.run(spec) == record
+    renamed = runs.run(dataclasses.replace(spec, experiment="other"))
+    assert renamed["experiment"] == "other" and renamed["metrics"] == record["metrics"]
+    elsewhere = dataclasses.replace(spec, device="cpu")
+    assert runs.run(elsewhere) == record, "where a run is done is not part of what it is"
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        runs.run(dataclasses.replace(spec, train=dataclasses.replace(spec.train, lr=0.5)))
+
+
+ODD_LABELS = [
+    "mor/8",
+    "a\\b",
+    "../up",
+    "E: 8",
+    "what?*",
+    '<"|">',
+    "two\nlines",
+    "100 %",
+    "বাংলা" * 60,
+    "x" * 300,
+    "a\0b",
+    ".",
+    "",
+    "[1]",
+]
+
+
+@pytest.mark.parametrize("label", ODD_LABELS, ids=range(len(ODD_LABELS)))
+def test_any_label_is_found_again(small_text, monkeypatch, label):
+    spec = dataclasses.replace(specs(small_text, SHORT)[0], model=label)
+    record = runs.run(spec)
+    assert record["model"] == label
+    found = list((files.outputs() / "results").rglob("*.json"))
+    assert len(found) == 1 and found[0].parent == files.outputs() / "results"
+    assert not set('/\\:*?"<>|\n') & set(found[0].name)
+    refuse_training(monkeypatch)
+    assert runs.run(spec) == record
+    assert runs.run_all([spec])["model"].tolist() == [label]
+
+
+def test_labels_that_share_a_file_name_are_told_apart(small_text):
+    one, other = (dataclasses.replace(spec, model=label) for spec, label in
+                  zip(specs(small_text, SHORT), ("a/b", "a:b")))  # fmt: skip
+    first, second = runs.run(one), runs.run(other)
+    assert first["id"] != second["id"] and runs.run(one) == first and runs.run(other) == second
+
+
+def test_a_stored_model_is_the_trained_model(small_text, quick_training):
+    spec = specs(small_text, quick_training, ("mor",))[0]
+    model, record, corpus = runs.trained_model(spec)
+    assert morlib.evaluate(model, corpus)["loss"] == pytest.approx(record["metrics"]["loss"], abs=1e-6)
+    assert isinstance(texts.write(model, corpus.tokenizer, "the quick", 5), str)
+    weights = files.outputs() / "checkpoints" / f"{record['id']}.safetensors"
+    again, tokenizer = texts.load_model(weights)
+    assert texts.write(again, tokenizer, "the fox", 20) == texts.write(model, corpus.tokenizer, "the fox", 20)
+    assert morlib.load_model(weights)[1]["id"] == record["id"]
+
+
+def test_runs_side_by_side_give_the_same_records(small_text, quick_training, tmp_path, monkeypatch):
+    alone = runs.run_all(specs(small_text, quick_training, seeds=(0, 1)))
+    monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "second"))
+    together = runs.run_all(specs(small_text, quick_training, seeds=(0, 1)), jobs=2)
+    assert [strip(r) for r in alone["record"]] == [strip(r) for r in together["record"]]
+    assert len(list((tmp_path / "second" / "results").iterdir())) == 4
+
+
+def test_an_unwritable_folder_is_told_before_training(small_text, quick_training, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "file"))
+    refuse_training(monkeypatch)
+    with pytest.raises(OSError, match="choose another folder"):
+        runs.run(specs(small_text, quick_training)[0])
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    files.write_whole(path, b"first")
+
+    def broken(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", broken)
+    with pytest.raises(OSError, match="No space left"):
+        files.write_whole(path, b"second")
+    assert path.read_bytes() == b"first" and list(tmp_path.glob(".record*")) == []
+
+
+def test_a_run_that_a_hook_stops_has_a_record_of_its_own(small_text, quick_training, tmp_path, monkeypatch):
+    spec = specs(small_text, quick_training, ("mor",), target_depth=2.0)[0]
+    stopped = runs.run(spec, hook=lambda training: training.step == 5)
+    assert stopped["stopped_at"] == 5 == stopped["history"][-1]["step"]
+    assert stopped["id"].endswith("-stopped-at-5")
+    weights = files.outputs() / "checkpoints" / f"{stopped['id']}.safetensors"
+    model, _ = texts.load_model(weights)
+    corpus = texts.load_corpus(small_text)
+    assert morlib.evaluate(model, corpus)["loss"] == pytest.approx(stopped["metrics"]["loss"], abs=1e-6)
+    whole = runs.run(spec)
+    assert "stopped_at" not in whole and whole["history"][-1]["step"] == 8
+    assert stopped["id"].startswith(whole["id"]) and runs.run(spec) == whole
+    monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "undisturbed"))
+    assert strip(runs.run(spec)) == strip(whole)
+
+
+def test_going_on_from_a_finished_run(small_text, quick_training, monkeypatch):
+    spec = specs(small_text, quick_training, ("mor",), target_depth=2.0)[0]
+    parent = runs.run(spec)
+    child = runs.go_on(spec, epochs=3, lr=1e-3)
+    record = runs.run(child)
+    assert record["parent"] == parent["id"] != record["id"] and record["model"] == "mor, continued"
+    assert record["history"][0]["train_loss"] < parent["history"][0]["train_loss"], (
+        "it began with its weights"
+    )
+    fresh = dataclasses.replace(child, parent="")
+    assert runs.run(fresh)["id"] not in (parent["id"], record["id"]), "the parent is part of what a run is"
+    grandchild = runs.go_on(child)
+    assert runs.run(grandchild)["parent"] == record["id"]
+    refuse_training(monkeypatch)
+    assert runs.run(child) == record and runs.go_on(spec, epochs=3, lr=1e-3) == child
+    with pytest.raises(TypeError, match="epoch"):
+        runs.go_on(spec, epoch=3)
+
+
+def test_numbers_of_numpy_are_numbers(small_text, quick_training, monkeypatch):
+    """Configurations and texts made with numpy's numbers are the runs of Python's."""
+    plain = specs(small_text, dataclasses.replace(quick_training, lr=0.5), ("mor",), target_depth=2.0)[0]
+    cfg = dataclasses.replace(plain.config, n_layers=np.int64(3), target_depth=np.float64(2.0),
+                              scaled_init=np.bool_(True))  # fmt: skip
+    tc = dataclasses.replace(plain.train, lr=np.float32(0.5), epochs=np.int32(2), seed=np.int64(0))
+    assert cfg == plain.config and type(cfg.n_layers) is int and type(tc.lr) is float
+    record = runs.run(dataclasses.replace(plain, config=cfg, train=tc))
+    refuse_training(monkeypatch)
+    assert runs.run(plain) == record
+    with pytest.raises(ValueError, match="n_layers must be int, not float 2.5"):
+        dataclasses.replace(cfg, n_layers=np.float64(2.5))
+
+
+# ---- Policies that a user registers ----
+
+THEIRS = """
+import morlib
+
+class Sparse(morlib.Policy):
+    def forward(self, step):
+        return morlib.Decision((step.position % {every} < 1).long())
+"""
+
+
+def registered(monkeypatch, tmp_path, every):
+    """A policy from a user's module, as it is after the user has edited it."""
+    path = tmp_path / f"theirs_{every}.py"
+    path.write_text(THEIRS.format(every=every))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(morlib.POLICIES, "sparse", importlib.import_module(path.stem).Sparse)
+
+
+def test_an_edited_policy_is_another_run(small_text, tmp_path, monkeypatch):
+    registered(monkeypatch, tmp_path, 2)
+    spec = specs(small_text, SHORT, ("mor",), routing="sparse", max_recursions=1)[0]
+    first = runs.run(spec)
+    registered(monkeypatch, tmp_path, 1)
+    edited = runs.run(spec)
+    assert first["metrics"]["effective_depth"] == 1.5 and edited["metrics"]["effective_depth"] == 3
+    registered(monkeypatch, tmp_path, 2)
+    refuse_training(monkeypatch)
+    assert first["id"] != edited["id"] and runs.run(spec) == first
+
+
+BEFORE = """
+SHARE = 0.5
+UNUSED = 1
+
+def helper(x):
+    return x * SHARE
+
+class Base(morlib.Policy):
+    every = 2
+
+class Typed(Base):
+    def forward(self, step):
+        layer = lambda t: helper(t) + len([p for p in (1, 2) if p in {"a", "b"}])
+        return layer(step.position), step.UNUSED
+
+    @staticmethod
+    def further():
+        return 7
+"""
+EDITS = {
+    "a plain value that it names": ("SHARE = 0.5", "SHARE = 0.9"),
+    "a function that it calls": ("x * SHARE", "x + SHARE"),
+    "an attribute of its base": ("every = 2", "every = 3"),
+    "its base": ("Base(morlib.Policy)", "Base(morlib.Router)"),
+    "a function inside a method": ("helper(t) +", "helper(t) -"),
+    "a number in a method": ("(1, 2)", "(1, 3)"),
+    "a name in a set": ('{"a", "b"}', '{"a", "c"}'),
+    "a static method": ("return 7", "return 8"),
+}
+NO_EDITS = {
+    "nothing": ("", ""),
+    "a comment": ("every = 2", "every = 2  # tokens\n"),
+    "a value that it does not read": ("UNUSED = 1", "UNUSED = 2"),
+}
+DIGESTS = """
+import json, sys
+import morlib
+from suite.runs.code import code_of
+codes = []
+for source in json.load(sys.stdin):
+    names = dict(morlib=morlib, __name__="__main__")
+    exec(source, names)
+    morlib.POLICIES["typed"] = names["Typed"]
+    codes.append(code_of("typed"))
+print(json.dumps(codes))
+"""
+
+
+def test_what_a_policy_computes_is_part_of_its_code():
+    """Of classes that were typed in, as in a notebook; in any process alike."""
+    edited = {name: BEFORE.replace(*edit) for name, edit in (EDITS | NO_EDITS).items()}
+    told = json.dumps([BEFORE, *edited.values()])
+    answers = []
+    for seed in "12":
+        command = subprocess.run([sys.executable, "-c", DIGESTS], env=environment(PYTHONHASHSEED=seed),
+                                 input=told, capture_output=True, text=True)  # fmt: skip
+        assert command.returncode == 0, command.stderr
+        answers.append(json.loads(command.stdout))
+    before, *after = answers[0]
+    assert len(before) == 12 and answers[0] == answers[1]
+    assert {name for name, code in zip(edited, after) if code == before} == set(NO_EDITS)
+    assert len(set(after)) == len(EDITS) + 1
+
+
+def test_what_ships_has_no_code_in_its_identity(corpus, quick_training):
+    cfg = config(corpus)
+    assert [code_of(name) for name in ("none", "mor", "frozen", "random")] == [""] * 4
+    plain = runs.run_id(cfg, quick_training, corpus)
+    assert plain == runs.run_id(cfg, quick_training, corpus, "", "")
+    assert (
+        plain
+        != runs.run_id(cfg, quick_training, corpus, "0123")
+        != runs.run_id(cfg, quick_training, corpus, "4567")
+    )
+
+
+def test_a_registered_policy_works_in_workers(small_text, monkeypatch):
+    """Defined in a function, so that no worker could import it."""
+
+    class Sparse(morlib.Policy):
+        def forward(self, step):
+            return morlib.Decision((step.position % 2 < 1).long())
+
+    monkeypatch.setitem(morlib.POLICIES, "sparse", Sparse)
+    many = specs(small_text, SHORT, ("fixed", "mor"), max_recursions=1)
+    many[1] = dataclasses.replace(many[1], config=dataclasses.replace(many[1].config, routing="sparse"))
+    there = runs.run_all(many, jobs=2)
+    assert there["effective_depth"].tolist() == [3, 1.5]
+    refuse_training(monkeypatch)
+    assert runs.run_all(many)["record"].tolist() == there["record"].tolist(), "it is one run here and there"
+
+
+SCRIPT = """
+import sys
+import morlib
+from suite import runs
+
+class Sparse(morlib.Policy):
+    def forward(self, step):
+        return morlib.Decision((step.position % 2 < 1).long())
+
+if __name__ == "__main__":
+    morlib.POLICIES["sparse"] = Sparse
+    cfg = morlib.ModelConfig(1, 3, 16, 2, 40, 12, 0.0, routing="sparse", max_recursions=1)
+    many = []
+    for seed in (0, 1):
+        tc = morlib.TrainConfig(epochs=1, windows=32, batch_size=8, evaluations=1, eval_windows=8, seed=seed)
+        many.append(runs.Run("own", "sparse", cfg, tc, (("name", sys.argv[1]),), "smoke", "sound"))
+    print(runs.run_all(many, jobs=2)["effective_depth"].tolist())
+"""
+
+
+def test_a_script_s_own_policy_works_in_workers(small_text, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py"), small_text]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+    assert done.stdout.strip() == "[1.5, 1.5]", done.stdout + done.stderr
+
+
+def environment(**more):
+    return os.environ | dict(PYTHONPATH=str(files.ROOT), TQDM_DISABLE="1", OMP_NUM_THREADS="1") | more
+
+
+# ---- Parameters ----
+
+
+def on_device(monkeypatch, kind):
+    found = torch.device(kind), torch.float32, ""
+    monkeypatch.setattr(importlib.import_module("suite.runs.settings"), "pick_device", lambda *a: found)
 
 
 def test_settings_resolve_in_order(monkeypatch):
     monkeypatch.setenv("MORLIB_PRESET", "smoke")
-    s = morlib.settings(dict(preset="auto", recipe="source", seeds=None, lr=None, epochs=7, _hidden=1, In=[], morlib=morlib))
-    assert (s.preset, s.seeds, s.train().epochs, s.train().lr, s.model(vocab_size=3).norm) == ("smoke", 1, 7, 3e-4, "post")
-    assert morlib.settings(dict(preset="paper")).model(vocab_size=3) == morlib.ModelConfig(vocab_size=3)
+    given = dict(preset="auto", recipe="source", seeds=None, lr=None, epochs=7, _hidden=1, morlib=morlib)
+    s = runs.settings(given)
+    assert (s.preset, s.seeds, s.train().epochs, s.train().lr) == ("smoke", 1, 7, 3e-4)
+    assert s.model(vocab_size=3).norm == "post" and not s.stored
+    paper = runs.settings(dict(preset="paper"))
+    assert paper.model(vocab_size=3) == morlib.ModelConfig(vocab_size=3)
     monkeypatch.delenv("MORLIB_PRESET")
-    monkeypatch.setattr(morlib, "pick_device", lambda: (torch.device("cpu"), torch.float32, ""))
-    assert morlib.settings({}).preset == "quick"
-    monkeypatch.setattr(morlib, "pick_device", lambda: (torch.device("cuda"), torch.bfloat16, ""))
-    assert morlib.settings({}).preset == "paper"
+    on_device(monkeypatch, "cpu")
+    assert runs.settings({}).preset == "quick"
+    on_device(monkeypatch, "cuda")
+    assert runs.settings({}).preset == "paper"
+
+
+def test_the_preset_of_committed_notebooks_is_that_of_the_records(monkeypatch):
+    monkeypatch.setenv("MORLIB_PRESET", "stored")
+    s, cpu = runs.settings(dict(preset="auto")), runs.settings(dict(preset="cpu"))
+    assert s.stored and (s.model(vocab_size=3), s.train()) == (cpu.model(vocab_size=3), cpu.train())
 
 
 @pytest.mark.parametrize("given, message", [
     (dict(sedes=3), "unknown parameter sedes; allowed are: .*seeds"),
     (dict(seeds="six"), "parameter seeds must be int, not str 'six'; allowed are"),
     (dict(seeds=2.5), "seeds must be int"),
+    (dict(seeds="2.5"), "seeds must be int"),
     (dict(seeds=True), "seeds must be int"),
     (dict(seeds=0), "1 or more"),
+    (dict(seeds="none"), "seeds must be int, not str 'none'"),
     (dict(lr="fast"), "lr must be float"),
-    (dict(preset="tiny"), "preset must be one of smoke, quick, cpu, paper"),
-    (dict(recipe="secret"), "recipe must be one of sound, source"),
+    (dict(lr="nan"), "lr must be above 0, not nan"),
+    (dict(preset="tiny"), "preset must be one of auto, stored, smoke, quick, cpu, paper"),
+    (dict(recipe="secret"), "recipe must be one of auto, sound, source"),
     (dict(d_model=65), "multiple of n_heads"),
     (dict(temperature=0), "temperature must be above 0"),
     (dict(max_chars=-5), "max_chars must be 1 or more"),
     (dict(batch_size=0), "batch_size must be 1 or more"),
     (dict(epochs=0), "epochs must be 1 or more"),
     (dict(action_rates=[[1], [1, 2]]), "action_rates must have shape"),
+    (dict(device="gpu"), "device must be cpu, cuda, cuda:NUMBER or mps, not 'gpu'"),
 ])  # fmt: skip
 def test_a_wrong_parameter_is_explained(given, message):
     with pytest.raises(ValueError, match=message):
-        morlib.settings(dict(preset="smoke") | given)
+        runs.settings(dict(preset="smoke") | given)
+
+
+def test_none_is_a_word_and_None_is_as_the_preset_says():
+    left = runs.settings(dict(preset="smoke", clip=None, heldout_windows=None, max_chars=None))
+    assert (left.train().clip, left.train().heldout_windows, left.max_chars) == (1.0, 64, 120_000)
+    none = runs.settings(dict(preset="smoke", clip="none", heldout_windows="none", max_chars="none"))
+    assert (none.train().clip, none.train().heldout_windows, none.max_chars) == (None, None, None)
+    own = dict(prompt=str, sample=int | None)
+    given = runs.settings(dict(preset="smoke", prompt="none", sample="none"), own)
+    assert given.values["prompt"] == "none" and given.values["sample"] is None, "where None may be"
+
+
+@pytest.mark.parametrize("name, written, meant", [
+    ("lr", "1e-3", 1e-3),
+    ("lr", 1, 1.0),
+    ("lr", "1", 1.0),
+    ("target_depth", "8", 8.0),
+    ("epochs", "12", 12),
+    ("max_chars", "1000", 1000),
+    ("prompt", 1234, "1234"),
+    ("prompt", 0.5, "0.5"),
+    ("texts", "bangla", ["bangla"]),
+    ("texts", ["bangla"], ["bangla"]),
+    ("sizes", 4000, [4000]),
+    ("sizes", [1000, 4000], [1000, 4000]),
+    ("sizes", (1000, 4000), [1000, 4000]),
+])  # fmt: skip
+def test_what_papermill_hands_over_is_taken_as_meant(name, written, meant):
+    own = dict(prompt=str, texts=list, sizes=list)
+    s = runs.settings({"preset": "smoke", name: written}, own)
+    value = s.values[name]
+    assert value == meant and type(value) is type(meant)
+
+
+def test_one_number_written_in_two_ways_is_one_run(corpus):
+    ids = set()
+    for written in (8, 8.0, "8", "8.0"):
+        s = runs.settings(dict(preset="smoke", n_layers=12, target_depth=written, clip="1"))
+        ids.add(runs.run_id(s.model(vocab_size=corpus.vocab_size), s.train(), corpus))
+    assert len(ids) == 1
 
 
 def test_the_parameter_cell_can_be_run_again():
-    namespace = dict(preset="smoke", seeds=None)
-    morlib.settings(namespace)
+    """In a notebook, as IPython keeps it: `In` is the list of executed cells."""
+    parameters = 'preset: str = "smoke"\nseeds: int = None'
+    namespace = dict(preset="smoke", seeds=None, In=["", parameters, "s = runs.settings(globals())"])
+    before = dict(namespace)
+    assert runs.settings(namespace).seeds == 1 and namespace == before, "nothing is written there"
     namespace |= dict(N=4, models={}, seeds=3)  # left by later cells, and changed by the reader
-    assert morlib.settings(namespace).seeds == 3
+    namespace["In"] = [*namespace["In"], "N, models = 4, {}", parameters.replace("None", "3")]
+    assert runs.settings(namespace).seeds == 3
     with pytest.raises(ValueError, match="own_text must be str"):
-        morlib.settings(dict(preset="smoke", own_text=5), dict(own_text=str))
+        runs.settings(dict(preset="smoke", own_text=[5]), dict(own_text=str))
+
+
+READERS_CELL = "import os\nDEBUG = True\nprint(os.getcwd())\nsedes = 4\nlr: float = 0.5"
+PARAMETERS_CELL = "# how much\npreset: str = 'auto'  # see the README\nepochs: int = None\nseeds: int = None"
+
+
+def notebook(*cells, **values):
+    return dict(In=["", *cells], Out={}, _ih=[""], _dh=["."], exit=print, **values)
+
+
+def test_a_reader_s_own_cells_are_not_judged():
+    values = dict(DEBUG=True, sedes=4, lr=0.5, preset="smoke", epochs=None, seeds=None)
+    s = runs.settings(notebook(READERS_CELL, "!ls", "%%time\n1 + 1", PARAMETERS_CELL, **values))
+    assert s.train().lr == runs.settings(dict(preset="smoke")).train().lr, "nor taken for a parameter"
+
+
+def test_what_the_parameters_cell_names_is_judged():
+    values = dict(preset="smoke", epochs=None, seeds=None, sedes=3)
+    misspelt = PARAMETERS_CELL + "\nsedes: int = 3"
+    for cell in (misspelt, misspelt.replace(": int = 3", " = 3")):
+        with pytest.raises(ValueError, match="unknown parameter sedes; allowed are: "):
+            runs.settings(notebook(READERS_CELL, cell, **values))
+    assert runs.settings(notebook(misspelt, PARAMETERS_CELL, **values)), "it was corrected and run again"
+
+
+def test_what_papermill_sets_is_judged_and_taken():
+    injected = "# Parameters\nlr = 0.25\nepochs = 3"
+    values = dict(preset="smoke", epochs=3, seeds=None, lr=0.25)
+    assert runs.settings(notebook(PARAMETERS_CELL, injected, **values)).train().lr == 0.25
+    with pytest.raises(ValueError, match="unknown parameter sedes"):
+        runs.settings(notebook(PARAMETERS_CELL, injected + "\nsedes = 4", sedes=4, **values))
+    again = notebook(
+        PARAMETERS_CELL, injected, PARAMETERS_CELL.replace("None", "2"), **values | dict(epochs=2)
+    )
+    assert runs.settings(again).train().epochs == 2, "what the reader ran last"
+
+
+# ---- Notebooks ----
+
+
+def papermill(notebook, tmp_path, **given):
+    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", f"notebooks/{notebook}.ipynb", str(tmp_path / "out.ipynb")]
+    command += ["--cwd", "notebooks", "-k", "python3", *words]
+    return subprocess.run(command, cwd=files.ROOT, env=environment(), capture_output=True, text=True)
 
 
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
-    notebook = morlib.ROOT / "notebooks" / "03_exp2_equal_cost.ipynb"
-    command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "out.ipynb"), "--cwd", str(notebook.parent), "-p", "preset", "smoke", "-p", "sedes", "2"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = papermill("03_exp2_equal_cost", tmp_path, preset="smoke", sedes=2)
     assert done.returncode != 0 and "unknown parameter sedes; allowed are" in done.stderr
 
 
-def test_the_studies_of_notebook_02_run(tmp_path, monkeypatch):
+def test_the_studies_of_notebook_02_run(tmp_path):
     """They ship as records; here they are trained, as small as can be."""
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    tiny = dict(preset="smoke", studies="run", epochs=1, windows=32, eval_windows=8, heldout_windows=8, evaluations=1)
-    parameters = [word for name, value in tiny.items() for word in ("-p", name, str(value))]
-    done = subprocess.run([sys.executable, "-m", "papermill", "notebooks/02_exp1_efficiency.ipynb", str(tmp_path / "out.ipynb"), "--cwd", "notebooks", "-k", "python3", *parameters],
-                          cwd=morlib.ROOT, capture_output=True, text=True)  # fmt: skip
+    tiny = dict(epochs=1, windows=32, eval_windows=8, heldout_windows=8, evaluations=1)
+    done = papermill("02_exp1_efficiency", tmp_path, preset="smoke", studies="run", **tiny)
     assert done.returncode == 0, done.stderr[-2000:]
-    experiments = {path.name.split("_")[0] for path in (morlib.outputs() / "results").glob("*.json")}
+    paths = list((files.outputs() / "results").glob("*.json"))
+    experiments = {path.name.split("_")[0] for path in paths}
     assert experiments == {"exp1", "pareto", "estimators", "recursions", "collapse", "sources"}
-    recipes = {morlib.read_record(path)["recipe"] for path in (morlib.outputs() / "results").glob("sources_*.json")}
-    assert recipes == {"source"}
+    of_sources = [path for path in paths if path.name.startswith("sources_")]
+    assert {runs.read_record(path)["recipe"] for path in of_sources} == {"source"}
 
 
-def test_notebooks_are_laid_out_as_agreed():
-    notebooks = sorted((morlib.ROOT / "notebooks").glob("*.ipynb"))
-    assert [p.stem for p in notebooks][:5] == ["01_data", "02_exp1_efficiency", "03_exp2_equal_cost", "04_bangla", "05_routing_analysis"]
-    for path in notebooks:
-        cells = nbformat.read(path, 4).cells
-        tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
-        assert tags.count("parameters") == 1 and "nbval-check-output" in tags
-        assert cells[0].source.startswith("# ") and "What this does not show" in cells[-1].source
-        outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
-        assert outputs and not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs)
+NOTEBOOKS = sorted((files.ROOT / "notebooks").glob("*.ipynb"))
+FIRST_CELL = [
+    "import pathlib, sys",
+    'sys.path[:0] = ["..", ".", *(str(p.parent) for p in pathlib.Path("/kaggle/input").rglob("morlib.py"))]',
+]
 
 
-def table(accuracies, did_train=True):
-    return pd.DataFrame([dict(model=m, seed=i, accuracy=a, did_train=did_train) for m, values in accuracies.items() for i, a in enumerate(values)])
+def test_there_is_a_notebook_for_each_question():
+    names = "01_data 02_exp1_efficiency 03_exp2_equal_cost 04_bangla 05_routing_analysis 06_deployment"
+    assert [path.stem for path in NOTEBOOKS] == [*names.split(), "07_known_depth"]
 
 
-def test_paired_comparison():
-    rng = np.random.default_rng(0)
-    base = rng.normal(40, 3, 8)
-    better = morlib.compare(table(dict(a=base + 1 + rng.normal(0, 0.1, 8), b=base)), "a", "b")
-    assert better["low"] > 0.8 and better["high"] < 1.2 and better["p"] == pytest.approx(2 / 2**8) and better["claim"] == "a higher"
-    same = morlib.compare(table(dict(a=base + 0.1 * np.array([1, -1, 2, -2, 3, -3, 1, -1]), b=base)), "a", "b")
-    assert same["claim"] == "equal within 0.5" and same["p_equivalent"] < 0.001 < 0.05 < same["p"]
-    wide = morlib.compare(table(dict(a=base + 2 * np.array([1, -1, 2, -2, 3, -3, 1, -1]), b=base)), "a", "b")
-    assert wide["claim"] == "no difference shown" and wide["p_equivalent"] > 0.05, "too noisy to say either"
-    slight = morlib.compare(table(dict(a=base - 0.2 + rng.normal(0, 0.01, 8), b=base)), "a", "b")
-    assert slight["claim"] == "a lower, yet equal within 0.5", "a difference can be certain and small"
-    few = morlib.compare(table(dict(a=base[:5] + 1 + rng.normal(0, 0.01, 5), b=base[:5])), "a", "b")
-    assert few["p"] > 0.05 and "too few" in few["claim"]
-    assert "did not train" in morlib.compare(table(dict(a=base + 1, b=base), did_train=False), "a", "b")["claim"]
-    with pytest.raises(ValueError, match="no records of model 'c'"):
-        morlib.compare(table(dict(a=base, b=base)), "c", "b")
-
-
-def test_where_a_new_seed_is_expected():
-    """The interval of one further draw holds 95 % of further draws from a normal population, whatever the number of seeds."""
-    rng = np.random.default_rng(0)
-    draws = rng.normal(40, 0.3, (4000, 7))
-    inside = [low < row[6] < high for row in draws for low, high in [morlib.new_seed_range(row[:6])]]
-    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
-
-
-def test_the_readme_prints_the_stored_records(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_bytes((morlib.ROOT / "README.md").read_bytes())
-    report.update_readme(readme)
-    assert readme.read_text(encoding="utf-8") == (morlib.ROOT / "README.md").read_text(encoding="utf-8"), "run `make report`"
-
-
-@pytest.mark.parametrize("experiment", ("exp1", "exp2", "bangla"))
-def test_what_the_readme_says_of_mor_holds_in_the_records(experiment):
-    """Parity within half a point with the fixed model, better than blind routing, and depth within a tenth of its target."""
-    records = morlib.stored_records(experiment)
-    for routed, fixed, blind in {"exp1": [("mor", "fixed-deep", "random")], "exp2": [("mor-equal-epochs", "fixed-shallow", "random")],
-                                 "bangla": [("mor-deep", "fixed-deep", "random-deep"), ("mor-half", "fixed-shallow", "random-half")]}[experiment]:  # fmt: skip
-        assert abs(morlib.compare(records, routed, fixed)["mean"]) < 0.5 and morlib.compare(records, routed, fixed)["pairs"] >= 6
-        assert morlib.compare(records, routed, blind)["mean"] > 0
-        own = records[records["model"] == routed]
-        targets = [r["config"]["model"]["target_depth"] for r in own["record"]]
-        assert (own["effective_depth"] - targets).abs().max() <= 0.1
-    assert records["did_train"].all()
-
-
-def test_what_is_said_of_controls_and_studies_holds_in_the_records():
-    """README and notebook 02: where the gains come from, what recursing buys, which choices matter, and that E is held by following."""
-    exp2, bangla = morlib.stored_records("exp2"), morlib.stored_records("bangla")
-    assert morlib.compare(exp2, "mor-source-protocol", "fixed-long")["high"] < 0 < morlib.compare(exp2, "mor-source-protocol", "fixed-shallow")["low"]
-    for routed, frozen in (("mor-deep", "frozen-deep"), ("mor-half", "frozen-half")):
-        assert (shown := morlib.compare(bangla, routed, frozen))["low"] < 0 < shown["high"] and shown["pairs"] >= 6
-    front, collapse, recursions, estimators, sources = map(morlib.stored_records, ("pareto", "collapse", "recursions", "estimators", "sources"))
-    loss = analysis.front_table(front)["loss"].unstack("kind")
-    assert (loss["mor"] < loss["random"])[loss["random"].notna()].mean() > 0.5
-    gap = (loss["mor"] - loss["fixed"]).drop(12)
-    assert (gap > 0).sum() > len(gap) / 2
-    accuracy = analysis.front_table(front)["accuracy"]["fixed"]
-    assert accuracy.max() - accuracy.min() < 1
-    for records in (front, collapse):
-        for record in records[records["model"].str.startswith("mor")]["record"]:
-            assert abs(record["metrics"]["followed"]["effective_depth"] - record["config"]["model"]["target_depth"]) <= 0.1
-    collapsed = analysis.collapse_table(collapse)
-    assert all((records.groupby("model").size() == 3).all() for records in (front, recursions, estimators, sources))
-    assert (collapsed["seeds"] == 10).all() and (collapsed["of them collapsed, all seeds"] == 0).all()
-    assert analysis.by_validation(recursions).index[0] == "R = 1"
-    speed = {key: row["measured"] for record in bench.stored() for key, row in record["rows"].items()}
-    assert max(speed["train-8"], speed["forward-8"]) < 0.8 and 0.7 < speed["decode-1"] < 1 and 0.9 < speed["decode-32"] and 0.9 < speed["train-small"]
-    losses = analysis.by_validation(estimators)["validation loss"]
-    assert losses.iloc[-1] - losses.iloc[-2] > losses.iloc[-2] - losses.iloc[0] and losses.index[-1] == "scaled, budget spread"
-    E = analysis.sources_table(sources)["E sampled"]
-    assert abs(E["mor, as published"] - 8) < 0.2 and E["mor, recursing mended"] > 8.2 and E["mor, gradient mended"] < 0.2
-
-
-def test_a_usable_gpu_trains_too(corpus, quick_training):
-    device, dtype, why = morlib.pick_device()
-    if device.type != "cuda":
-        pytest.skip(f"no GPU here: {why}")
-    _, record = trained(corpus, quick_training, routing="mor")
-    assert np.isfinite(record["metrics"]["loss"])
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_laid_out_as_agreed(path):
+    cells = nbformat.read(path, 4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+    assert tags.count("parameters") == 1 and "nbval-check-output" in tags
+    assert cells[0].source.startswith("# ") and "What this does not show" in cells[-1].source
+    first = code[0].source.split("\n")
+    assert first[:2] == FIRST_CELL and len(first) == 3 and first[2].startswith("from suite import ")
+    (parameters,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert "preset: str" in parameters.source, "settings() knows the cell by this"
+    for cell in code:
+        assert len(cell.source.split("\n")) <= 16, cell.source
+    outputs = [output for cell in code for output in cell.outputs]
+    assert outputs and not any(o.output_type == "error" or o.get("name") == "stderr" for o in outputs)
+    assert "preset smoke" not in json.dumps(outputs), "real results are committed, not a test's"

@@ -1,0 +1,49 @@
+"""What a model costs to run: arithmetic, time, memory, energy, its size as int8; and the bench of speed."""
+
+from .figures import (
+    break_even_rates,
+    milliseconds_against_depth,
+    parts_of_a_step,
+    shares_of_a_step,
+    time_against_depth,
+)
+from .flops import arithmetic, flops, training_flops
+from .goals import GOALS, Goal, misses, table
+from .probes import (
+    NOT_MEASURABLE,
+    PARTS,
+    as_int8,
+    energy_a_token,
+    energy_counter,
+    int8_table,
+    memory_and_energy,
+    peak_memory,
+    stored_bytes,
+    where_time_goes,
+)
+from .speed import (
+    about,
+    first_table,
+    headline,
+    kind_of,
+    live_milliseconds,
+    machine,
+    operations_and_time,
+    ratios,
+    save_live,
+    sentence,
+    speed_records,
+    stored_milliseconds,
+)
+from .timing import (
+    EvenPolicy,
+    Timings,
+    break_even,
+    break_even_table,
+    build,
+    decoding,
+    forward_pass,
+    in_turn,
+    serving,
+    training_step,
+)

@@ -1,0 +1,136 @@
+"""Figures of cost: time against depth, the parts of a step, where routing breaks even."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..results import figure_style
+from ..results.figures import AMBER, BLACK, BLUE, GREEN, GREY, PINK, SKY, VERMILLION, legend_of
+
+PALE, YELLOW = "#DDDDDD", "#F0E442"
+PART_COLOURS = (BLUE, SKY, "#999999", YELLOW, VERMILLION, PINK, PALE)
+PART_HATCHES = ("", "", "", "", "///", "...", "")
+
+
+def time_against_depth(record: dict) -> Figure:
+    """From a record of the bench: time against depth, both as shares of the fixed model's."""
+    figure_style()
+    N = record["sizes"]["model"]["n_layers"]
+    lines = {  # keys of a record's rows, from the deepest to the shallowest
+        "training step": (("train-8", "train-6"), "o", BLUE, "-"),
+        "forward pass": (("forward-8", "forward-6"), "s", GREEN, "--"),
+        "decoding, 1 sequence": (("decode-1",), "^", VERMILLION, "-."),
+        "decoding, 32 sequences": (("decode-32",), "D", PINK, ":"),
+        "training step at width 64": (("train-small",), "v", AMBER, (0, (5, 1))),
+    }
+    figure, ax = plt.subplots(figsize=(7, 4.2))
+    ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (1, 2)))
+    along = dict(rotation=45, rotation_mode="anchor", transform_rotates_text=True, va="top")
+    ax.text(0.14, 0.125, "time follows depth", color=GREY, fontsize=9, **along)
+    for name, (keys, marker, colour, line) in lines.items():
+        rows = [record["rows"][key] for key in keys if key in record["rows"]]
+        x = [1.0, *(row["E"] / N for row in rows)]
+        y = [1.0, *(row["measured"] for row in rows)]
+        below = [0.0, *(row["measured"] - row["quartiles"][0] for row in rows)]
+        above = [0.0, *(row["quartiles"][1] - row["measured"] for row in rows)]
+        look = dict(color=colour, marker=marker, linestyle=line, markersize=6, capsize=3)
+        ax.errorbar(x, y, [below, above], label=name, **look)
+    ax.plot(1, 1, marker="*", markersize=14, color=BLACK, linestyle="", label="fixed model", zorder=3)
+    ax.set(xlabel="depth, as a share of the fixed model's", ylabel="time, as a share of the fixed model's")
+    ax.set(xlim=(0, 1.05), ylim=(0, 1.15))
+    legend_of(figure, ax)
+    return figure
+
+
+def milliseconds_against_depth(table: pd.DataFrame) -> Figure:
+    """Milliseconds against effective depth, a panel each; columns panel, kind, E, milliseconds.
+
+    On the dotted line time would follow depth exactly, from nothing to the fixed model's time.
+    """
+    figure_style()
+    panels = list(table.groupby("panel", sort=False))
+    rows = -(-len(panels) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(9, 0.6 + 3.3 * rows), squeeze=False)
+    for ax, (title, points) in zip(axes.flat, panels):
+        _one_panel(ax, points)
+        ax.set(title=title, xlim=(0, None), ylim=(0, None))
+    for ax in axes[-1]:
+        ax.set_xlabel("effective depth E (applications a token)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("milliseconds")
+    legend_of(figure, axes.flat[0], 4)
+    return figure
+
+
+def _one_panel(ax: Axes, points: pd.DataFrame) -> None:
+    fixed = points[points["kind"] == "fixed"].sort_values("E").iloc[-1]
+    ideal = [0, fixed["E"]], [0, fixed["milliseconds"]]
+    ax.plot(*ideal, color=GREY, linestyle=":", label="time follows depth")
+    looks = {
+        "blind": ("blind routing", dict(marker="o", color=BLUE, linestyle="-", zorder=2)),
+        "with a router": ("with a router", dict(marker="s", color=VERMILLION, linestyle="", zorder=3)),
+        "fixed": ("fixed", dict(marker="*", color=BLACK, linestyle="", markersize=12, zorder=4)),
+    }
+    for kind, (label, look) in looks.items():
+        own = points[points["kind"] == kind].sort_values("E")
+        ax.plot(own["E"], own["milliseconds"], label=label, **look)
+
+
+def shares_of_a_step(shares: dict[str, float]) -> Figure:
+    """The parts of a training step as bars, in per cent of its time, the largest first."""
+    figure_style()
+    shares = pd.Series(shares).sort_values() * 100
+    figure, ax = plt.subplots(figsize=(7, 0.6 + 0.34 * len(shares)))
+    of_routing = [part in ("router", "packing") for part in shares.index]
+    colours = [VERMILLION if own else BLUE for own in of_routing]
+    bars = ax.barh(shares.index, shares, color=colours, edgecolor="white")
+    for bar, own in zip(bars, of_routing):
+        bar.set_hatch("///" if own else "")
+    ax.bar_label(bars, fmt="%.1f %%", padding=4, fontsize=9)
+    ax.set(xlabel="share of a training step's time (%)", xlim=(0, 1.12 * shares.max()))
+    ax.tick_params(axis="y", length=0)
+    return figure
+
+
+def parts_of_a_step(milliseconds: pd.DataFrame) -> Figure:
+    """The parts of a training step, side by side in one bar a model; milliseconds [model, part]."""
+    figure_style()
+    figure, ax = plt.subplots(figsize=(9, 1.4 + 0.6 * len(milliseconds)))
+    left = 0
+    for part, colour, hatch in zip(milliseconds, PART_COLOURS, PART_HATCHES):
+        look = dict(color=colour, hatch=hatch, edgecolor="white")
+        ax.barh(milliseconds.index, milliseconds[part], left=left, label=part, **look)
+        left = left + milliseconds[part]
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    ax.set(xlabel="milliseconds of a training step")
+    legend_of(figure, ax, 4)
+    return figure
+
+
+def break_even_rates(even: pd.DataFrame, skipped: float) -> Figure:
+    """The skip rate above which routing pays, against the batch; columns kind, batch, skip rate (NaN: never).
+
+    skipped: the share that a model in use skips, drawn as a line.
+    """
+    figure_style()
+    figure, ax = plt.subplots()
+    batches = sorted(even["batch"].unique())
+    looks = zip("os^", (BLUE, VERMILLION, GREEN), (0.94, 1.0, 1.06))
+    for (kind, group), (marker, colour, aside) in zip(even.groupby("kind", sort=False), looks):
+        rate = 100 * group["skip rate"]
+        ax.plot(group["batch"], rate, marker=marker, label=kind, color=colour)
+        never = group["batch"][rate.isna()] * aside  # side by side where they would hide each other
+        ax.scatter(never, [110] * len(never), marker="x", color=colour)
+    line = dict(color=GREY, linestyle=":", linewidth=1)
+    ax.axhline(100 * skipped, **line, label=f"skipped by MoR: {skipped:.0%}")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(batches, batches)
+    ticks = (0, 25, 50, 75, 100)
+    ax.set(xlabel="batch (sequences)", ylabel="skip rate that breaks even (%)", ylim=(-3, 116))
+    ax.set_yticks((*ticks, 110), (*ticks, "never"))
+    legend_of(figure, ax)
+    return figure

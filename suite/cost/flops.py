@@ -1,0 +1,87 @@
+"""Arithmetic: floating-point operations, counted from the configuration and from what really ran.
+
+A multiplication and an addition are two operations. Only matrix products count, as in torch's own counter,
+against which the tests hold these numbers.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from morlib import FORWARD, NOT_ASKED, Router, Transformer
+
+
+def flops(model: Transformer, actions: Tensor, fresh: int | None = None) -> dict[str, int]:
+    """Operations of one forward pass, by part: blocks, attention, router, head, and their total.
+
+    actions: [N, R, B, P] the decisions for all P positions so far (`Output.actions`, joined along the last
+    axis). fresh: the pass computes that many positions, the last ones; a cache holds the others. None: all.
+
+    Attention is counted as a dense kernel computes it: each query against each key of its row and step, those
+    that the causal mask hides included.
+    """
+    cfg, D = model.cfg, model.cfg.d_model
+    B, P = actions.shape[2:]
+    first = P - (fresh or P)
+    ran = actions >= FORWARD
+    ran_now = ran[..., first:]
+    pairs = ran_now.sum(-1) * ran.sum(-1)  # [N, R, B] of query and key
+    counts = dict(
+        blocks=int(ran_now.sum()) * 2 * (4 * D * D + 2 * D * cfg.d_ff),  # q, k, v, projection; feed-forward
+        attention=int(pairs.sum()) * 4 * D,  # q k^T, and the probabilities times v
+        router=_router_flops(model, actions[..., first:]),
+        head=B * (P - first) * 2 * D * cfg.vocab_size,
+    )
+    return counts | {"total": sum(counts.values())}
+
+
+def _router_flops(model: Transformer, actions: Tensor) -> int:
+    """Operations of the routers (D -> D/2 -> 3) on the tokens that were asked, in layers with a choice."""
+    if not isinstance(model.policy, Router):
+        return 0
+    has_choice = ~torch.tensor(model.policy.everyone, device=actions.device)  # [N]
+    asked = actions[has_choice] != NOT_ASKED
+    D = model.cfg.d_model
+    hidden = max(D // 2, 1)
+    return int(asked.sum()) * 2 * (D * hidden + 3 * hidden)
+
+
+@torch.no_grad()
+def arithmetic(models: dict[str, Transformer], windows: Tensor) -> pd.DataFrame:
+    """Millions of operations a token [model, part] on windows [n, L + 1], and the effective depth.
+
+    forward: the sum of the parts before it. decoded: the last token of a full context, with a cache.
+    training: forward and backward.
+    """
+    rows, n = {}, len(windows)
+    for name, model in models.items():
+        out = model(windows[:, :-1])
+        tokens = out.depth.numel()
+        counts = flops(model, out.actions)
+        parts = {part: counts[part] / tokens for part in ("blocks", "attention", "router", "head")}
+        sums = dict(
+            forward=counts["total"] / tokens,
+            decoded=flops(model, out.actions, fresh=1)["total"] / n,
+            training=training_flops(model, out.actions) / tokens,
+        )
+        in_millions = {part: count / 1e6 for part, count in (parts | sums).items()}
+        rows[name] = dict(E=out.depth.double().mean().item()) | in_millions
+    return pd.DataFrame(rows).T.rename_axis("model")
+
+
+def training_flops(model: Transformer, actions: Tensor) -> int:
+    """Operations of a forward and backward pass over actions [N, R, B, L].
+
+    Each product needs two more on the way back, one for its input and one for its weight. The routers learn
+    from what their choices ran. So a router that does not learn has no way back, nor has a step that no token
+    ran.
+    """
+    counts = flops(model, actions)
+    without_router = counts["total"] - counts["router"]
+    if not getattr(model.policy, "learns", True):
+        return 3 * without_router + counts["router"]
+    someone_ran = (actions >= FORWARD).flatten(2).any(-1)  # [N, R]
+    learnt_from = torch.where(someone_ran[..., None, None], actions, NOT_ASKED)
+    return 3 * without_router + counts["router"] + 2 * _router_flops(model, learnt_from)

@@ -1,0 +1,141 @@
+"""The goals for speed, one row each, and what a record of the bench says of them. For developers.
+
+Each goal is a ratio of two times, unless it says otherwise. "Fixed" is the model of twelve layers that every
+token runs, "blind" draws at random who runs, "router" is a router that has trained a little. E is the
+effective depth; 128 × 64 tokens are a batch of 128 windows of 64.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pandas as pd
+
+PACKED = (
+    "Time also goes into what does not shrink with E: the head, in training the optimizer, moving tokens in "
+    "and out of the packed batch, and matrix products with fewer rows, which run at a lower rate."
+)
+ROUTED = PACKED + " A router that is trained also sorts its margins in each batch to hold its budget."
+NARROW = (
+    "At width 64 an operation takes hardly longer than starting it, and a layer that runs few tokens starts "
+    "as many."
+)
+STARTS = "A small model leaves a card waiting for the next kernel: what counts is how many, not how large."
+SAME = "Both spend nearly all their time in the same matrix products."
+NO_PRODUCT = "Normalisation, dropout, residuals, softmax and the optimizer do no matrix product."
+CONVERT = "Conversions and whatever is not a matrix product gain nothing from a narrower type."
+BITS = "Fewer bits a number."
+ONE_TOKEN = (
+    "A token at a time is bound by memory and by the price of starting an operation, a whole context by "
+    "arithmetic."
+)
+ASKING = (
+    "With one sequence a layer is either run or not, but asking who runs costs as many small operations in "
+    "each layer."
+)
+GATHERED = (
+    "Weights are read for half of the batch as for all of it, and where sequences differ in what ran, their "
+    "keys and values are gathered for each token."
+)
+GROWTH = "Room is made for a 32nd more tokens than are held."
+MOVING = "Gathering, scattering and sorting move memory at every layer, however wide the feed-forward is."
+
+
+class Goal(NamedTuple):
+    """One row of the table of goals."""
+
+    key: str  # of the row in a record
+    what: str
+    sense: str  # "at most", "at least", or "within": that far from 1
+    limit: float
+    where: str  # CPU or GPU
+    why: str  # what keeps a row from its goal, said where it misses
+
+    def met(self, measured: float) -> bool:
+        if self.sense == "within":
+            return abs(measured - 1) <= self.limit
+        return measured <= self.limit if self.sense == "at most" else measured >= self.limit
+
+    def verdict(self, measured: float) -> str:
+        """Either "yes", or "no" with the distance to the goal in per cent of the goal."""
+        if self.met(measured):
+            return "yes"
+        within = self.sense == "within"
+        distance = abs(measured - 1) - self.limit if within else abs(measured / self.limit - 1)
+        return f"no, by {100 * distance:.1f} %"
+
+    def words(self) -> str:
+        sign = {"at most": "≤ {:g}", "at least": "≥ {:g}", "within": "1 ± {:g}"}[self.sense]
+        return sign.format(self.limit)
+
+
+MOST, LEAST, CLOSE, CPU, GPU = "at most", "at least", "within", "CPU", "GPU"
+GOALS = [
+    Goal("train-8", "training step, blind E = 8 / fixed, 128 × 64 tokens", MOST, 0.75, CPU, PACKED),
+    Goal("train-6", "training step, blind E = 6 / fixed, 128 × 64 tokens", MOST, 0.58, CPU, PACKED),
+    Goal("forward-8", "forward pass, blind E = 8 / fixed, 128 × 64 tokens", MOST, 0.72, CPU, PACKED),
+    Goal("forward-6", "forward pass, blind E = 6 / fixed, 128 × 64 tokens", MOST, 0.55, CPU, PACKED),
+    Goal("train-8-long", "training step, blind E = 8 / fixed, 16 × 512 tokens", MOST, 0.78, CPU, PACKED),
+    Goal("train-6-long", "training step, blind E = 6 / fixed, 16 × 512 tokens", MOST, 0.62, CPU, PACKED),
+    Goal("forward-8-long", "forward pass, blind E = 8 / fixed, 16 × 512 tokens", MOST, 0.78, CPU, PACKED),
+    Goal("forward-6-long", "forward pass, blind E = 6 / fixed, 16 × 512 tokens", MOST, 0.62, CPU, PACKED),
+    Goal("train-8-router", "training step, router E = 8 / fixed, 128 × 64 tokens", MOST, 0.75, CPU, ROUTED),
+    Goal("train-6-router", "training step, router E = 6 / fixed, 128 × 64 tokens", MOST, 0.58, CPU, ROUTED),
+    Goal("forward-8-router", "forward pass, router E = 8 / fixed, 128 × 64 tokens", MOST, 0.72, CPU, ROUTED),
+    Goal("forward-6-router", "forward pass, router E = 6 / fixed, 128 × 64 tokens", MOST, 0.55, CPU, ROUTED),
+    Goal("train-small", "training step, router E = 8 / fixed, size of experiment 1", MOST, 0.77, CPU, NARROW),
+    Goal("train-8-gpu", "training step, blind E = 8 / fixed, large batch", MOST, 0.85, GPU, STARTS),
+    Goal("encoder", "training step, fixed, ours / torch.nn.TransformerEncoder", MOST, 0.90, CPU, SAME),
+    Goal("encoder-gpu", "training step, fixed, ours / torch.nn.TransformerEncoder", MOST, 0.90, GPU, SAME),
+    Goal("rate", "arithmetic rate, fixed training step / large product", LEAST, 0.70, CPU, NO_PRODUCT),
+    Goal("dtype", "training step, the dtype that the suite chooses / float32", MOST, 0.65, CPU, CONVERT),
+    Goal("dtype-loss", "validation loss, that dtype minus float32 (nats)", MOST, 0.01, CPU, BITS),
+    Goal("generation", "generating 512 tokens, cached / uncached, batch 1", MOST, 0.10, CPU, ONE_TOKEN),
+    Goal("decode-1", "cached decoding, blind E = 6 / fixed, batch 1", MOST, 0.65, CPU, ASKING),
+    Goal("decode-32", "cached decoding, blind E = 6 / fixed, batch 32", MOST, 0.65, CPU, GATHERED),
+    Goal("cache", "cache bytes, blind E = 6 / fixed, over E / N", CLOSE, 0.01, CPU, GROWTH),
+    Goal("share", "router and packing, share of a training step, E = 8", MOST, 0.05, CPU, MOVING),
+]
+
+
+def table(record: dict) -> pd.DataFrame:
+    """Every goal beside what a record measured, its spread, and whether it is met."""
+    rows = {}
+    for goal in GOALS:
+        row = record["rows"].get(goal.key, {})
+        measured, quartiles, E = (row.get(name) for name in ("measured", "quartiles", "E"))
+        missing = row.get("note") or ("needs a GPU" if goal.where == GPU else "not measured")
+        rows[goal.key] = {
+            "what": goal.what,
+            "on": goal.where,
+            "measured": "" if measured is None else f"{measured:.3f}",
+            "quartiles": "{:.3f} to {:.3f}".format(*quartiles) if quartiles else "",
+            "goal": goal.words(),
+            "met": missing if measured is None else goal.verdict(measured),
+            "E": "" if E is None else f"{E:.2f}",
+            "dtype": row.get("dtype", ""),
+        }
+    return pd.DataFrame(rows).T.rename_axis("row")
+
+
+def misses(record: dict) -> list[str]:
+    """For each reason why rows miss their goals, a line: which rows, by how much, and the reason."""
+    missed: dict[str, list[str]] = {}
+    for goal in GOALS:
+        row = record["rows"].get(goal.key, {})
+        measured = row.get("measured")
+        if measured is None or goal.met(measured):
+            continue
+        distance = goal.verdict(measured).removeprefix("no, ")
+        note = f" ({row['note']})" if row.get("note") else ""
+        line = f"{goal.what}: {measured:.3f}, goal {goal.words()}, missed {distance}{note}"
+        missed.setdefault(goal.why, []).append(line)
+    return [f"{'; '.join(rows)}. {why}" for why, rows in missed.items()]
+
+
+def line(key: str, row: dict) -> str:
+    """One row of a record beside its goal."""
+    goal = next(goal for goal in GOALS if goal.key == key)
+    if row["measured"] is None:
+        return f"{goal.what}: {row['note']}"
+    return f"{goal.what}: {row['measured']:.3f} (goal {goal.words()}: {goal.verdict(row['measured'])})"

@@ -1,0 +1,251 @@
+"""The records that `python -m suite.cost.bench` makes: found, and put into a sentence, tables and figures."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import morlib
+
+from ..files import REFERENCE, ROOT, outputs, sha256, write_whole
+from ..results import show
+from ..results.tables import share_words
+from ..runs import pick_device
+from .figures import time_against_depth
+from .flops import flops, training_flops
+from .goals import GOALS
+from .timing import Timings, build
+
+# The rows of the first table: their key in a record, and what they measure
+SHOWN = {
+    "train-8": "training step",
+    "train-8-router": "training step, trained router",
+    "train-6-router": "training step, trained router",
+    "forward-8": "forward pass",
+    "forward-8-router": "forward pass, trained router",
+    "forward-6-router": "forward pass, trained router",
+    "decode-1": "decoding, 1 sequence",
+    "decode-32": "decoding, 32 sequences",
+    "train-small": "training step at experiment 1's size, trained router",
+}
+# The bench's models: routing, target depth, and what their rows' keys end in
+BENCHED = {
+    "fixed": ("none", None, ""),
+    "blind, E = 8": ("even", 8.0, "8"),
+    "with a router, E = 8": ("mor", 8.0, "8-router"),
+    "blind, E = 6": ("even", 6.0, "6"),
+    "with a router, E = 6": ("mor", 6.0, "6-router"),
+}
+HOW_TO_READ = (
+    "The time of the fixed model, which runs every layer, is 1. The models took turns in one process; shown "
+    "are the median over turns and the quartiles. *No faster*: the quartiles include 1. Without a trained "
+    "router chance decides who skips, which shows what skipping itself can save."
+)
+
+
+# ---- Making and finding records ----
+
+
+def machine() -> dict:
+    """Device, cores, versions, date, load and commit, for a record."""
+    core = sha256(Path(morlib.__file__).read_bytes())[:8]
+    return dict(
+        device=pick_device()[2],
+        cpu=_processor(),
+        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # of all programs
+        versions=dict(
+            python=platform.python_version(),
+            torch=torch.__version__,
+            morlib=f"{morlib.__version__}+{core}",
+        ),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        commit=_commit(),
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def speed_records(folder: Path | None = None) -> list[dict]:
+    """The records of whole benches in a folder, by default those that ship."""
+    paths = sorted((folder or REFERENCE).glob("speed_*.json"))
+    whole = [path for path in paths if not path.stem.endswith("_quick")]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in whole]
+
+
+def save_live(tables: dict[str, pd.DataFrame | str], preset: str) -> str:
+    """Keep what was measured live as one JSON file in the outputs, with what it was measured on; its name."""
+    data = machine() | dict(preset=preset)
+    for name, table in tables.items():
+        is_text = isinstance(table, str)
+        data[name] = table if is_text else json.loads(table.reset_index().to_json(orient="records"))
+    path = outputs() / f"deployment_live_{preset}.json"
+    return write_whole(path, json.dumps(data, indent=1).encode()).name
+
+
+# ---- What a record says ----
+
+
+def about(record: dict) -> str:
+    """What a record was measured on."""
+    v = record["versions"]
+    where = f"{record['gpu'] or record['cpu']}, {record['threads']} of {record['cores']} cores"
+    what = f"{record['dtype']}, torch {v['torch']}, morlib {v['morlib']}"
+    when = f"{record['date'][:10]}, commit {record['commit'] or 'unknown'}, load before it {record['load']}"
+    return f"{where}, {what}, {when}"
+
+
+def ratios(record: dict) -> pd.DataFrame:
+    """What was measured, one row each: the ratio, its quartiles over turns, and the effective depth."""
+    rows = {}
+    for goal in GOALS:
+        row = record["rows"].get(goal.key, {})
+        if row.get("measured") is None:
+            continue
+        low, high = row.get("quartiles") or (None, None)
+        rows[goal.what] = dict(
+            ratio=f"{row['measured']:.2f}",
+            quartiles="" if low is None else f"{low:.2f} to {high:.2f}",
+            E="" if row.get("E") is None else f"{row['E']:.1f}",
+        )
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what")
+
+
+def verdict(row: dict) -> str:
+    """What a ratio of times says, in a few words."""
+    low, high = row["quartiles"]
+    change = 100 * abs(1 - row["measured"])
+    if low <= 1 <= high:
+        return "no faster"
+    return f"saves {change:.0f} % of the time" if high < 1 else f"{change:.0f} % slower"
+
+
+def first_table(record: dict) -> pd.DataFrame:
+    """The four columns that a reader sees first: what, its time, the quartiles, the verdict."""
+    rows, N = [], record["sizes"]["model"]["n_layers"]
+    for key, what in SHOWN.items():
+        row = record["rows"].get(key)
+        if row is None:
+            continue
+        low, high = row["quartiles"]
+        measured = f"{what}, {share_words(1 - row['E'] / N)} skipped"
+        columns = {"measured": measured, "time": f"{row['measured']:.2f}"}
+        rows.append(columns | {"quartiles": f"{low:.2f} to {high:.2f}", "verdict": verdict(row)})
+    return pd.DataFrame(rows)
+
+
+def sentence(record: dict) -> str:
+    """Three ratios in a sentence: training, forward pass, decoding."""
+    rows, N = record["rows"], record["sizes"]["model"]["n_layers"]
+    needed = ("train-8", "forward-8", "decode-1", "decode-32")
+    if not all(key in rows for key in needed):
+        return "This record does not hold training, forward pass and decoding: `make bench` measures them."
+    training, forward, one, many = (rows[key] for key in needed)
+    first = (
+        f"A training step that skips {share_words(1 - training['E'] / N)} of the work takes "
+        f"{training['measured']:.2f} of the fixed model's time, and a forward pass {forward['measured']:.2f}"
+    )
+    nothing = many["quartiles"][1] >= 1
+    last = f"it saves nothing ({many['measured']:.2f})" if nothing else f"{many['measured']:.2f}"
+    return (
+        f"{first}; decoding that skips {share_words(1 - one['E'] / N)} takes {one['measured']:.2f} with one "
+        f"sequence, and with 32 {last}."
+    )
+
+
+def headline(folder: Path | None = None) -> None:
+    """Show what stored records say: for each one a sentence, a table, what it was measured on, a picture."""
+    records = speed_records(folder)
+    if not records:
+        print("No stored record of the bench ships with this copy: `make bench` makes one.")
+    for record in records:
+        sizes = record["sizes"]["model"]
+        size = f"Models of {sizes['n_layers']} layers and width {sizes['d_model']}"
+        show(sentence(record), first_table(record), f"{size}, {about(record)}. {HOW_TO_READ}")
+        time_against_depth(record)
+
+
+@torch.no_grad()
+def operations_and_time(record: dict) -> pd.DataFrame:
+    """Depth, operations and time of each model of the bench, as shares of the fixed model's.
+
+    Operations are counted here, on 8 random windows; times are the record's. A router holds its budget there,
+    trained or not.
+    """
+    length, vocab_size = record["sizes"]["length"], 65
+    sizes = record["sizes"]["model"] | dict(vocab_size=vocab_size, max_len=length, dropout=0.0)
+    tokens = torch.randint(vocab_size, (8, length), generator=torch.Generator().manual_seed(0))
+    depth, operations, time = {}, {"forward": {}, "train": {}}, {"forward": {}, "train": {}}
+    for label, (routing, target, key) in BENCHED.items():
+        model = build(morlib.ModelConfig(**sizes, routing=routing, target_depth=target))
+        out = model(tokens, calibrate=True)
+        depth[label] = out.depth.double().mean().item()
+        operations["forward"][label] = flops(model, out.actions)["total"]
+        operations["train"][label] = training_flops(model, out.actions)
+        for kind in time:
+            time[kind][label] = record["rows"].get(f"{kind}-{key}", {}).get("measured")
+    columns = {("", "depth"): depth}
+    for kind, words in (("forward", "forward pass"), ("train", "training step")):
+        time[kind]["fixed"] = 1.0
+        columns[words, "operations"] = operations[kind]
+        columns[words, "time"] = time[kind]
+    table = pd.DataFrame(columns).astype(float)
+    return table / table.loc["fixed"]
+
+
+def stored_milliseconds(record: dict) -> pd.DataFrame:
+    """The bench's timings at several depths: columns panel, kind, E, milliseconds."""
+    s = record["sizes"]
+    short, long = f"{s['batch']} × {s['length']}", f"{s['long_batch']} × {s['long_length']}"
+    panels = {
+        "training": f"training step, {short} tokens",
+        "forward": f"forward pass, {short} tokens",
+        "training, long": f"training step, {long} tokens",
+        "forward, long": f"forward pass, {long} tokens",
+    }
+    rows = []
+    for name, panel in panels.items():
+        for model, timing in record["seconds"].get(name, {}).items():
+            if timing["E"] is not None:
+                point = dict(E=timing["E"], milliseconds=1000 * timing["median"])
+                rows.append(dict(panel=panel, kind=kind_of(model)) | point)
+    return pd.DataFrame(rows)
+
+
+def live_milliseconds(panels: dict[str, Timings]) -> pd.DataFrame:
+    """The same columns from timings of this machine, a panel each."""
+    rows = []
+    for panel, timings in panels.items():
+        for model, E in timings.depth.items():
+            point = dict(E=E, milliseconds=timings.milliseconds(model))
+            rows.append(dict(panel=panel, kind=kind_of(model)) | point)
+    return pd.DataFrame(rows)
+
+
+def kind_of(model: str) -> str:
+    """What a name among timings stands for: fixed, with a router, or blind."""
+    if model.startswith("fixed"):
+        return "fixed"
+    return "with a router" if model.endswith("router") or model.startswith("MoR") else "blind"

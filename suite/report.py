@@ -1,0 +1,218 @@
+"""The stored records as text: RESULTS.md and the README's answers, printed by `make report`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from . import cost, results, routing
+from .files import REFERENCE, ROOT, write_whole
+from .results.tables import markdown
+from .routing.answers import sentence as difficulty_sentence
+from .routing.answers import verdict_lines
+from .routing.findings import FILE as ROUTING_FINDINGS
+from .runs import PAIRS, stored_records
+
+START, END = "<!-- results -->", "<!-- end of results -->"
+QUESTIONS = {
+    "exp1": "Does MoR keep accuracy while it computes less?",
+    "exp2": "Is it better than a fixed-depth Transformer of equal cost?",
+    "bangla": "Does the same hold for Bangla?",
+}
+FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
+INTRODUCTION = """# Results
+
+Printed by `make report` from the records in [outputs/reference](outputs/reference): one JSON file a
+run, with its configuration, seed, hash of the text, versions and device. Do not edit this page by hand.
+
+How to read the tables:
+
+- **Accuracy** is how often the likeliest next token is right, in per cent, on held-out text, which no
+  training window touched. **Loss** is in nats a token, **bits per byte** does not depend on the
+  vocabulary.
+- **E**, the effective depth, is how often blocks ran for a token on average, counted from what ran. **E
+  sampled** is the same with actions drawn as in training.
+- **Models**: *fixed-deep* has all layers. *fixed-at-E* has as many as MoR runs on average. *random*
+  skips blindly, as often at each layer as MoR does. *frozen* has a router that never learns.
+  *fixed-shared* uses half as many blocks twice each. *fixed-long* is the fixed model of equal cost,
+  trained for 5/3 of the epochs as the sources train MoR.
+- **Brackets** hold the 95 % interval of a mean over seeds (Student's t). **A new seed** is where one
+  more run is expected (95 %), and so wider.
+- **Comparisons** are over paired seeds: models of one seed see the same text in the same order, and
+  those of equal depth start from the same weights. *Higher* or *lower* needs a 95 % interval without
+  zero and a sign-flip test that agrees (p below 0.05). *Equal within* a margin needs a 90 % interval
+  inside it, as two one-sided t tests at 5 % do. Under six seeds nothing is claimed: the studies, with
+  three seeds a row or ten, suggest.
+- **Training (s)** is the clock of that run, one thread, beside another run: read it with care.
+- **Did not train**: a held-out loss above what a table of pairs of tokens reaches.
+- These are small models, trained briefly. What holds here need not hold at another size.
+"""
+
+
+def results_page() -> str:
+    """The whole of RESULTS.md."""
+    parts = [INTRODUCTION.strip(), *experiments(), *studies(), *speed(), *difficulty(), *price_of_many()]
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_part() -> str:
+    """The README's answers: three lines and a picture."""
+    lines = []
+    for experiment in ("exp1", "exp2"):
+        records = stored_records(experiment)
+        if len(records):
+            lines.append(f"- *{QUESTIONS[experiment]}* {results.sentence(experiment, records)}")
+    if subjects := stored_subjects():
+        lines.append(f"- *Does its depth follow token difficulty?* {difficulty_sentence(subjects)}")
+    return f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
+
+
+def stored_subjects() -> list:
+    """What the routing findings that ship are about; empty where none ship."""
+    return routing.stored_subjects() if (REFERENCE / ROUTING_FINDINGS).is_file() else []
+
+
+def lines_of(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def about(records: pd.DataFrame) -> str:
+    """The settings of some records in a line."""
+    first = records.iloc[0]
+    version, device = first["record"]["versions"]["morlib"].split("+")[0], first["record"]["device"]
+    kind = f"preset {first['preset']}, recipe {first['recipe']}, morlib {version}"
+    return f"*{first['data']}, {records['seed'].nunique()} seeds, {kind}, {device}*"
+
+
+# ---- Parts of the page ----
+
+
+def experiments() -> list[str]:
+    """Of each experiment: its answer, the models, and the comparisons."""
+    parts = []
+    for number, (experiment, question) in enumerate(QUESTIONS.items(), 1):
+        records = stored_records(experiment)
+        if records.empty:
+            continue
+        parts += [f"## Experiment {number}: {question}", about(records)]
+        parts += [results.sentence(experiment, records), markdown(results.summary(records))]
+        parts += ["Differences in points of accuracy:"]
+        parts += [markdown(results.comparisons(records, PAIRS[experiment]))]
+        if experiment == "bangla":
+            bits = results.comparisons(records, PAIRS[experiment], "bits_per_byte", margin=0.01)
+            parts += ["Differences in bits per byte (lower is better):", markdown(bits)]
+    return parts
+
+
+def told_by(function: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[pd.DataFrame], str]:
+    """A table's function, as one that gives Markdown."""
+    return lambda records: markdown(function(records))
+
+
+STUDIES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
+    "pareto": (
+        "The front: loss and accuracy against effective depth",
+        lambda records: f"{FRONT}\n\n{lines_of(results.front_lines(records))}",
+    ),
+    "estimators": ("How the router learns: validation text, the best first", told_by(results.by_validation)),
+    "recursions": ("What recursing buys: validation text, the best first", told_by(results.by_validation)),
+    "collapse": ("Do routers collapse? Held-out text", told_by(results.collapse_table)),
+    "sources": (
+        "What happened in the sources: held-out text",
+        lambda records: markdown(results.sources_table(records.sort_values("model"))),
+    ),
+    "vocabulary": (
+        "Which vocabulary? Bangla, six fixed layers, held-out text",
+        told_by(results.vocabulary_table),
+    ),
+}
+
+
+def studies() -> list[str]:
+    """Of each study: its settings and what it shows."""
+    parts = []
+    for study, (title, told) in STUDIES.items():
+        records = stored_records(study)
+        if len(records):
+            parts += [f"## {title}", about(records), told(records)]
+    return parts
+
+
+def speed() -> list[str]:
+    """Ratios of times, from each stored record of the bench."""
+    parts = []
+    for record in cost.speed_records():
+        table = cost.ratios(record).rename_axis("side by side, in one process")
+        parts += ["## Is skipped work saved time?", f"*{cost.about(record)}*", cost.sentence(record)]
+        parts += [markdown(table)]
+    return parts
+
+
+def difficulty() -> list[str]:
+    """What the routing findings say of depth and difficulty."""
+    subjects = stored_subjects()
+    if not subjects:
+        return []
+    lines = lines_of(verdict_lines(subjects))
+    return ["## Does depth follow difficulty?", difficulty_sentence(subjects), lines]
+
+
+def price_of_many(runs: int = 10_000) -> list[str]:
+    """What many runs cost, from the clocks of the stored records: one run at a time on each core."""
+    stored = [records for records in map(stored_records, QUESTIONS) if len(records)]
+    if not stored:
+        return []
+    records = pd.concat(stored)
+    preset = records["preset"].mode()[0]  # of one size, the commonest
+    seconds = records[records["preset"] == preset]["train_seconds"]
+    mean, low, high = seconds.mean(), *seconds.quantile([0.05, 0.95])
+    rows = {}
+    places = (
+        ("one laptop", 2, None),
+        ("Kaggle, a CPU session of 12 hours", 4, 12),
+        ("a cluster of 10 machines", 160, None),
+    )
+    for place, cores, session in places:
+        hours = runs * mean / cores / 3600
+        rows[place] = {
+            "cores": cores,
+            "runs an hour": f"{3600 * cores / mean:,.0f}",
+            f"{runs:,} runs": f"{hours:,.1f} hours",
+            "sessions": math.ceil(hours / session) if session else 1,
+        }
+    told = (
+        f"Preset {preset}, from {len(seconds)} stored records: a run trains for {mean:.0f} seconds of "
+        f"one core on average (nine in ten between {low:.0f} and {high:.0f}), {runs:,} runs for "
+        f"{runs * mean / 3600:,.0f} core hours; the evaluations come on top."
+    )
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("where")
+    return ["## What many runs cost", told, markdown(table)]
+
+
+# ---- Writing ----
+
+
+def update_readme(path: Path = ROOT / "README.md") -> None:
+    """Put `readme_part` between the README's markers. Raises ValueError if it has not each of them once."""
+    text = path.read_text(encoding="utf-8")
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise ValueError(f"{path.name} must hold {START} and {END} once each")
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    write_whole(path, f"{before}{START}\n\n{readme_part()}\n\n{END}{after}".encode())
+
+
+def main() -> None:
+    """Write RESULTS.md, the README's answers and their picture."""
+    front = stored_records("pareto")
+    if len(front):
+        results.draw_front(front, sources=False).savefig(REFERENCE / "front.png", dpi=110)
+    write_whole(ROOT / "RESULTS.md", results_page().encode())
+    update_readme()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What the records say: statistics, tables, figures, and each experiment's answer."""
+
+from .figures import (
+    accuracy_against_depth,
+    actions_by_layer,
+    bangla_font,
+    bars,
+    draw_floors,
+    draw_front,
+    draw_vocabularies,
+    figure_style,
+    forest,
+    heat_map,
+    learning_curves,
+    save_figure,
+)
+from .headlines import headline, sentence, show
+from .known_depth import (
+    by_hops,
+    draw_known_depth,
+    hops_curves,
+    hops_sentence,
+    hops_table,
+    hops_verdicts,
+    known_depth_headline,
+)
+from .live import LiveCurve
+from .stats import (
+    compare,
+    interval,
+    intervals,
+    new_seed_range,
+    paired,
+    rank_correlation,
+    variance_explained,
+    within,
+)
+from .tables import (
+    Text,
+    answers,
+    bits_by_vocabulary,
+    by_validation,
+    collapse_table,
+    comparisons,
+    differences,
+    front_lines,
+    front_table,
+    markdown,
+    models_table,
+    plain_names,
+    signed,
+    sources_table,
+    summary,
+    verdicts,
+    vocabulary_table,
+    with_interval,
+)

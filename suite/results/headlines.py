@@ -1,0 +1,119 @@
+"""The first thing a reader sees of an experiment: one sentence, four columns, one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from ..runs import PAIRS, stored_records
+from .figures import accuracy_against_depth
+from .stats import compare, different, equal
+from .tables import Text, count, markdown, share_words, signed, span, verdicts
+
+HOW_TO_READ = (
+    "*Equal within half a point*: the 90 % interval lies between \u22120.5 and +0.5. *Better* or *worse*: "
+    "the 95 % interval leaves out zero, and a test without assumptions about the spread of seeds "
+    "(sign-flip) agrees."
+)
+
+
+def headline(experiment: str, folder: Path | None = None) -> None:
+    """Show an experiment's answer from stored records, by default those that ship with the suite.
+
+    experiment: "exp1", "exp2" or "bangla".
+    """
+    records = stored_records(experiment, folder)
+    if records.empty:
+        print(f"No stored record of {experiment} ships with this copy: run the notebook to make some.")
+        return
+    show(sentence(experiment, records), verdicts(records, PAIRS[experiment]), origin(records))
+    picture(experiment, records)
+
+
+def show(answer: str, table: pd.DataFrame, note: str) -> None:
+    """Display one sentence, a small table, and a note on where the numbers come from and how to read them."""
+    display(Text(f"**{answer}**\n\n{markdown(table)}\n\n{note}"))
+
+
+def origin(records: pd.DataFrame) -> str:
+    """Where the numbers come from, and how the verdicts are decided."""
+    first = records.iloc[0]
+    model = first["record"]["config"]["model"]
+    seeds, text = records["seed"].nunique(), first["data"]
+    return (
+        f"Points of held-out accuracy on {text}, models of width {model['d_model']}, {seeds} seeds, preset "
+        f"{first['preset']}, recipe {first['recipe']}. {HOW_TO_READ}"
+    )
+
+
+def picture(experiment: str, records: pd.DataFrame) -> Figure:
+    """The one figure that shows an experiment's answer."""
+    if experiment == "exp2":
+        return accuracy_against_depth(records, "fixed-shallow", cost="train_applications")
+    return accuracy_against_depth(records, "fixed-deep")
+
+
+def sentence(experiment: str, records: pd.DataFrame) -> str:
+    """An experiment's answer in one plain sentence, in which the records decide the words."""
+    if experiment == "exp2":
+        return equal_cost_sentence(records)
+    return efficiency_sentence(records, "mor-deep" if experiment == "bangla" else "mor")
+
+
+def efficiency_sentence(records: pd.DataFrame, routed: str) -> str:
+    """MoR against all layers, and against as many layers as it runs."""
+    depth = records.groupby("model")["effective_depth"].mean()
+    deep, shallow = compare(records, routed, "fixed-deep"), compare(records, routed, "fixed-at-E")
+    saved = share_words(1 - depth[routed] / depth["fixed-deep"])
+    less = "half the computation" if saved == "half" else f"{saved} less computation"
+    ahead = "better" if different(shallow) and shallow["mean"] > 0 else "no better"
+    layers, as_cheap = count(round(depth["fixed-deep"])), count(round(depth["fixed-at-E"]))
+    stands, seeds = as_words(deep, f"{layers} layers"), f"{count(deep['pairs'])} seeds"
+    return (
+        f"With {less}, MoR is {stands} ({numbers(deep)}; {seeds}), and {ahead} than {as_cheap} fixed layers, "
+        f"which cost as much ({numbers(shallow)})."
+    )
+
+
+def equal_cost_sentence(records: pd.DataFrame) -> str:
+    """MoR against a fixed model of equal cost, and what longer training does to both."""
+    depth = records.groupby("model")["effective_depth"].mean()
+    equal_epochs = compare(records, "mor-equal-epochs", "fixed-shallow")
+    published = compare(records, "mor-source-protocol", "fixed-shallow")
+    as_long = compare(records, "mor-source-protocol", "fixed-long")
+    layers, seeds = count(round(depth["fixed-shallow"])), count(equal_epochs["pairs"])
+    ahead = "better" if different(equal_epochs) and equal_epochs["mean"] > 0 else "no better"
+    first = (
+        f"At equal cost MoR is {ahead} than {layers} fixed layers ({numbers(equal_epochs)}; {seeds} seeds)"
+    )
+    others = f"{layers} layers that train as long"
+    if different(as_long) and as_long["mean"] > 0:
+        return f"{first}; trained longer, it is ahead of {others} ({numbers(as_long)})."
+    return (
+        f"{first}; its gain under the sources' protocol ({signed(published['mean'])} points) comes from "
+        f"longer training: against {others}, nothing is left of it ({numbers(as_long)})."
+    )
+
+
+def as_words(comparison: dict, other: str) -> str:
+    """How a model stands to another, as the claim allows to say it."""
+    if different(comparison):
+        more = "more" if comparison["mean"] > 0 else "less"
+        little = "a little " if equal(comparison) else ""
+        return f"{little}{more} accurate than {other}"
+    if equal(comparison):
+        return f"as accurate as {other}, within half a point"
+    return f"not shown to differ from {other}"
+
+
+def numbers(comparison: dict) -> str:
+    """The difference in points with the interval that the words rest on."""
+    difference = f"{signed(comparison['mean'])} points"
+    if pd.isna(comparison["low"]):
+        return difference
+    if equal(comparison) and not different(comparison):
+        return f"{difference}, 90 % interval {span(comparison['low90'], comparison['high90'])}"
+    return f"{difference}, 95 % interval {span(comparison['low'], comparison['high'])}"

@@ -1,0 +1,190 @@
+"""What the records of the task of known depth say: accuracy by hops, and who is deep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..runs import stored_records
+from .figures import BLACK, BLUE, SKY, Look, figure_style, legend_of, look_of, marker_of
+from .headlines import show
+from .stats import LEAST_SEEDS, compare
+from .tables import count, signed, span, with_interval
+
+LABELS = {
+    "fixed-half": "{half} layers",
+    "fixed-deep": "{N} layers",
+    "planted": "the plan written down",
+    "worth": "token worth",
+    "mor": "MoR of version 0.2.0",
+    "random": "blind routing",
+    "frozen": "untrained router",
+}
+DRAWN = {
+    "worth": Look(BLUE, "s"),
+    "planted": Look(SKY, "P", "--", False),
+    "fixed-half": Look(BLACK, "o", "--", False),
+}
+SOLVED = 99.0  # per cent of the hard answers, at every k
+KINDS = ("table", "k", "x", "answer")
+
+
+def names_of(records: pd.DataFrame) -> dict[str, str]:
+    """What each model's label means, for readers."""
+    N = max(r["config"]["model"]["n_layers"] for r in records["record"])
+    names = {label: words.format(N=count(N), half=count(N // 2)) for label, words in LABELS.items()}
+    return {label: names.get(label, label) for label in records["model"].unique()}
+
+
+def by_hops(records: pd.DataFrame) -> pd.DataFrame:
+    """One row a run and k: model, seed, k, accuracy at the hard answers (%), depth at their x."""
+    rows = []
+    for record in records["record"]:
+        names = dict(model=record["model"], seed=record["seed"])
+        rows += [names | row for row in record["metrics"]["details"]["by_hops"]]
+    return pd.DataFrame(rows)
+
+
+def with_hops(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with the columns `hops`, the mean accuracy (%) at the upper half of k, and `solved`."""
+    table = by_hops(records).set_index(["model", "seed"])
+    most = table["k"].max()
+    upper = table[table["k"] > most / 2]["accuracy"].groupby(level=[0, 1]).mean()
+    least = table["accuracy"].groupby(level=[0, 1]).min()
+    keys = pd.MultiIndex.from_frame(records[["model", "seed"]])
+    return records.assign(hops=upper[keys].to_numpy(), solved=(least[keys] >= SOLVED).to_numpy())
+
+
+def hops_table(records: pd.DataFrame) -> pd.DataFrame:
+    """One row a model: seeds, E, loss, accuracy at the hard answers by k (%), seeds that solve every k."""
+    names, scored = names_of(records), with_hops(records)
+    wide = by_hops(records).pivot_table(index="model", columns="k", values="accuracy", sort=False)
+    groups = scored.groupby("model", sort=False)
+    table = pd.DataFrame({"seeds": groups.size(), "E": groups["effective_depth"].mean().round(2)})
+    table["loss (nats)"] = groups["loss"].mean().round(3)
+    for k in wide:
+        table[f"k = {k}"] = wide[k].round(0).astype(int)
+    table["solved"] = groups["solved"].sum().astype(str) + " of " + groups.size().astype(str)
+    order = [label for label in LABELS if label in table.index]
+    return table.loc[order].rename(index=names).rename_axis("model")
+
+
+def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
+    """The model against each other one, at the upper half of k: difference, interval, verdict."""
+    names, scored = names_of(records), with_hops(records)
+    rows = []
+    for other in [label for label in LABELS if label in names and label != model]:
+        c = compare(scored, model, other, metric="hops", margin=1.0)
+        interval = "" if np.isnan(c["low"]) else f"{span(c['low'], c['high'], 1)} (95 %)"
+        rows.append([names[other], signed(c["mean"], 1), interval, verdict_of(c)])
+    return pd.DataFrame(rows, columns=["against", "difference (points)", "interval", "verdict"])
+
+
+def verdict_of(c: dict) -> str:
+    """In words, what a comparison of hops shows."""
+    if c["pairs"] < LEAST_SEEDS:
+        return f"{c['pairs']} of {LEAST_SEEDS} seeds so far"
+    if c["p_equivalent"] < 0.05:
+        return "equal within a point"
+    if c["low"] > 0 and c["p"] < 0.05:
+        return "better"
+    if c["high"] < 0 and c["p"] < 0.05:
+        return "worse"
+    return "no difference shown"
+
+
+def hops_sentence(records: pd.DataFrame) -> str:
+    """The answer of notebook 07 in one plain sentence."""
+    scored = with_hops(records)
+    means = scored.groupby("model")[["hops", "effective_depth"]].mean()
+    names, values = names_of(records), lambda model: scored[scored["model"] == model]["hops"]
+    seeds = scored[scored["model"] == "worth"]["seed"].nunique()
+    most = by_hops(records)["k"].max()
+    return (
+        f"Where depth is known to matter, a router can find it: at E {means['effective_depth']['worth']:.1f} "
+        f"token worth answers {with_interval(values('worth'), 0)} % of the questions of {most // 2 + 1} to "
+        f"{most} hops, {names['fixed-half']} {with_interval(values('fixed-half'), 0)} %, and "
+        f"{names['fixed-deep']}, at twice the cost, {with_interval(values('fixed-deep'), 0)} % "
+        f"({count(seeds)} of six seeds)."
+    )
+
+
+def known_depth_headline(folder: Path | None = None) -> None:
+    """Show the answer of notebook 07 from the records that ship."""
+    records = stored_records("known-depth", folder)
+    if records.empty or not {"worth", "fixed-half", "fixed-deep"} <= set(records["model"]):
+        print("No stored record of this task ships with this copy: run the notebook to make some.")
+        return
+    first = records["record"].iloc[0]
+    train = first["config"]["train"]
+    steps = train["epochs"] * (train["windows"] // train["batch_size"])
+    note = (
+        f"Points of accuracy at the hard answers of {first['data']['name']}, width "
+        f"{first['config']['model']['d_model']}, {steps:,} steps. A claim needs six seeds."
+    )
+    show(hops_sentence(records), hops_verdicts(records), note)
+    draw_known_depth(records)
+
+
+def draw_known_depth(records: pd.DataFrame) -> Figure:
+    """Accuracy by hops, and how deep the tokens of each kind are. Lines are means, dots are seeds."""
+    figure_style()
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), width_ratios=[3, 2])
+    names = names_of(records)
+    order = [label for label in LABELS if label in names]
+    draw_by_hops(axes[0], by_hops(records), order, names)
+    draw_depth_by_kind(axes[1], records, [label for label in order if not label.startswith("fixed")], names)
+    legend_of(figure, axes[0], columns=4)
+    return figure
+
+
+def draw_by_hops(ax: Axes, table: pd.DataFrame, order: list[str], names: dict[str, str]) -> None:
+    for index, label in enumerate(order):
+        own, look = table[table["model"] == label], DRAWN.get(label, look_of(label, index))
+        mean = own.groupby("k")["accuracy"].mean()
+        ax.plot(mean.index, mean, linestyle=look.line, label=names[label], **marker_of(look))
+        ax.scatter(own["k"], own["accuracy"], s=7, alpha=0.5, color=look.colour)
+    ax.set(xlabel="hops k that the question asks for", ylabel="hard answers right (%)", ylim=(-3, 103))
+    ax.set_title("The further, the more depth is needed")
+
+
+def draw_depth_by_kind(ax: Axes, records: pd.DataFrame, order: list[str], names: dict[str, str]) -> None:
+    for index, label in enumerate(order):
+        own = records[records["model"] == label]["record"]
+        depth = [[r["metrics"]["details"]["depth_by_kind"][kind] for kind in KINDS] for r in own]
+        look = DRAWN.get(label, look_of(label, index))
+        ax.plot(range(4), np.mean(depth, axis=0), linestyle="none", markersize=8, **marker_of(look))
+    ax.set_xticks(range(4), ["table", "number k", "symbol x", "answer"])
+    ax.set(xlabel="kind of token", ylabel="depth (applications a token)", ylim=(0, None))
+    ax.set_title("Who is deep")
+
+
+def hops_curves(records: pd.DataFrame) -> Figure:
+    """Accuracy at the upper half of k on validation lines, against training steps; a thin line a seed."""
+    figure_style()
+    figure, ax = plt.subplots(figsize=(8, 4))
+    names = names_of(records)
+    for index, label in enumerate(label for label in LABELS if label in names):
+        look = DRAWN.get(label, look_of(label, index))
+        for number, record in enumerate(records[records["model"] == label]["record"]):
+            curve = [
+                (point["step"], upper_half(point["val_details"]["by_hops"])) for point in record["history"]
+            ]
+            name = names[label] if number == 0 else None
+            ax.plot(
+                *zip(*curve), linestyle=look.line, linewidth=1, markersize=4, label=name, **marker_of(look)
+            )
+    ax.set(xlabel="training step", ylabel="hard answers right, upper half of k (%)", ylim=(-3, 103))
+    legend_of(figure, ax)
+    return figure
+
+
+def upper_half(rows: list[dict]) -> float:
+    """Mean accuracy (%) at the hard answers of the upper half of k."""
+    most = max(row["k"] for row in rows)
+    return float(np.mean([row["accuracy"] for row in rows if row["k"] > most / 2]))

@@ -1,0 +1,58 @@
+"""What the router does: depth and difficulty, decisions overruled, and texts coloured by depth."""
+
+from .answers import headline
+from .bangla import (
+    EXAMPLES,
+    character_class,
+    code_points,
+    conjuncts_whole,
+    cuts,
+    kinds,
+    script_shares,
+    segmentation,
+    surfaces,
+)
+from .difficulty import MEASURES, answer, groups, places, verdict
+from .figures import (
+    action_panels,
+    change_forest,
+    correlation_forest,
+    depth_by_tenth,
+    depth_panels,
+    formation_lines,
+    layers_by_actions,
+    stacked_variance,
+    tokens_by_layers,
+)
+from .findings import (
+    Subject,
+    changes,
+    checked,
+    correlations,
+    formation,
+    layers,
+    models,
+    oracles,
+    over_seeds,
+    own_passage,
+    passages,
+    rates,
+    save,
+    save_page,
+    stored_subjects,
+    subjects,
+    variance,
+    verdicts,
+)
+from .interventions import Planned, applications, forced, oracle, plans
+from .tables import (
+    change_table,
+    correlation_table,
+    ends,
+    formation_table,
+    model_table,
+    oracle_table,
+    variance_table,
+    verdict_table,
+)
+from .textpage import fragment, page

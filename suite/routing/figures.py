@@ -1,0 +1,234 @@
+"""Figures of routing, from the tables of `findings`. Forest plots and heat maps are those of `results`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+import morlib
+
+from ..results import figure_style, forest, heat_map
+from ..results.figures import AMBER, BLUE, GREY, PINK, SKY, Look, legend_of, look_of, marker_of
+from .difficulty import DIFFICULTY, MEASURES
+from .findings import over_seeds
+
+ROUTERS = {"mor": "MoR", "frozen": "untrained router", "random": "blind routing"}
+ACTIONS = {"skip": Look(PINK, "v", "-."), "forward": Look(BLUE, "o"), "recurse": Look(AMBER, "D", "--")}
+CONTROLS = {
+    "raw": "raw",
+    "given": "given frequency and position",
+    "same": "given the token and position",
+}
+SHORT = dict(zip(DIFFICULTY, ("surprisal", "entropy", "trigram surprisal", "surprisal just read")))
+SHARES = {
+    "layer": (BLUE, ""),
+    "position": (AMBER, "xx"),
+    "token read": (SKY, "//"),
+    "rest": ("#eeeeee", ".."),
+}
+
+
+# ---- Depth and actions by difficulty ----
+
+
+def line(ax: Axes, table: pd.DataFrame, column: str, look: Look, label: str) -> None:
+    """A column's mean over seeds, with its interval where there is one, over the groups of a measure."""
+    means = over_seeds(table, ["group", "middle"], column).reset_index()
+    means = means.sort_values("middle")
+    style = marker_of(look) | dict(markersize=4.5, label=label)
+    ax.plot(means["middle"], means["mean"], linestyle=look.line, **style)
+    ax.vlines(means["middle"], means["low"], means["high"], color=look.colour, linewidth=1.2)
+
+
+def depth_by_tenth(rates: pd.DataFrame, measure: str = "entropy") -> Figure:
+    """Mean depth in each tenth of a measure, a panel a text, a line a router, with intervals over seeds."""
+    figure_style()
+    texts = list(rates["text"].unique())
+    size = (1.6 + 3.6 * len(texts), 3.6)
+    figure, axes = plt.subplots(1, len(texts), figsize=size, sharey=True, squeeze=False)
+    for ax, text in zip(axes[0], texts):
+        of_text = rates[(rates["text"] == text) & (rates["measure"] == measure)]
+        for index, (model, name) in enumerate(ROUTERS.items()):
+            own = of_text[of_text["model"] == model]
+            beside = own.assign(middle=own["group"] + 1 + 0.12 * (index - 1))  # so that intervals stay apart
+            line(ax, beside, "depth", look_of(model), name)
+        tenths = of_text["group"].max() + 1
+        ax.set(
+            title=text, xlabel=f"tenth of the tokens by {measure} (1: easiest)", xticks=range(1, tenths + 1)
+        )
+    axes[0, 0].set_ylabel("mean depth\n(applications a token)")
+    legend_of(figure, axes[0, 0], 3)
+    return figure
+
+
+def depth_panels(rates: pd.DataFrame, text: str) -> Figure:
+    """Mean depth of each router by each measure, a panel a measure."""
+    of_text = rates[rates["text"] == text]
+    lines = [(of_text[of_text["model"] == m], "depth", look_of(m), name) for m, name in ROUTERS.items()]
+    return panels(text, lines, "mean depth (applications)")
+
+
+def action_panels(rates: pd.DataFrame, text: str) -> Figure:
+    """What the trained router does by each measure: the share of the layers that skip, run once,
+    recurse."""
+    own = rates[(rates["text"] == text) & (rates["model"] == "mor")]
+    lines = [(own, action, look, action) for action, look in ACTIONS.items()]
+    return panels(text, lines, "share of the layers (%)")
+
+
+def panels(text: str, lines: Iterable[tuple], ylabel: str) -> Figure:
+    """One panel a measure; lines: the rates, the column that is drawn, look and name of each."""
+    figure_style()
+    figure, axes = plt.subplots(2, 4, figsize=(12, 6), sharey=True)
+    for ax, (measure, label) in zip(axes.flat, MEASURES.items()):
+        parts = [(table[table["measure"] == measure], *how) for table, *how in lines]
+        if measure == "kind":
+            kind_panel(ax, parts)
+        else:
+            for table, column, look, name in parts:
+                line(ax, table, column, look, name)
+        if measure == "frequency":
+            ax.set_xscale("log")
+        ax.set_xlabel(label)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
+    figure.suptitle(f"{text}, held-out text", fontsize=11, x=0.02, ha="left")
+    legend_of(figure, axes[0, 0], 3)
+    return figure
+
+
+def kind_panel(ax: Axes, parts: list[tuple]) -> None:
+    """The same by kind of token, from the shallowest kind to the deepest."""
+    first = parts[0][0]
+    kinds = first.groupby("group")["depth"].mean().sort_values().index
+    for index, (table, column, look, name) in enumerate(parts):
+        means = over_seeds(table, ["group"], column).loc[kinds]
+        x = np.arange(len(kinds)) + 0.16 * (index - 1)  # so that intervals stay apart
+        style = marker_of(look) | dict(markersize=4.5, label=name)
+        ax.plot(x, means["mean"], linestyle="none", **style)
+        ax.vlines(x, means["low"], means["high"], color=look.colour, linewidth=1.2)
+    ax.set_xticks(range(len(kinds)), kinds, rotation=50, ha="right", rotation_mode="anchor")
+
+
+# ---- Is it real, does it help ----
+
+
+def correlation_forest(correlations: pd.DataFrame) -> Figure:
+    """Rank correlation of depth with each difficulty under each control, a panel a text, a point a
+    router."""
+    table = over_seeds(correlations, ["text", "measure", "control", "model"], "r").reset_index()
+    table["row"] = table["measure"].map(SHORT) + ", " + table["control"].map(CONTROLS)
+    return forest(in_order(table), "row", unit="rank correlation with depth", names=ROUTERS, panels="text")
+
+
+def change_forest(changes: pd.DataFrame) -> Figure:
+    """What overruling a router does to the loss, a panel a text, a point a router."""
+    table = over_seeds(changes, ["text", "intervention", "model"], "there").reset_index()
+    table["intervention"] = table["intervention"].map(short)
+    unit = "change in loss there (nats)"
+    return forest(in_order(table), "intervention", unit=unit, names=ROUTERS, panels="text")
+
+
+def short(intervention: str) -> str:
+    """An intervention in fewer words."""
+    return intervention.replace("skips every layer that can be skipped", "skips wherever it can")
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the routers in their usual order, and all else in its own."""
+    order = {model: place for place, model in enumerate(ROUTERS)}
+    return table.sort_values("model", key=lambda models: models.map(order), kind="stable")
+
+
+def stacked_variance(variance: pd.DataFrame) -> Figure:
+    """Shares of the variance of decisions that each factor explains, a bar a text and router."""
+    figure_style()
+    means = variance.groupby(["text", "model"], sort=False)[list(SHARES)].mean()
+    labels = [f"{text}, {ROUTERS[model]}" for text, model in means.index]
+    figure, ax = plt.subplots(figsize=(9.5, 1 + 0.42 * len(means)))
+    left = np.zeros(len(means))
+    for column, (colour, hatch) in SHARES.items():
+        width = means[column].clip(lower=0).to_numpy()
+        edge = GREY if column == "rest" else "white"
+        name = "context, or chance" if column == "rest" else column
+        ax.barh(labels, width, left=left, color=colour, hatch=hatch, edgecolor=edge, label=name)
+        left = left + width
+    ax.set(xlabel="share of the variance of decisions (%)", xlim=(0, 100))
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    legend_of(figure, ax, 4)
+    return figure
+
+
+def formation_lines(formation: pd.DataFrame) -> Figure:
+    """Mean depth in each tenth of entropy through training, dark for the hardest."""
+    figure_style()
+    figure, ax = plt.subplots(figsize=(7.5, 4))
+    last, words = formation["group"].max(), {0: "1 (easiest)"}
+    words[last] = f"{last + 1} (hardest)"
+    for group, table in formation.groupby("group"):
+        depth = table.groupby("step")["depth"].mean()
+        colour, marker = plt.cm.viridis_r(0.1 + 0.85 * group / last), "os^vDPX<>*"[group % 10]
+        label = words.get(group, str(group + 1))
+        ax.plot(depth.index, depth, color=colour, marker=marker, linestyle="-", markersize=4.5, label=label)
+    seeds = formation["seed"].nunique()
+    title = formation["text"].iloc[0] + (f", mean over {seeds} seeds" if seeds > 1 else ", one seed")
+    ax.set(xlabel="training step", ylabel="mean depth (applications a token)", title=title)
+    ax.set_xticks(sorted(formation["step"].unique()))
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], title="tenth by entropy", loc="outside right upper")
+    return figure
+
+
+# ---- See it ----
+
+
+def layers_by_actions(layers: pd.DataFrame) -> Figure:
+    """First decisions of MoR (% of the tokens), mean over seeds: a row a text and action, a column a
+    layer."""
+    means = layers.groupby(["text", "layer"], sort=False)[list(morlib.ACTIONS)].mean().stack()
+    table = means.unstack("layer")
+    order = [(text, action) for text in layers["text"].unique() for action in morlib.ACTIONS]
+    table = table.loc[order]
+    table.index = [f"{text}: {action}" for text, action in order]
+    figure = heat_map(table, "First decisions of MoR at each layer (% of the tokens)", low=0, high=100)
+    figure.axes[0].set_xlabel("layer")
+    return figure
+
+
+def tokens_by_layers(passages: list[dict], rows: int = 32) -> Figure:
+    """How often each layer ran each of a passage's first tokens; a row is named by the token that was
+    read."""
+    figure_style()
+    most = passages[0]["recursions"]
+    shades = ListedColormap([plt.cm.Blues(0.04 + 0.86 * runs / most) for runs in range(most + 1)])
+    size = (1.5 + 3.6 * len(passages), 1.2 + 0.23 * rows)
+    figure, axes = plt.subplots(1, len(passages), figsize=size, squeeze=False)
+    for ax, part in zip(axes[0], passages):
+        runs = np.array(part["runs"][:rows])  # [rows, N]
+        image = ax.imshow(runs, cmap=shades, vmin=-0.5, vmax=most + 0.5, aspect="auto")
+        words = [token.replace("\n", "newline").replace(" ", "\u2423") for token in part["tokens"][:rows]]
+        ax.set(title=part["title"], xlabel="layer", xticks=range(runs.shape[1]), yticks=range(len(words)))
+        ax.set_xticklabels(range(1, runs.shape[1] + 1))
+        ax.set_yticklabels(words, fontsize=11 if part["lang"] == "bn" else 10)
+        lattice(ax, runs.shape)
+    axes[0, 0].set_ylabel("token read, from the passage's beginning downwards")
+    bar = figure.colorbar(image, ax=axes[0, -1], ticks=range(most + 1), shrink=0.3, anchor=(0, 1))
+    words = ["skip", "run once", "run twice", *(f"run {runs} times" for runs in range(3, most + 1))]
+    bar.ax.set_yticklabels(words[: most + 1])
+    return figure
+
+
+def lattice(ax: Axes, shape: tuple[int, int]) -> None:
+    """White lines between the cells of an image."""
+    ax.spines[:].set_visible(False)
+    ax.set_yticks(np.arange(0.5, shape[0] - 1), minor=True)
+    ax.set_xticks(np.arange(0.5, shape[1] - 1), minor=True)
+    ax.grid(which="minor", color="white", linewidth=0.8)
+    ax.tick_params(which="both", length=0)

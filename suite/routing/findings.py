@@ -1,0 +1,446 @@
+"""The whole analysis of routing as one JSON file: made where models are trained, shown by notebook 05.
+
+A Subject is a text with what was found on it. Its tables come from the findings that ship, or are made
+here from trained models (its Material) when they are first asked for, and then kept by `save`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+import morlib
+
+from .. import runs
+from ..files import REFERENCE, outputs, write_whole
+from ..results.stats import interval, rank_correlation
+from . import difficulty, interventions, textpage
+
+FILE = "routing_findings.json"
+PAGE = "routing_text.html"
+TEXTS = {"tinyshakespeare": runs.TEXTS["exp1"], "bangla": runs.TEXTS["bangla"]}
+NAMES = {
+    "tinyshakespeare": "Tiny Shakespeare",
+    "bangla-wikipedia": "Bangla Wikipedia",
+    "bangla-sample": "Bangla (the small sample)",
+}
+REFERENCE_SEED = 1000  # of the model that says what is hard: no router has its initial weights
+SAMPLE = {"smoke": 100, "quick": 300, "cpu": 300}  # held-out windows that are analysed; else 500
+TRIES = {"smoke": 16, "quick": 64, "cpu": 64}  # places at which the oracle tries; else 200
+WATCHED = 3  # seeds that are trained once more and looked at on the way
+PASSAGE = 600  # characters of held-out text that are shown token by token
+OWN_TEXT = 3_000  # characters of a reader's own text that are shown: about a page
+
+
+@dataclass
+class Material:
+    """What a text's findings are made from."""
+
+    corpus: object
+    reference: morlib.Transformer  # fixed depth: it says what is hard
+    models: dict[tuple[str, int], morlib.Transformer]  # by label and seed
+    records: pd.DataFrame
+    runs: list[runs.Run]
+    windows: Tensor  # [n, L + 1]
+    known: dict[str, np.ndarray]  # the measures [n, L], see `difficulty.places`
+    scores: dict[tuple[str, int], dict[str, Tensor]]  # what `morlib.score` gives of each model
+    tries: int
+
+
+@dataclass
+class Subject:
+    """A text with what was found on it."""
+
+    text: str  # a key of TEXTS
+    about: dict  # data, config, meter_seed (of the reference model), runs
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    passage: dict | None = None  # see `textpage.section`
+    material: Material | None = None  # None: the findings ship, the weights do not
+
+    @property
+    def name(self) -> str:
+        return NAMES.get(self.about["data"]["name"], self.about["data"]["name"])
+
+    def needs(self) -> Material:
+        """Raises ValueError where only the stored findings are there."""
+        if self.material is None:
+            raise ValueError("this needs trained models, and weights do not ship: choose another preset")
+        return self.material
+
+
+# ---- Which texts, models and places ----
+
+
+def checked(s: runs.Settings, texts, sample, own_text) -> tuple[list[str], int | None, str]:
+    """The parameters of notebook 05 alone, as they were meant: one text as a list, digits as text.
+
+    Raises ValueError if the notebook cannot do what they ask.
+    """
+    texts = [texts] if isinstance(texts, str) else texts
+    if s.text:  # a text of the reader's own in place of ours
+        texts = list(s.text)
+    own_text = "" if own_text is None else str(own_text)
+    if not texts or not (s.text or set(texts) <= set(TEXTS)):
+        raise ValueError(f"texts must be a list of one or more of {', '.join(TEXTS)}, not {texts!r}")
+    if len(own_text) == 1:
+        raise ValueError("own_text needs two characters or more: the first is only read")
+    if sample is not None and sample < 10:
+        raise ValueError(f"sample must be 10 windows or more, not {sample}")
+    if s.stored and (own_text or sample or s.text):
+        raise ValueError("text, own_text and sample need weights, which do not ship: choose another preset")
+    return texts, sample, own_text
+
+
+def subjects(
+    s: runs.Settings, texts: list[str], sample: int | None = None, target_depth: float | None = None
+) -> list[Subject]:
+    """The texts to be analysed. Under the preset "stored" from the findings that ship, else models are
+    trained.
+
+    sample: held-out windows of each text, None: as the preset says. target_depth: of the routers, None:
+    two thirds of the layers, as in experiment 1. Raises ValueError if the stored findings are of other
+    settings.
+    """
+    if target_depth is None and s.recipe == "sound":  # the sources hold no budget, only a penalty
+        target_depth = round(2 * s.model(vocab_size=1).n_layers / 3, 2)
+    if s.stored:
+        stored = {subject.text: subject for subject in stored_subjects()}
+        for text in texts:
+            check_settings(s, stored[text], target_depth)
+        return [stored[text] for text in texts]
+    return [trained_subject(s, text, sample or SAMPLE.get(s.preset, 500), target_depth) for text in texts]
+
+
+def check_settings(s: runs.Settings, subject: Subject, target_depth: float | None) -> None:
+    """Raises ValueError that names what differs if stored findings are not of these settings."""
+    V = subject.about["config"]["model"]["vocab_size"]
+    asked = vars(s.model(vocab_size=V, routing="mor", target_depth=target_depth)) | vars(s.train())
+    found = subject.about["config"]["model"] | subject.about["config"]["train"]
+    differs = [name for name, value in found.items() if name != "seed" and asked[name] != value]
+    if differs:
+        raise ValueError(f"the findings that ship have another {', '.join(differs)}: choose another preset")
+
+
+def trained_subject(s: runs.Settings, text: str, windows: int, target_depth: float | None) -> Subject:
+    """A text with its trained router (mor), an untrained one under the same budget (frozen), blind
+    routing at the trained one's rates (random), and the reference model. Finished runs are found, not
+    trained again."""
+    models = {name: (dict(routing=name, target_depth=target_depth), {}) for name in ("mor", "frozen")}
+    own = dict(name=text, split="full") | (dict(tokenizer=s.tokenizer) if s.tokenizer else {})
+    routed = runs.experiment_runs(s, f"routing-{Path(text).stem}", TEXTS.get(text, own), models)
+    fixed = replace(routed[0].config, routing="none", target_depth=None)
+    seed = replace(routed[0].train, seed=REFERENCE_SEED)
+    reference_run = replace(routed[0], model="reference", config=fixed, train=seed)
+    table = runs.run_all([*routed, reference_run], s.jobs)
+    blind = runs.random_controls(table, routed, "mor")
+    tables = [table[:-1], runs.run_all(blind, s.jobs), table[-1:]]  # the reference model last
+    records = pd.concat(tables, ignore_index=True)
+    reference, _, corpus = runs.trained_model(reference_run)
+    trained = {(run.model, run.train.seed): runs.trained_model(run)[0] for run in routed + blind}
+    at, known = difficulty.places(corpus, reference, windows)
+    scores = {key: morlib.score(model, at) for key, model in trained.items()}
+    tries = TRIES.get(s.preset, 200)
+    material = Material(corpus, reference, trained, records, routed, at, known, scores, tries)
+    return Subject(text, about_of(records), material=material)
+
+
+def about_of(records: pd.DataFrame) -> dict:
+    """What findings say of a text's runs."""
+    first = records[records["model"] == "mor"]["record"].iloc[0]
+    ids = sorted(record["id"] for record in records["record"])
+    return dict(data=first["data"], config=first["config"], meter_seed=REFERENCE_SEED, runs=ids)
+
+
+# ---- What is found ----
+
+
+def gathered(subjects: list[Subject], name: str, make: Callable[[Subject], pd.DataFrame]) -> pd.DataFrame:
+    """A table of all subjects, with their names in a column `text`; what one does not have is made and
+    kept."""
+    for subject in subjects:
+        if name not in subject.tables:
+            subject.needs()
+            subject.tables[name] = make(subject)
+    tables = [subject.tables[name].assign(text=subject.name) for subject in subjects]
+    table = pd.concat(tables, ignore_index=True)
+    return table[["text", *(column for column in table if column != "text")]]
+
+
+def models(subjects: list[Subject]) -> pd.DataFrame:
+    """Held-out loss, accuracy and depth of each model and seed, and whether it trained."""
+
+    def make(subject):
+        columns = ["model", "seed", "loss", "accuracy", "effective_depth", "did_train"]
+        return subject.material.records[columns]
+
+    return gathered(subjects, "models", make)
+
+
+def rates(subjects: list[Subject]) -> pd.DataFrame:
+    """What is spent in each tenth of each measure: see `difficulty.rates_by`."""
+
+    def make(subject):
+        known, scores = subject.material.known, subject.material.scores
+        tables = [difficulty.rates_by(measure, known, scores) for measure in difficulty.MEASURES]
+        return pd.concat(tables, ignore_index=True)
+
+    return gathered(subjects, "rates", make)
+
+
+def correlations(subjects: list[Subject]) -> pd.DataFrame:
+    """Rank correlation of depth with each difficulty: see `difficulty.correlations_with`."""
+
+    def make(subject):
+        return difficulty.correlations_with(subject.material.known, subject.material.scores)
+
+    return gathered(subjects, "correlations", make)
+
+
+def verdicts(subjects: list[Subject]) -> pd.DataFrame:
+    """The correlations that the answer is taken from, one row a measure, model and seed: see
+    `difficulty.answer`."""
+    table = correlations(subjects)
+    table = table[table["measure"].isin(["surprisal", "entropy"])]
+    keys = ["text", "measure", "model", "seed"]
+    wide = table.pivot(index=keys, columns="control", values="r").reset_index()
+    order = {subject.name: place for place, subject in enumerate(subjects)}
+    return wide.sort_values("text", key=lambda text: text.map(order), kind="stable").rename_axis(columns=None)
+
+
+def variance(subjects: list[Subject]) -> pd.DataFrame:
+    """What makes depth vary: see `difficulty.variance_by`."""
+
+    def make(subject):
+        material = subject.material
+        return difficulty.variance_by(material.known, material.scores, material.corpus.vocab_size)
+
+    return gathered(subjects, "variance", make)
+
+
+def changes(subjects: list[Subject]) -> pd.DataFrame:
+    """What overruling the trained and the untrained router does: see `interventions.interventions`."""
+
+    def make(subject):
+        material, tables = subject.material, []
+        for (model, seed), routed in material.models.items():
+            if model != "random":
+                hard = material.known["entropy"]
+                table = interventions.interventions(routed, material.windows, hard, seed)
+                tables.append(table.assign(model=model, seed=seed))
+        return pd.concat(tables, ignore_index=True)
+
+    return gathered(subjects, "interventions", make)
+
+
+def oracles(subjects: list[Subject]) -> pd.DataFrame:
+    """What the best single decisions would be worth to each trained router: see `interventions.oracle`."""
+
+    def make(subject):
+        material, rows = subject.material, []
+        for (model, seed), routed in material.models.items():
+            if model == "mor":
+                args = material.windows, material.reference, material.tries, seed
+                rows.append(dict(seed=seed) | interventions.oracle(routed, *args))
+        return pd.DataFrame(rows)
+
+    return gathered(subjects, "oracle", make)
+
+
+def layers(subjects: list[Subject]) -> pd.DataFrame:
+    """First decisions of each layer of each trained router on held-out text (%): skip, forward, recurse."""
+
+    def make(subject):
+        records = subject.material.records
+        return layers_of(records[records["model"] == "mor"])
+
+    return gathered(subjects, "layers", make)
+
+
+def layers_of(records: pd.DataFrame) -> pd.DataFrame:
+    tables = []
+    for record in records["record"]:
+        first = 100 * np.asarray(record["metrics"]["action_rates"])[:, 0]  # [N, 3]
+        table = pd.DataFrame(first, columns=list(morlib.ACTIONS))
+        table.insert(0, "layer", np.arange(1, len(first) + 1))
+        table.insert(0, "seed", record["seed"])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def formation(subjects: list[Subject]) -> pd.DataFrame:
+    """When depth by entropy forms: the first text's first routers are trained once more, and at each
+    point of the learning curve there is `rates` by tenth of entropy, and the rank correlation `r` of
+    depth with entropy."""
+
+    def make(subject):
+        watched = [run for run in subject.material.runs if run.model == "mor"][:WATCHED]
+        return pd.concat([watch(subject.material, run) for run in watched], ignore_index=True)
+
+    return gathered(subjects[:1], "formation", make)
+
+
+def watch(material: Material, run: runs.Run) -> pd.DataFrame:
+    """Train a run again and look at it on the way. The looks are kept beside the records."""
+    kept = outputs() / "formation" / f"{runs.run(run)['id']}-{len(material.windows)}.csv"
+    if kept.is_file():
+        return pd.read_csv(kept)
+    entropy = material.known["entropy"]
+    tenth, looks = difficulty.groups(entropy.astype(float)), []
+
+    def look(training):
+        if training.step in training.points:
+            score = morlib.score(training.model, material.windows)
+            r = rank_correlation(score["depth"].numpy().astype(float), entropy)[0]
+            table = difficulty.rates(score["actions"], tenth)
+            looks.append(table.assign(step=training.step, r=r, seed=run.train.seed))
+
+    device, dtype, _ = runs.pick_device()
+    torch.manual_seed(run.train.seed)
+    config = replace(run.config, vocab_size=material.corpus.vocab_size)
+    model = morlib.Transformer(config).to(device)
+    morlib.train(model, material.corpus, run.train, dtype=dtype, after_step=look)
+    table = pd.concat(looks).reset_index()
+    write_whole(kept, table.to_csv(index=False).encode())
+    return table
+
+
+# ---- Texts that are shown token by token ----
+
+
+def passages(subjects: list[Subject]) -> list[dict]:
+    """A held-out passage of each text as the first seed's router reads it: see `textpage.section`."""
+    for subject in subjects:
+        if subject.passage is None:
+            text = cut(subject.needs().corpus.text["heldout"], PASSAGE)
+            subject.passage = section(subject, text, f"{subject.name}: held-out text")
+    return [subject.passage for subject in subjects]
+
+
+def cut(text: str, characters: int) -> str:
+    """A passage that begins with a line's end and ends with a word."""
+    start = max(text.find("\n\n"), text.find("\n") if "\n\n" not in text else -1, 0)
+    passage = text[start : start + characters]
+    end = max(passage.rfind(" "), passage.rfind("\n"))
+    return passage[:end] if end > 0 else passage
+
+
+def section(subject: Subject, text: str, title: str) -> dict:
+    """A text as the page shows it, read by the first seed's router."""
+    material = subject.needs()
+    first = material.records[(material.records["model"] == "mor")]["record"].iloc[0]
+    N, metrics = first["config"]["model"]["n_layers"], first["metrics"]
+    about = f"MoR of {N} layers, effective depth {metrics['effective_depth']:.2f}, "
+    about += (
+        f"held-out loss {metrics['loss']:.2f} nats a token, preset {first['preset']}, seed {first['seed']}."
+    )
+    lang = "bn" if subject.text == "bangla" else "en"
+    model, codec = material.models["mor", first["seed"]], material.corpus.tokenizer
+    return textpage.section(title, about, lang, model, material.reference, codec, text)
+
+
+def own_passage(subjects: list[Subject], text: str) -> dict:
+    """A reader's own text, at most a page of it, read by the router of its script. Says what was left
+    out."""
+    letters = [c for c in text if c.isalpha()]
+    mostly_bangla = 2 * sum("\u0980" <= c <= "\u09ff" for c in letters) > len(letters)
+    by_text = {subject.text: subject for subject in subjects}
+    subject = by_text["bangla"] if mostly_bangla and "bangla" in by_text else subjects[0]
+    passage, codec = text[:OWN_TEXT], subject.needs().corpus.tokenizer
+    if len(text) > OWN_TEXT:
+        print(f"own_text has {len(text):,} characters: the first {OWN_TEXT:,}, about a page, are shown")
+    if codec.kind == "char" and (unknown := sorted(set(passage) - set(codec.stoi))):
+        print(f"left out, as the model has no token for them: {' '.join(unknown)}")
+        passage = "".join(c for c in passage if c in codec.stoi)
+    return section(subject, passage, "Your text")
+
+
+# ---- One file ----
+
+
+TABLES = ("models", "correlations", "rates", "variance", "interventions", "oracle", "layers", "formation")
+
+
+def save_page(passages: list[dict]) -> Path:
+    """Write the page of coloured texts into outputs/routing_text.html."""
+    return write_whole(outputs() / PAGE, textpage.page(passages).encode())
+
+
+def save(subjects: list[Subject], s: runs.Settings) -> Path:
+    """Write what was found on trained models into outputs/routing_findings.json."""
+    first = subjects[0].needs().records["record"].iloc[0]
+    made = dict(
+        preset=s.preset, recipe=s.recipe, seeds=s.seeds, device=first["device"], versions=first["versions"]
+    )
+    made |= dict(places=len(subjects[0].material.windows))
+    made["texts"] = {subject.text: as_json(subject) for subject in subjects}
+    return write_findings(made, outputs() / FILE)
+
+
+def write_findings(made: dict, path: Path) -> Path:
+    return write_whole(path, json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode())
+
+
+def as_json(subject: Subject) -> dict:
+    """A subject as plain lists, each table by column."""
+    tables = {name: subject.tables[name] for name in TABLES if name in subject.tables}
+    tables["verdict"] = verdicts([subject]).drop(columns="text")
+    result = subject.about | {name: columns_of(table) for name, table in tables.items()}
+    return result | dict(passage=subject.passage and rounded(subject.passage))
+
+
+def rounded(passage: dict) -> dict:
+    """A passage, numbers with four decimals."""
+    return passage | {name: [round(v, 4) for v in passage[name]] for name in ("surprisal", "probability")}
+
+
+def columns_of(table: pd.DataFrame) -> dict[str, list]:
+    """A table's columns as lists, numbers with four decimals."""
+    to_list = dict(orient="values", double_precision=4)
+    return {column: json.loads(values.to_json(**to_list)) for column, values in table.items()}
+
+
+def stored_findings(path: Path = REFERENCE / FILE) -> dict | None:
+    """The findings that ship, or None where none do."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def stored_subjects(path: Path = REFERENCE / FILE) -> list[Subject]:
+    """The subjects of the findings that ship. Raises ValueError where none do."""
+    made = stored_findings(path)
+    if made is None:
+        raise ValueError("no findings ship with this copy: choose another preset to make some")
+    result = []
+    for text, found in made["texts"].items():
+        about = {name: found[name] for name in ("data", "config", "meter_seed", "runs")}
+        tables = {name: pd.DataFrame(found[name]) for name in TABLES if name in found}
+        result.append(Subject(text, about, tables, found.get("passage")))
+    return result
+
+
+# ---- Over seeds ----
+
+
+def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
+    """Mean over seeds and its 95 % interval in each group of a table: columns `mean`, `low`, `high`,
+    index `by`.
+
+    With fewer than three seeds the mean interval over windows, where the table has one.
+    """
+    groups = table.groupby(by, sort=False)
+    rows = {names: interval(group[value]) for names, group in groups}
+    index = (
+        pd.MultiIndex.from_tuples(rows, names=by)
+        if len(by) > 1
+        else pd.Index([k[0] for k in rows], name=by[0])
+    )
+    result = pd.DataFrame(list(rows.values()), index=index, columns=["mean", "low", "high"])
+    if {"low", "high"} <= set(table):
+        result = result.fillna(groups[["low", "high"]].mean())
+    return result

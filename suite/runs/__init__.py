@@ -1,0 +1,31 @@
+"""How runs are set up, trained, found again and kept."""
+
+from .checkpoint import Checkpoint
+from .device import keep_memory, pick_device, quiet
+from .experiments import (
+    PAIRS,
+    STUDIES,
+    TEXTS,
+    Run,
+    bangla_models,
+    exp1_models,
+    exp2_models,
+    experiment_runs,
+    front_controls,
+    random_controls,
+    study_runs,
+    text_of,
+    vocabulary_runs,
+)
+from .known_depth import known_depth_models, known_depth_runs, size_of
+from .records import (
+    check_one_kind,
+    evaluate_following,
+    read_record,
+    record_of,
+    run_id,
+    stored_records,
+    table_of,
+)
+from .runner import go_on, run, run_all, trained_model
+from .settings import OWN_TEXT, PRESETS, RECIPES, Settings, settings

@@ -1,0 +1,248 @@
+"""Which models each experiment and study trains, and which pairs it compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from morlib import ModelConfig, TrainConfig
+
+from .code import code_of
+from .settings import RECIPES, Settings
+
+# What each experiment compares: in its notebook, its headline and RESULTS.md. MoR first, then its control.
+PAIRS = {
+    "exp1": [
+        ("mor", "fixed-deep"),
+        ("mor", "fixed-at-E"),
+        ("mor", "random"),
+        ("mor", "frozen"),
+        ("mor", "fixed-shared"),
+    ],
+    "exp2": [
+        ("mor-source-protocol", "fixed-shallow"),
+        ("mor-equal-epochs", "fixed-shallow"),
+        ("mor-equal-compute", "fixed-shallow"),
+        ("mor-source-protocol", "fixed-long"),
+        ("mor-equal-epochs", "random"),
+        ("mor-equal-epochs", "frozen"),
+    ],
+    "bangla": [
+        ("mor-deep", "fixed-deep"),
+        ("mor-deep", "fixed-at-E"),
+        ("mor-deep", "random-deep"),
+        ("mor-deep", "frozen-deep"),
+        ("mor-deep", "fixed-shared"),
+        ("mor-half", "fixed-shallow"),
+        ("mor-half", "random-half"),
+        ("mor-half", "frozen-half"),
+    ],
+}
+TEXTS = {
+    "exp1": dict(name="tinyshakespeare", split="full"),
+    "exp2": dict(name="tinyshakespeare", split="halves"),
+    "bangla": dict(name="bangla", split="90/10"),
+}
+Changes = dict[str, tuple[dict, dict]]  # a model's label to what it changes of ModelConfig and of TrainConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run with its names."""
+
+    experiment: str
+    model: str  # the label in tables
+    config: ModelConfig  # its vocab_size is left to the corpus
+    train: TrainConfig
+    corpus: tuple[tuple[str, object], ...]  # the arguments of `texts.load_corpus`
+    preset: str
+    recipe: str
+    device: str | None = None  # as in `pick_device`; not part of a run's identity
+    parent: str = ""  # the id of the finished run whose weights it begins with
+
+    @property
+    def code(self) -> str:
+        """A digest of the policy's code as it is now, if it does not ship."""
+        return code_of(self.config.routing)
+
+    def labels(self) -> dict:
+        return dict(experiment=self.experiment, model=self.model, preset=self.preset, recipe=self.recipe)
+
+    def __str__(self) -> str:
+        return f"{self.experiment} {self.model}, seed {self.train.seed}"
+
+
+def experiment_runs(s: Settings, experiment: str, corpus: dict, models: Changes) -> list[Run]:
+    """One Run per seed and model label."""
+    corpus = tuple(sorted((dict(max_chars=s.max_chars, subwords=s.subwords) | corpus).items()))
+    runs = []
+    for seed in range(s.seeds):
+        for label, (model, training) in models.items():
+            config, train = s.model(vocab_size=1, **model), s.train(**{"seed": seed} | training)
+            runs.append(Run(experiment, label, config, train, corpus, s.preset, s.recipe, s.device))
+    return runs
+
+
+def text_of(s: Settings, experiment: str) -> dict:
+    """The arguments of `texts.load_corpus` for an experiment: its own text, or the reader's."""
+    text = dict(TEXTS[experiment])
+    if s.text:
+        text["name"] = s.text[0] if len(s.text) == 1 else tuple(s.text)
+    return text | (dict(tokenizer=s.tokenizer) if s.tokenizer else {})
+
+
+def random_controls(records: pd.DataFrame, runs: list[Run], model: str, label: str = "random") -> list[Run]:
+    """For each run of a routed model, blind routing at the action rates of its record, layer by layer."""
+    own = records[records["model"] == model]["record"]
+    rates = {r["seed"]: r["metrics"]["action_rates"] for r in own}
+    controls = []
+    for run in runs:
+        if run.model == model and run.train.seed in rates:
+            blind = dict(routing="random", action_rates=rates[run.train.seed], target_depth=None)
+            controls.append(replace(run, model=label, config=replace(run.config, **blind)))
+    return controls
+
+
+def exp1_models(s: Settings, target: float | None) -> Changes:
+    """Experiment 1: MoR held to an effective depth (None: as it falls out), fixed depth, and controls."""
+    N = s.model(vocab_size=1).n_layers
+    fixed = dict(routing="none", target_depth=None)
+    return {
+        "fixed-deep": (fixed, {}),
+        "mor": (dict(routing="mor", target_depth=target), {}),
+        "fixed-at-E": (fixed | dict(n_layers=max(round(target or 2 * N / 3), 1)), {}),
+        "frozen": (dict(routing="frozen", target_depth=target), {}),
+        "fixed-shared": (fixed | dict(shared_blocks=max(N // 2, 1)), {}),
+    }
+
+
+def exp2_models(s: Settings, target: float) -> Changes:
+    """Experiment 2: MoR of N layers at the cost of N/2 in three protocols, and its controls."""
+    N, tc = s.model(vocab_size=1).n_layers, s.train()
+    shallow = dict(routing="none", target_depth=None, n_layers=N // 2)
+    mor = dict(routing="mor", target_depth=target)
+    long = dict(epochs=round(tc.epochs * 5 / 3))  # 50 epochs against 30 in the sources
+    warmup = tc.depth_warmup / 2 * (N - target)  # mean depth that the warm-up adds, applications a token
+    equal = dict(windows=max(int(tc.windows * (N // 2) / (target + warmup)), tc.batch_size))
+    return {
+        "fixed-shallow": (shallow, {}),
+        "mor-source-protocol": (mor, long),
+        "mor-equal-epochs": (mor, {}),
+        "mor-equal-compute": (mor, equal),
+        "fixed-long": (shallow, long),
+        "frozen": (dict(routing="frozen", target_depth=target), {}),
+        "fixed-shared": (shallow | dict(shared_blocks=max(N // 4, 1)), {}),
+    }
+
+
+def bangla_models(s: Settings, deep: float | None, half: float | None) -> Changes:
+    """Bangla: MoR held to two depths (None: as it falls out), fixed depths, and controls."""
+    N = s.model(vocab_size=1).n_layers
+    fixed = dict(routing="none", target_depth=None)
+    return {
+        "fixed-deep": (fixed, {}),
+        "mor-deep": (dict(routing="mor", target_depth=deep), {}),
+        "fixed-at-E": (fixed | dict(n_layers=max(round(2 * N / 3), 1)), {}),
+        "fixed-shallow": (fixed | dict(n_layers=N // 2), {}),
+        "mor-half": (dict(routing="mor", target_depth=half), {}),
+        "frozen-deep": (dict(routing="frozen", target_depth=deep), {}),
+        "frozen-half": (dict(routing="frozen", target_depth=half), {}),
+        "fixed-shared": (fixed | dict(shared_blocks=max(N // 2, 1)), {}),
+    }
+
+
+def vocabulary_runs(s: Settings, vocabularies: list[str]) -> list[Run]:
+    """A fixed model of half the layers on Bangla in each vocabulary, with at most three seeds.
+
+    vocabularies: "characters", or a number of pieces as in "4000-pieces".
+    """
+    N = s.model(vocab_size=1).n_layers
+    shallow = dict(routing="none", target_depth=None, n_layers=max(N // 2, 1))
+    few = replace(s, seeds=min(s.seeds, 3))  # many pieces train slowly
+    runs = []
+    for name in vocabularies:
+        cut = dict(tokenizer="char") if name == "characters" else dict(subwords=int(name.split("-")[0]))
+        runs += experiment_runs(few, "vocabulary", TEXTS["bangla"] | cut, {name: (shallow, {})})
+    return runs
+
+
+def study_runs(s: Settings, study: str, target: float | None) -> list[Run]:
+    """The runs of a study on the text of experiment 1. target: the effective depth of the routed models.
+
+    A study has its own number of seeds, and may have its own recipe.
+    """
+    models, seeds, recipe = STUDIES[study]
+    recipe = recipe or s.recipe
+    changed = replace(s, seeds=seeds, recipe=recipe, values=s.values | RECIPES[recipe])
+    return experiment_runs(changed, study, text_of(s, "exp1"), models(s, target))
+
+
+def front_controls(records: pd.DataFrame, runs: list[Run]) -> list[Run]:
+    """Blind routing at the rates of each MoR of the front that skips anything: "random 8" for "mor 8"."""
+    routed = {run.model: run.config for run in runs if run.config.routing == "mor"}
+    depths = [name.split()[1] for name, config in routed.items() if config.target_depth < config.n_layers]
+    return [control for k in depths for control in random_controls(records, runs, f"mor {k}", f"random {k}")]
+
+
+def front_models(s: Settings, target: float | None) -> Changes:
+    """The front: fixed depths from a quarter of the layers on, and MoR held to the same depths."""
+    N = s.model(vocab_size=1).n_layers
+    depths = range(max(N // 4, 1), N + 1)
+    fixed = {f"fixed {k}": (dict(routing="none", target_depth=None, n_layers=k), {}) for k in depths}
+    return fixed | {f"mor {k}": (dict(routing="mor", target_depth=float(k)), {}) for k in depths}
+
+
+def estimator_models(s: Settings, target: float | None) -> Changes:
+    """How the router learns: one change at a time from the setting in use."""
+    N = s.model(vocab_size=1).n_layers
+    mor = dict(routing="mor", target_depth=target)
+    return {
+        "scaled (in use)": (mor, {}),
+        "gumbel": (mor | dict(estimator="gumbel"), {}),
+        "gradient cut": (mor | dict(estimator="cut"), {}),
+        "scaled, fast router": (mor, dict(router_lr=s.train().lr)),
+        "scaled, one rate for all blocks": (mor, dict(share_power=0.0)),
+        "scaled, budget spread": (mor | dict(capacity=target / N if target else 0.5), {}),
+        "scaled, warm-up from full depth": (mor, dict(depth_warmup=0.3)),
+    }
+
+
+def recursion_models(s: Settings, target: float | None) -> Changes:
+    """What recursing buys: one, two and three applications a layer at most."""
+    return {f"R = {R}": (dict(routing="mor", target_depth=target, max_recursions=R), {}) for R in (1, 2, 3)}
+
+
+def collapse_models(s: Settings, target: float | None) -> Changes:
+    """Do routers collapse: two thirds and half of the layers, many seeds."""
+    N = s.model(vocab_size=1).n_layers
+    return {f"mor {k}": (dict(routing="mor", target_depth=float(k)), {}) for k in (2 * N // 3, N // 2)}
+
+
+def source_models(s: Settings, target: float | None) -> Changes:
+    """What happened in the sources: their recipe as published, then one thing mended at a time."""
+    N = s.model(vocab_size=1).n_layers
+    free = dict(target_depth=None)
+    fixed, cut = free | dict(routing="none"), free | dict(routing="mor", estimator="cut")
+    return {
+        f"fixed {N}": (fixed, {}),
+        f"fixed {N // 2}": (fixed | dict(n_layers=N // 2), {}),
+        "mor, as published": (cut | dict(max_recursions=1), {}),
+        "mor, per sample": (cut | dict(max_recursions=1, granularity="sample"), {}),
+        "mor, recursing mended": (cut, {}),
+        "mor, gradient mended": (cut | dict(estimator="gumbel"), {}),
+        "mor, warm-up mended": (cut, dict(warmup=0.1)),
+        "mor, norm mended": (cut | dict(norm="pre"), {}),
+        f"fixed {N}, warm-up mended": (fixed, dict(warmup=0.1)),
+        f"fixed {N}, norm mended": (fixed | dict(norm="pre"), {}),
+    }
+
+
+# Of each study: its models, its seeds, and its recipe (None: the notebook's)
+STUDIES = {
+    "pareto": (front_models, 3, None),
+    "estimators": (estimator_models, 3, None),
+    "recursions": (recursion_models, 3, None),
+    "collapse": (collapse_models, 10, None),
+    "sources": (source_models, 3, "source"),
+}

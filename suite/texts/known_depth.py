@@ -1,0 +1,246 @@
+"""A task of known depth: hops on a permutation that stands in the context.
+
+A line is the table of a random permutation f of m symbols, then questions: a number k, a symbol x, and the
+answer f^k(x). With 8 symbols and up to 6 hops, `cadbhgef` says that f(a) = c, f(b) = a, ...; `3ab` asks for
+three hops from a. Only answers can be predicted, and k says how hard they are: a small version of *Depo*
+(Allen-Zhu 2025, Physics of Language Models, part 4.1).
+
+Random permutations have short cycles, on which f^k(x) is often x or f(x). Those answers are easy, and a model
+learns from them first. So all tokens are trained on, but skill is judged by the *hard* answers: those on a
+cycle longer than the most hops, to a question that the line has not answered before.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from suite import files
+
+from .ngrams import ngram_surprisal
+from .tokenizers import CharTokenizer
+
+KINDS = ("table", "k", "x", "answer")  # of the token that is read
+SEEDS = {"train": 10**12, "val": 10**12 + 1, "heldout": 10**12 + 2}  # that no training takes
+WINDOWS = {"train": 2000, "val": 500, "heldout": 2000}
+SYMBOLS, NUMBERS = "abcdefghijklmnopqrstuvwxyz", "123456789"
+
+
+@dataclass(eq=False)
+class Hops:
+    """Lines drawn without end from a seed: a corpus like any other, without bytes.
+
+    A tenth of all tables is for held-out lines, a tenth for validation, and the others are for training: no
+    table that a model is judged on was ever trained on.
+    """
+
+    symbols: int = 8  # m
+    hops: int = 6  # K: the most that is asked for
+    length: int = 64  # of the lines that floors and sizes are given for
+    split = "full"
+    source = "drawn from a seed"
+
+    def __post_init__(self):
+        if not 4 <= self.symbols <= len(SYMBOLS) or not 1 <= self.hops <= len(NUMBERS):
+            most = f"4 to {len(SYMBOLS)} symbols and 1 to {len(NUMBERS)} hops"
+            raise ValueError(f"hops-M-K needs {most}, not {self.symbols} and {self.hops}")
+        self.tokenizer = CharTokenizer(NUMBERS[: self.hops] + SYMBOLS[: self.symbols])
+
+    @property
+    def name(self) -> str:
+        return f"hops-{self.symbols}-{self.hops}"
+
+    @property
+    def vocab_size(self) -> int:
+        return self.hops + self.symbols
+
+    @property
+    def vocabulary(self) -> str:
+        return self.tokenizer.identity
+
+    def draw(self, windows: int, length: int, generator: torch.Generator) -> Tensor:
+        """Random training lines int64 [windows, length + 1]."""
+        return self._lines(windows, length, generator, "train")
+
+    def windows(self, part: str, length: int, most: int | None = None) -> Tensor:
+        """The lines int64 [n, length + 1] of a part; those of "train" are some that training may draw."""
+        if part not in WINDOWS:
+            raise ValueError(f"part must be one of {', '.join(WINDOWS)}, not {part!r}")
+        generator = torch.Generator().manual_seed(SEEDS[part])
+        return self._lines(WINDOWS[part], length, generator, part)[:most]
+
+    def _lines(self, n: int, length: int, generator: torch.Generator, part: str) -> Tensor:
+        m, K = self.symbols, self.hops
+        if length < m + 3:
+            raise ValueError(f"{self.name} needs a max_len of {m + 3} or more, not {length}: no answer fits")
+        table = self._tables(n, generator, part)
+        questions = math.ceil((length + 1 - m) / 3)
+        k = torch.randint(1, K + 1, (n, questions), generator=generator)
+        x = torch.randint(m, (n, questions), generator=generator)
+        answer = hop(table, x, k)
+        triples = torch.stack([k - 1, K + x, K + answer], dim=-1).view(n, -1)
+        return torch.cat([K + table, triples], dim=1)[:, : length + 1]
+
+    def _tables(self, n: int, generator: torch.Generator, part: str) -> Tensor:
+        """Random permutations [n, m] of those that are the part's."""
+        found, left = [], n
+        while left > 0:
+            tables = torch.rand(2 * left + 64, self.symbols, generator=generator).argsort(1)
+            tenth = hashed(tables) % 10
+            own = {"heldout": tenth == 0, "val": tenth == 1, "train": tenth > 1}[part]
+            found.append(tables[own][:left])
+            left -= len(found[-1])
+        return torch.cat(found)
+
+    @cached_property
+    def floors(self) -> dict:
+        """Of bigrams and trigrams, as `Corpus.floors`: they see neither the table nor the question whole.
+
+        Counted on the "train" lines. A line's first token is not counted, for no model predicts it.
+        """
+        return {
+            str(order): {part: self._floor(part, order) for part in ("val", "heldout")} for order in (2, 3)
+        }
+
+    def _floor(self, part: str, order: int) -> dict[str, float]:
+        train, lines = self.windows("train", self.length).flatten(), self.windows(part, self.length)
+        text = torch.cat([lines[-1, 1 - order :], lines.flatten()])  # something before the first line
+        found = ngram_surprisal(train, text, order, self.vocab_size)
+        surprisal, correct = (values.reshape(lines.shape)[:, 1:] for values in found)
+        return dict(loss=float(surprisal.mean()), accuracy=float(100 * correct.mean()))
+
+    def describe(self) -> dict:
+        """What a record says of the task. The hash is that of the held-out lines."""
+        lines = self.windows("heldout", self.length)
+        sizes = {part: n * self.length for part, n in WINDOWS.items()} | dict(train="drawn without end")
+        return dict(
+            name=self.name,
+            sha256=files.sha256(lines.numpy().tobytes()),
+            split=self.split,
+            source=self.source,
+            tokenizer="symbols",
+            vocab_size=self.vocab_size,
+            tokens=sizes,
+        )
+
+    # ---- What the answers say ----
+
+    def kinds(self, length: int) -> list[str]:
+        """The kind of the token that is read at each place of a line."""
+        return ["table" if t < self.symbols else KINDS[1:][(t - self.symbols) % 3] for t in range(length)]
+
+    def places(self, length: int) -> Tensor:
+        """Where an x is read, and so the answer is predicted, int64 [A]."""
+        return torch.arange(self.symbols + 1, length, 3)
+
+    def answers(self, lines: Tensor) -> dict[str, Tensor]:
+        """Of lines [n, L + 1], each [n, A]: k, x and answer (as symbols from 0), and whether it is hard."""
+        m, K, places = self.symbols, self.hops, self.places(lines.shape[1] - 1)
+        k, x, answer = lines[:, places - 1] + 1, lines[:, places] - K, lines[:, places + 1] - K
+        table = lines[:, :m] - K
+        long = torch.ones_like(x, dtype=torch.bool)
+        at = x
+        for _ in range(K):
+            at = table.gather(1, at)
+            long &= at != x
+        question = k * m + x
+        same = question[:, :, None] == question[:, None, :]  # [n, A, A]
+        before = torch.ones(len(places), len(places), dtype=torch.bool).tril(-1)
+        return dict(k=k, x=x, answer=answer, hard=long & ~(same & before).any(-1))
+
+    def by_hops(self, seen: dict[str, Tensor], lines: Tensor) -> list[dict]:
+        """One row a k, from `morlib.score` of lines [n, L + 1].
+
+        accuracy and all: share right (%) of the hard and of all answers; depth: mean depth at the x of the
+        hard ones; answers: how many are hard.
+        """
+        asked, places = self.answers(lines), self.places(lines.shape[1] - 1)
+        correct, depth = seen["correct"][:, places].double(), seen["depth"][:, places].double()
+        rows = []
+        for k in range(1, self.hops + 1):
+            every = asked["k"] == k
+            hard = every & asked["hard"]
+            right, among_all = 100 * correct[hard].mean().item(), 100 * correct[every].mean().item()
+            mean_depth, n = depth[hard].mean().item(), int(hard.sum())
+            rows.append(dict(k=k, accuracy=right, all=among_all, depth=mean_depth, answers=n))
+        return rows
+
+    def details(self, seen: dict[str, Tensor], lines: Tensor) -> dict:
+        """What a record keeps beside loss and depth: `by_hops` and `depth_by_kind`."""
+        return dict(by_hops=self.by_hops(seen, lines), depth_by_kind=self.depth_by_kind(seen))
+
+    def depth_by_kind(self, seen: dict[str, Tensor]) -> dict[str, float]:
+        """Mean depth of the tokens of each kind, from `morlib.score`."""
+        depth = seen["depth"].double().mean(0)  # [L]
+        kinds = self.kinds(len(depth))
+        return {
+            kind: depth[[t for t, name in enumerate(kinds) if name == kind]].mean().item() for kind in KINDS
+        }
+
+    def shortcuts(self, lines: Tensor) -> dict[str, dict[int, dict[str, float]]]:
+        """What needs no hops, in per cent of hard and of all answers, by k.
+
+        guess: any symbol; x: answering x; f(x): one hop whatever k is; copy: the answer of the last triple of
+        the line with the same x, else x.
+        """
+        asked = self.answers(lines)
+        table, x = lines[:, : self.symbols] - self.hops, asked["x"]
+        copied = x.clone()
+        for a in range(1, x.shape[1]):
+            for b in range(a):  # a later triple overrules an earlier one
+                copied[:, a] = torch.where(x[:, b] == x[:, a], asked["answer"][:, b], copied[:, a])
+        tried = {"x": x, "f(x)": table.gather(1, x), "copy": copied}
+        found = {"guess": {k: dict(hard=100 / self.symbols, all=100 / self.symbols) for k in self._numbers()}}
+        for name, guess in tried.items():
+            right = (guess == asked["answer"]).double()
+            found[name] = {}
+            for k in self._numbers():
+                every = asked["k"] == k
+                hard = every & asked["hard"]
+                found[name][k] = {
+                    "hard": 100 * right[hard].mean().item(),
+                    "all": 100 * right[every].mean().item(),
+                }
+        return found
+
+    def _numbers(self) -> range:
+        return range(1, self.hops + 1)
+
+    def least_loss(self, length: int) -> float:
+        """The least loss (nats a token) of lines of this length: the entropy of what can't be predicted.
+
+        Table symbols after the first, numbers and x are drawn evenly; answers cost nothing. It leaves aside
+        that a part's tables are a share of all.
+        """
+        entropy = {"table": 0.0, "k": math.log(self.hops), "x": math.log(self.symbols), "answer": 0.0}
+        predicted = self.kinds(length + 1)[1:]
+        return (math.lgamma(self.symbols) + sum(entropy[kind] for kind in predicted)) / length
+
+
+def hashed(tables: Tensor) -> Tensor:
+    """A number of 44 bits for each table [n, m]: equal for equal ones, else as good as random."""
+    number = torch.zeros(len(tables), dtype=torch.long)
+    for column in tables.unbind(1):
+        number = (number + column + 1) * 6364136223846793005  # Knuth's multiplier, modulo 2^64
+        number = number ^ (number >> 29)
+    return (number >> 20) & (2**44 - 1)
+
+
+def hop(table: Tensor, x: Tensor, k: Tensor) -> Tensor:
+    """f^k(x) for tables of f [n, m], and x and k [n, A]."""
+    answer = x
+    for i in range(int(k.max())):
+        answer = torch.where(k > i, table.gather(1, answer), answer)
+    return answer
+
+
+@lru_cache(maxsize=8)
+def made(name: str) -> Hops | None:
+    """The task that a name like "hops-8-6" (symbols, hops) stands for; None for other names."""
+    match = re.fullmatch(r"hops-(\d+)-(\d+)", name)
+    return Hops(int(match[1]), int(match[2])) if match else None

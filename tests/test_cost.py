@@ -1,0 +1,560 @@
+"""What is said of cost is true: arithmetic as torch counts it, time, memory, energy, int8, goals, records."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import joblib
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import morlib
+from suite import cost, runs
+from suite.cost import bench, goals, probes, speed
+from suite.files import ROOT, outputs
+from suite.routing.interventions import Planned
+
+TOKENS = torch.arange(48).view(4, 12) % 11
+
+
+# ---- Arithmetic ----
+
+
+def counted(call):
+    """Torch's own count of a call: all operations, those of attention, and those of what attention saw."""
+    seen, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watch(q, k, v, **kwargs):
+        seen.append((q.shape[0] * q.shape[2] * k.shape[2], q.shape[1] * q.shape[3]))
+        return attend(q, k, v, **kwargs)
+
+    counter = FlopCounterMode(display=False)
+    with pytest.MonkeyPatch.context() as patch, sdpa_kernel(SDPBackend.MATH), counter:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+        out = call()
+    counts = counter.get_flop_counts()["Global"]
+    attention = sum(count for op, count in counts.items() if "bmm" in str(op))
+    return out, counter.get_total_flops(), attention, sum(4 * pairs * width for pairs, width in seen)
+
+
+def trained_once(model):
+    """A forward and backward pass that an operation counter can watch."""
+
+    def call():
+        out = model(TOKENS)
+        out.logits.sum().backward()
+        return out
+
+    return call
+
+
+def evenly(model, per_row):
+    """Planned routing in which each row of TOKENS runs as many tokens as any other."""
+    applications = torch.zeros(model.cfg.n_layers, *TOKENS.shape, dtype=torch.long)
+    for layer, count in enumerate(per_row):
+        for row in range(len(TOKENS)):
+            chosen = torch.randperm(12, generator=torch.Generator().manual_seed(row))[:count]
+            applications[layer, row, chosen] = 1 + layer % 2
+    model.policy = Planned(applications)
+    return model
+
+
+def test_operations_of_a_fixed_model_are_torchs(make_model):
+    model = make_model(routing="none")
+    out, total, attention, _ = counted(lambda: model(TOKENS))
+    mine = cost.flops(model, out.actions)
+    assert mine["total"] == total == sum(mine[part] for part in ("blocks", "attention", "router", "head"))
+    assert mine["attention"] == attention and mine["router"] == 0
+    out, total, *_ = counted(trained_once(model))
+    assert cost.training_flops(model, out.actions) == total
+
+
+def test_operations_of_a_planned_model_are_torchs(make_model):
+    model = evenly(make_model(max_recursions=2, target_depth=1.5), (7, 3, 12))
+    out, total, attention, computed = counted(lambda: model(TOKENS))
+    mine = cost.flops(model, out.actions)
+    assert mine["total"] - mine["attention"] == total - attention and attention == computed
+    assert mine["attention"] <= computed, "what packing pads comes on top"
+    if computed == mine["attention"]:
+        assert mine["total"] == total
+
+
+ROUTED = [
+    dict(target_depth=1.5),
+    dict(target_depth=2.2),
+    dict(),
+    dict(routing="frozen", target_depth=2.0),
+    dict(granularity="sample"),
+    dict(estimator="gumbel"),
+    dict(routing="random", target_depth=2.0),
+    dict(routing="even", target_depth=2.0),
+]
+
+
+@pytest.mark.parametrize("changes", ROUTED)
+def test_operations_of_a_routed_model_are_torchs_router_included(make_model, changes):
+    model = make_model(**dict(routing="mor") | changes).train()
+    out, total, attention, computed = counted(trained_once(model))
+    mine = cost.flops(model, out.actions)
+    assert 0 < mine["attention"] <= computed and attention == 3 * computed
+    assert cost.training_flops(model, out.actions) - 3 * mine["attention"] == total - attention
+    assert (mine["router"] > 0) == (model.cfg.routing not in ("random", "even"))
+
+
+@pytest.mark.parametrize("changes", [dict(routing="none"), dict(routing="even", target_depth=2.0)])
+def test_operations_of_a_decoded_token_are_torchs(make_model, changes):
+    model, cache, actions = make_model(**changes), morlib.Cache(), []
+    with torch.no_grad():
+        actions.append(model(TOKENS[:1, :8], cache).actions)
+        for place in range(8, 12):
+            out, total, attention, _ = counted(lambda p=place: model(TOKENS[:1, p : p + 1], cache))
+            actions.append(out.actions)
+            mine = cost.flops(model, torch.cat(actions, -1), fresh=1)
+            assert mine["total"] - mine["attention"] == total - attention
+            if model.cfg.routing == "none":
+                assert mine["attention"] <= attention
+
+
+def test_operations_a_token_add_up(make_model):
+    models = {"fixed": make_model(routing="none"), "mor": make_model(target_depth=1.5)}
+    table = cost.arithmetic(models, torch.cat([TOKENS, TOKENS[:, :1]], dim=1))
+    assert list(table.index) == ["fixed", "mor"] and table.loc["fixed", "E"] == 3
+    parts = table[["blocks", "attention", "router", "head"]].sum(axis=1)
+    assert parts.to_numpy() == pytest.approx(table["forward"].to_numpy())
+    assert table.loc["fixed", "training"] == pytest.approx(3 * table.loc["fixed", "forward"])
+    assert table.loc["fixed", "router"] == 0 < table.loc["mor", "router"]
+
+
+# ---- Blind routing for benches ----
+
+
+@pytest.mark.parametrize("N, E", [(3, 2), (12, 8), (12, 6), (12, 3), (12, 12), (4, 5)])
+def test_even_routing_runs_exactly_its_depth_in_inference(make_model, N, E):
+    """Each token as many layers, each layer its share; in one pass and in several with a cache alike."""
+    model = make_model(n_layers=N, routing="even", target_depth=float(E))
+    with torch.no_grad():
+        out, cache = model(TOKENS), morlib.Cache()
+        parts = [model(TOKENS[:, a:b], cache) for a, b in ((0, 5), (5, 6), (6, 12))]
+    assert (out.depth == E).all()
+    assert torch.equal(torch.cat([part.actions for part in parts], -1), out.actions)
+    by_layer = (out.actions >= morlib.FORWARD).double().sum(1).mean((1, 2))
+    assert (by_layer - E / N).abs().max() < 0.1, "of 48 tokens"
+
+
+def test_even_routing_runs_about_a_depth_that_is_no_whole_number(make_model):
+    depth = make_model(routing="even", target_depth=1.5)(TOKENS).depth
+    assert set(depth.unique().tolist()) == {1, 2} and depth.double().mean() == pytest.approx(1.5, abs=0.1)
+
+
+def test_even_routing_is_known_in_the_cost_room_only():
+    known = "print(*morlib.POLICIES)"
+    program = f"import morlib, suite.results; {known}; import suite.cost; {known}"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    before, after = done.stdout.splitlines()
+    assert before == "none mor frozen random" and after == f"{before} even", done.stderr
+
+
+# ---- Turns and ratios ----
+
+
+def test_ratios_are_paired_turn_by_turn():
+    drift = iter(range(1, 100))
+    calls = {"a": lambda: dict(seconds=2.0 * next(drift), E=6), "b": lambda: dict(seconds=2.0)}
+    timings = cost.in_turn(calls, repeats=3)
+    assert len(timings.seconds) == 3 and timings.depth == {"a": 6.0, "b": None}
+    assert timings.ratio("a", "b") == dict(measured=3.0, quartiles=[2.5, 3.5], repeats=3, E=6.0)
+    assert timings.milliseconds("a") == 6000.0
+
+
+def test_every_second_turn_is_in_reverse():
+    order = []
+    calls = {name: lambda name=name: order.append(name) or dict(seconds=1.0) for name in "ab"}
+    cost.in_turn(calls, repeats=2, warmup=1)
+    assert "".join(order) in ("baabba", "abbaab")
+
+
+def test_a_timed_training_step_leaves_the_model_as_it_was(make_model):
+    """It sets thresholds in each batch, as training does, and gives the router its own back."""
+    model = make_model(target_depth=1.5)
+    morlib.calibrate(model, TOKENS)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    step = cost.training_step(model, torch.cat([TOKENS, TOKENS[:, :1]], dim=1))
+    assert step()["E"] == pytest.approx(1.5, abs=0.1) and step()["seconds"] > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_timed_training_step_takes_a_dtype(make_model):
+    model, seen = make_model(routing="none"), []
+    model.head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    for dtype in (torch.float32, torch.bfloat16):
+        cost.training_step(model, torch.cat([TOKENS, TOKENS[:, :1]], dim=1), dtype)()
+    assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_uncached_passes_are_each_done_once(make_model):
+    model, lengths = make_model(routing="none"), []
+    model.register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    call = bench.uncached_generation(model, 12, stride=4)
+    for _ in range(4):
+        call()
+    assert sorted(lengths) == list(range(1, 13))
+
+
+def test_cached_generation_in_parts_is_one_generation(make_model):
+    """The parts, one after another, write what `generate` writes; after the last it starts again."""
+    model, fed = make_model(routing="none"), []
+    model.register_forward_pre_hook(lambda module, args: fed.append(int(args[0][0, -1])))
+    call = bench.cached_generation(model, 12, parts=3)
+    assert all(call()["seconds"] > 0 for _ in range(3)) and len(fed) == 12
+    written = fed[:]
+    call()
+    assert fed[12:] == written[:4]
+    prompt = torch.zeros(1, dtype=torch.long)
+    assert morlib.generate(model, prompt, 11, use_cache=False).tolist() == written
+
+
+def test_break_even_is_where_the_line_meets_the_fixed_model():
+    assert cost.break_even([3, 6, 9], [0.4, 0.7, 1.0], 1.0, 12) == pytest.approx(0.25)
+    assert cost.break_even([3, 6, 9], [0.2, 0.4, 0.6], 1.0, 12) == 0, "cheaper even where nothing is skipped"
+    assert pd.isna(cost.break_even([3, 6, 9], [1.1, 1.2, 1.3], 0.9, 12)), "dearer even where all is skipped"
+
+
+def test_break_even_at_several_batches(make_model, corpus):
+    size = dict(vocab_size=corpus.vocab_size)
+    blind = [make_model(routing="even", target_depth=float(E), **size) for E in (1, 2)]
+    table = cost.break_even_table(make_model(routing="none", **size), blind, corpus, [1, 2], repeats=2)
+    kinds = ["training step", "prefill", "decode"]
+    assert table[["kind", "batch"]].values.tolist() == [[kind, B] for B in (1, 2) for kind in kinds]
+    rate = table["skip rate"].dropna()
+    assert ((rate >= 0) & (rate < 1)).all()
+
+
+def test_serving_gives_latency_throughput_and_cache(make_model):
+    model = make_model(routing="even", target_depth=2.0, max_len=16)
+    table = cost.serving(model, torch.arange(200) % 11, [1, 4], prompt=8, tokens=4, repeats=3)
+    phases = [["prefill", 1], ["decode", 1], ["prefill", 4], ["decode", 4]]
+    assert table[["phase", "batch"]].values.tolist() == phases
+    assert (table["p95 (ms)"] >= table["p50 (ms)"]).all() and (table["tokens/s"] > 0).all()
+    assert table["E"].tolist() == [2.0] * 4
+    assert table["cache bytes a sequence"].notna().tolist() == [False, True, False, True]
+
+
+# ---- Parts of a step, memory, energy, int8 ----
+
+
+def test_the_parts_of_a_step_are_all_of_it(make_model):
+    windows = torch.cat([TOKENS, TOKENS[:, :1]], dim=1)
+    ours = ["attention", "feed-forward", "head and embedding", "loss and optimizer"]
+    for routing in ("none", "mor"):
+        model = make_model(routing=routing, target_depth=None if routing == "none" else 1.5)
+        parts = cost.where_time_goes(model, cost.training_step(model, windows), repeats=2)
+        assert list(parts) == list(cost.PARTS) and parts.sum(axis=1).to_numpy() == pytest.approx([1.0, 1.0])
+        assert (parts[ours] > 0).to_numpy().all()
+        assert routing == "none" or (parts[["router", "packing"]] > 0).to_numpy().all()
+        hooks = [(m._forward_hooks, m._forward_pre_hooks) for m in model.modules()]
+        assert not any(before or after for after, before in hooks), "nothing stays behind"
+
+
+def test_moving_tokens_counts_as_packing_also_inside_attention(make_model):
+    """What TakeRows and PadRows do, forward and backward, and finding the places, is none of attention's."""
+    model = make_model(target_depth=1.5)
+    windows = torch.cat([TOKENS, TOKENS[:, :1]], dim=1)
+    step = cost.training_step(model, windows)
+    with probes.labelled(model), torch.profiler.profile() as profiler:
+        step()
+    named = {}
+    for event in profiler.events():
+        named.setdefault(event.name, []).append(event)
+
+    def parents(event):
+        while event := event.cpu_parent:
+            yield event.name
+
+    places = named["aten::bincount"]  # which rows have how many tokens
+    assert all("part: attention" not in set(parents(event)) for event in places)
+    assert all(probes.part_of(event, {}) == "packing" for event in places)
+    assert any("part: attention" in set(parents(event)) for event in named["PadRows"])
+    assert all(probes.part_of(event, {}) == "packing" for event in named["PadRows"] + named["TakeRows"])
+    assert all(probes.part_of(event, {}) == "packing" for event in named["PadRowsBackward"])
+
+
+def test_hooks_go_also_when_a_step_fails(make_model):
+    model = make_model(target_depth=1.5)
+    with pytest.raises(ValueError, match="out of range"), probes.labelled(model):
+        model(TOKENS + 100)
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_energy_is_read_or_said_to_be_unreadable(monkeypatch):
+    monkeypatch.setattr(probes, "energy_counter", lambda: None)
+    assert cost.energy_a_token(dict, 1) == cost.NOT_MEASURABLE == "not measurable here"
+    joules = iter((10.0, 30.0))
+    monkeypatch.setattr(probes, "energy_counter", lambda: (lambda: next(joules), "a counter"))
+    assert cost.energy_a_token(dict, 5, seconds=0.0) == 4.0, "20 joules, one call, 5 tokens"
+    joules = iter((30.0, 1.0))
+    assert cost.energy_a_token(dict, 5, seconds=0.0) == cost.NOT_MEASURABLE, "the counter went round"
+
+
+def test_peak_memory_grows_with_the_batch(make_model, monkeypatch, tmp_path):
+    """From any folder, in a process that is told where our modules are while this one's environment stays."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    size = dict(n_layers=2, d_model=32, d_ff=512, max_len=64)
+    blind = make_model(**size, routing="even", target_depth=1.0)
+    models = {"fixed": make_model(**size, routing="none"), "blind": blind}
+    small, large = (cost.peak_memory(models, B, 64) for B in (2, 128))
+    assert "PYTHONPATH" not in os.environ
+    assert list(small) == ["forward pass", "training step"] and list(small.index) == ["fixed", "blind"]
+    if sys.platform != "linux":
+        assert (small == cost.NOT_MEASURABLE).to_numpy().all()
+        pytest.skip("no counter of resident memory here")
+    assert small.map(lambda value: isinstance(value, int)).to_numpy().all()
+    assert (large["training step"] > small["training step"] + 2_000_000).all()
+    assert (large["training step"] > large["forward pass"]).all()
+
+
+def test_what_cannot_be_measured_is_said_in_words(make_model, monkeypatch):
+    monkeypatch.setattr(probes.sys, "executable", "/bin/false")
+    table = cost.peak_memory({"fixed": make_model(routing="none")}, 2, 12)
+    assert (table == cost.NOT_MEASURABLE).to_numpy().all()
+
+
+def test_int8_is_smaller_and_as_good(corpus):
+    size = dict(n_layers=3, d_model=32, n_heads=2, d_ff=128, max_len=16, dropout=0.0, target_depth=2.0)
+    model = cost.build(morlib.ModelConfig(corpus.vocab_size, **size))
+    short = dict(epochs=2, windows=160, batch_size=8, lr=5e-3, evaluations=1, eval_windows=8)
+    morlib.train(model, corpus, morlib.TrainConfig(**short))
+    small = cost.as_int8(model)
+    if isinstance(small, str):
+        assert small == cost.NOT_MEASURABLE
+        pytest.skip("this torch has no int8 engine")
+    before, after = (morlib.evaluate(m, corpus, "val") for m in (model, small))
+    assert after["loss"] == pytest.approx(before["loss"], abs=0.05)
+    assert after["effective_depth"] == pytest.approx(before["effective_depth"], abs=0.3)
+    assert cost.stored_bytes(small) < 0.6 * cost.stored_bytes(model)
+    assert any(p.dtype == torch.float32 for p in small.policy.parameters())
+    assert next(model.blocks[0].parameters()).dtype == torch.float32, "the model itself stays"
+    table = cost.int8_table({"mor": model}, corpus, repeats=2)
+    assert list(table.index) == [("mor", "float32"), ("mor", "int8")] and table.notna().to_numpy().all()
+
+
+# ---- Goals and records ----
+
+
+def goal(sense, limit):
+    return goals.Goal("k", "w", sense, limit, "CPU", "because")
+
+
+def test_goals_say_what_is_met_and_by_how_much_not():
+    most, least, close = goal("at most", 0.8), goal("at least", 0.7), goal("within", 0.01)
+    assert [most.verdict(x) for x in (0.8, 0.84)] == ["yes", "no, by 5.0 %"]
+    assert [least.verdict(x) for x in (0.7, 0.35)] == ["yes", "no, by 50.0 %"]
+    assert [close.verdict(x) for x in (0.99001, 1.03)] == ["yes", "no, by 2.0 %"]
+    assert [g.words() for g in (most, least, close)] == ["≤ 0.8", "≥ 0.7", "1 ± 0.01"]
+    assert len({g.key for g in goals.GOALS}) == len(goals.GOALS) and all(g.why for g in goals.GOALS)
+
+
+def test_the_table_holds_every_goal_and_says_why_a_row_misses():
+    row = dict(measured=0.9, quartiles=[0.8, 1.0], E=8.0, dtype="float32")
+    note = "yes: it chooses float32"
+    record = dict(rows={"train-8": row, "dtype": dict(measured=None, note=note), "rate": dict(measured=0.75)})
+    table = cost.table(record)
+    assert list(table.index) == [g.key for g in goals.GOALS]
+    shown = table.loc["train-8", ["measured", "goal", "met", "E"]].tolist()
+    assert shown == ["0.900", "≤ 0.75", "no, by 20.0 %", "8.00"]
+    met = table["met"][["dtype", "rate", "train-6", "train-8-gpu"]].tolist()
+    assert met == [note, "yes", "not measured", "needs a GPU"]
+    (line,) = cost.misses(record)
+    assert "missed by 20.0 %" in line and line.endswith(goals.PACKED)
+    record["rows"]["train-6"] = dict(measured=0.7)
+    assert len(cost.misses(record)) == 1, "rows with one reason share a line"
+
+
+def test_the_stored_record_is_found_and_holds_every_row():
+    (record,) = cost.speed_records()
+    here = {g.key for g in goals.GOALS if g.where == "CPU"}
+    assert set(record["rows"]) == here and set(goals.table(record).index) > here
+    assert len(cost.ratios(record)) == sum(row["measured"] is not None for row in record["rows"].values())
+    assert not any(word in cost.ratios(record).reset_index().to_string() for word in ("goal", "missed", "≤"))
+
+
+def test_stored_records_open_the_notebook(tmp_path, capsys):
+    cost.headline(tmp_path)
+    assert "`make bench` makes one" in capsys.readouterr().out
+    (record,) = cost.speed_records()
+    (tmp_path / "speed_here.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "speed_here_quick.json").write_text("not read", encoding="utf-8")
+    cost.headline(tmp_path)
+    shown = capsys.readouterr().out
+    assert "takes 0.74 of the fixed model's time, and a forward pass 0.72" in shown
+    assert "0.84 with one sequence, and with 32 it saves nothing (1.03)" in shown
+    assert "goal" not in shown and "missed" not in shown, "goals are for developers"
+
+
+def test_a_record_of_some_groups_can_be_shown(tmp_path, capsys):
+    """`--only` leaves rows out; what is there is shown."""
+    (record,) = cost.speed_records()
+    record["rows"] = {"train-8": record["rows"]["train-8"]}
+    assert "does not hold" in cost.sentence(record) and len(cost.first_table(record)) == 1
+    cost.time_against_depth(record)
+    assert cost.operations_and_time(record).isna().to_numpy().sum() == 7
+
+
+@pytest.mark.parametrize("row, words", [
+    (dict(measured=0.74, quartiles=[0.7, 0.8]), "saves 26 % of the time"),
+    (dict(measured=1.03, quartiles=[1.02, 1.07]), "3 % slower"),
+    (dict(measured=0.98, quartiles=[0.96, 1.0]), "no faster"),
+])  # fmt: skip
+def test_a_ratio_in_words(row, words):
+    assert speed.verdict(row) == words
+
+
+def test_operations_and_time_are_shares_of_the_fixed_models():
+    (record,) = cost.speed_records()
+    table = cost.operations_and_time(record)
+    assert (table.loc["fixed"] == 1).all() and table.notna().to_numpy().all()
+    assert table["", "depth"].tolist() == pytest.approx([1, 8 / 12, 8 / 12, 0.5, 0.5], abs=0.01)
+    assert table["forward pass", "time"]["blind, E = 8"] == record["rows"]["forward-8"]["measured"]
+    operations = table["training step", "operations"]
+    router, blind = operations["with a router, E = 6"], operations["blind, E = 6"]
+    assert 0.48 < blind < router < 0.53, "asking costs operations, too"
+
+
+# ---- The bench ----
+
+
+def test_every_row_of_the_bench_is_measured_and_kept(capsys):
+    threads = torch.get_num_threads()
+    bench.main(["--quick", "--threads", "1"])
+    (path,) = (outputs() / "results").glob("speed_*_quick.json")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    here = [g.key for g in goals.GOALS if g.where == "CPU" or torch.cuda.is_available()]
+    assert sorted(record["rows"]) == sorted(here)
+    about = "device cpu gpu cores threads load versions date commit sizes dtype rows seconds took parts"
+    assert set(about.split()) <= set(record)
+    assert record["versions"]["morlib"].startswith(f"{morlib.__version__}+") and record["threads"] == 1
+    for key, row in record["rows"].items():
+        if row["measured"] is not None:
+            assert row["dtype"] and row["date"], key
+            assert key in ("cache", "dtype-loss") or row["repeats"] >= 2 and len(row["quartiles"]) == 2, key
+    for key in ("train-8", "train-6", "train-8-long", "decode-1", "decode-32", "cache"):
+        E = 8 if "8" in key else 6
+        assert record["rows"][key]["E"] == pytest.approx(E, abs=0.1), "it runs the share it was asked for"
+    assert record["rows"]["cache"]["measured"] == pytest.approx(1, abs=0.01)
+    assert sum(record["parts"].values()) == pytest.approx(1, abs=0.1)
+    before = record["rows"]
+    bench.main(["--quick", "--threads", "1", "--only", "generation", "--turns", "8"])
+    after = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    assert after["generation"]["repeats"] == 16 and after["train-8"]["repeats"] == 2
+    assert set(after) == set(before), "rows of the same machine and version are kept"
+    assert after["train-8"] == before["train-8"]
+    assert "needs a GPU" in capsys.readouterr().out or torch.cuda.is_available()
+    torch.set_num_threads(threads)
+
+
+def test_a_record_of_another_version_is_begun_anew():
+    (record,) = cost.speed_records()
+    more_turns = record | dict(sizes=record["sizes"] | dict(repeats=99))
+    assert bench.comparable(record) == bench.comparable(more_turns)
+    other = record | dict(versions=record["versions"] | dict(morlib="0.2.0+another1"))
+    assert bench.comparable(record) != bench.comparable(other)
+
+
+def test_the_bench_names_its_groups(capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--only", "everything"])
+    assert "no group everything; there are training, small, forward" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench.main(["--turns", "3"])
+    assert "--turns must be 7 or more" in capsys.readouterr().err
+
+
+def test_the_bench_is_a_command():
+    program = [sys.executable, "-m", "suite.cost.bench", "--help"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr
+    for option in ("--turns", "--only", "--quick", "--reference", "--threads", "--router-steps"):
+        assert option in done.stdout
+
+
+# ---- Cards ----
+
+
+def test_runs_side_by_side_have_a_card_each(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs.device.tempfile, "gettempdir", lambda: str(tmp_path))
+    with runs.device.claim_card(0, 2) as first, runs.device.claim_card(1, 2) as second:
+        assert {first, second} == {0, 1}
+        with runs.device.claim_card(2, 2) as third:
+            assert third == 0, "when all are taken, they are shared in turn"
+    with runs.device.claim_card(1, 2) as again:
+        assert again == 0, "a card that is free again is taken"
+    for cards in (0, 1):
+        with runs.device.claim_card(1, cards) as card:
+            assert card is None, "nothing to hand out"
+
+
+def test_two_workers_take_two_cards(tmp_path):
+    """In processes of their own, as runs have them."""
+
+    def which(worker, folder):
+        runs.device.tempfile.tempdir = folder
+        with runs.device.claim_card(worker, 2) as card:
+            time.sleep(1.0)
+            return card
+
+    jobs = joblib.Parallel(n_jobs=2)(joblib.delayed(which)(worker, str(tmp_path)) for worker in range(2))
+    assert sorted(jobs) == [0, 1]
+
+
+def test_the_preset_paper_runs_one_seed_a_card(monkeypatch):
+    for cards, jobs in ((0, 1), (1, 1), (2, 2)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda cards=cards: cards)
+        assert runs.settings(dict(preset="paper")).jobs == jobs
+        assert runs.settings(dict(preset="paper", jobs=1)).jobs == 1
+        assert runs.settings(dict(preset="quick")).jobs == 2
+
+
+# ---- The notebook ----
+
+
+@pytest.mark.parametrize("changed, message", [
+    (dict(batches=[]), "batches must be a list"),
+    (dict(batches=[0]), "batches must be a list"),
+    (dict(repeats=0), "repeats must be 1 or more"),
+    (dict(repeats="seven"), "repeats must be int"),
+])  # fmt: skip
+def test_the_notebook_refuses_what_it_cannot_do(changed, message):
+    notebook = nbformat.read(ROOT / "notebooks" / "06_deployment.ipynb", 4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    namespace = dict(preset="smoke", batches=[1], repeats=7) | changed
+    with pytest.raises(ValueError, match=message):
+        exec(cells[2].source, namespace)
+
+
+def test_the_notebook_shows_ratios_and_no_goals():
+    notebook = nbformat.read(ROOT / "notebooks" / "06_deployment.ipynb", 4)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("image/png", None)
+    text = json.dumps(notebook).lower()
+    assert "goal" not in text and "missed by" not in text
+
+
+def test_what_the_notebook_says_in_prose_is_what_was_measured():
+    (record,) = cost.speed_records()
+    text = (ROOT / "notebooks" / "06_deployment.ipynb").read_text(encoding="utf-8")
+    assert "about twelve times as fast" in text and round(1 / record["rows"]["generation"]["measured"]) == 12
+    table = cost.operations_and_time(record).round(2).drop("fixed")
+    kinds = ("forward pass", "training step")
+    more = pd.concat([table[kind, "time"] - table[kind, "operations"] for kind in kinds])
+    assert "one to eight hundredths more" in text and (more.min(), more.max()) == pytest.approx((0.01, 0.08))
+    rows = [(f"{kind}-{E}-long", E) for kind in ("train", "forward") for E in (8, 6)]
+    long = [record["rows"][key]["measured"] * 12 / E for key, E in rows]
+    assert "With long windows the points lie on the line" in text and max(long) < 1.04 and min(long) > 0.96
+    assert "it saves nothing (1.03)" in text

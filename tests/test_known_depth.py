@@ -1,0 +1,370 @@
+"""Hops, the task of known depth: its lines, its answers and its floors, each against plain Python."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import morlib
+from suite import texts
+from suite.texts import known_depth
+from suite.texts.known_depth import KINDS, SEEDS, WINDOWS, Hops
+
+TASKS = st.builds(Hops, symbols=st.integers(4, 10), hops=st.integers(1, 9))
+PARTS = st.sampled_from(list(WINDOWS))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def read(task, line):
+    """A line's table as a dict, and its triples (k, x, answer or None), letter by letter."""
+    text = task.tokenizer.decode(line.tolist())
+    letters = known_depth.SYMBOLS[: task.symbols]
+    table = dict(zip(letters, text))
+    rest = text[task.symbols :]
+    triples = [rest[i : i + 3] for i in range(0, len(rest), 3)]
+    return table, [(int(t[0]), t[1], t[2]) for t in triples if len(t) == 3]
+
+
+def cycle(table, x):
+    length, at = 1, table[x]
+    while at != x:
+        length, at = length + 1, table[at]
+    return length
+
+
+# ---- Lines ----
+
+
+@settings(deadline=None, max_examples=40)
+@given(TASKS, PARTS, st.integers(0, 40), st.integers(0, 99))
+def test_a_line_is_a_permutation_and_then_right_answers(task, part, more, seed):
+    length = task.symbols + 3 + more
+    lines = task._lines(5, length, generator(seed), part)
+    assert lines.shape == (5, length + 1) and lines.dtype == torch.int64
+    assert 0 <= int(lines.min()) and int(lines.max()) < task.vocab_size
+    for line in lines:
+        table, triples = read(task, line)
+        assert sorted(table.values()) == sorted(table)
+        assert len(triples) == (length + 1 - task.symbols) // 3
+        for k, x, answer in triples:
+            for _ in range(k):
+                x = table[x]
+            assert x == answer and 1 <= k <= task.hops
+
+
+def test_k_x_and_tables_are_drawn_evenly():
+    task = Hops(5, 4)
+    lines = task.draw(6000, 5 + 3 * 4 - 1, generator())
+    asked = task.answers(lines)
+    for name, first, count in (("k", 1, 4), ("x", 0, 5)):
+        share = torch.bincount(asked[name].flatten() - first).double() / asked[name].numel()
+        assert torch.allclose(share, torch.full((count,), 1 / count, dtype=torch.double), atol=0.015)
+    tables, counts = lines[:, :5].unique(dim=0, return_counts=True)
+    own = [p for p in itertools.permutations(range(5)) if tenth(p) > 1]
+    assert len(tables) == len(own)
+    assert counts.min() > 0.5 * counts.double().mean()
+
+
+def tenth(table):
+    return int(known_depth.hashed(torch.tensor([table]))[0] % 10)
+
+
+def test_a_line_may_end_anywhere():
+    task = Hops()
+    whole = task.windows("val", 64)
+    for length in range(11, 64):
+        shorter = task.draw(3, length, generator(1))
+        assert shorter.shape == (3, length + 1)
+    assert whole.shape == (WINDOWS["val"], 65)
+    with pytest.raises(ValueError, match="max_len of 11 or more, not 10"):
+        task.draw(3, 10, generator())
+
+
+# ---- Parts ----
+
+
+@pytest.mark.parametrize("m", range(4, 9))
+def test_every_part_has_tables_and_no_table_is_in_two(m):
+    tables = torch.tensor(list(itertools.permutations(range(m))))
+    number = known_depth.hashed(tables)
+    assert len(number.unique()) == len(tables)
+    counts = torch.bincount(number % 10, minlength=10)
+    assert counts[0] > 0 and counts[1] > 0
+    if m >= 7:
+        assert (counts / len(tables) - 0.1).abs().max() < 0.01
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**40), st.sampled_from([(5, 3), (8, 6), (12, 9)]))
+def test_training_never_meets_a_table_of_another_part(seed, size):
+    task = Hops(*size)
+    trained = {tuple(row) for row in task.draw(300, 64, generator(seed))[:, : size[0]].tolist()}
+    for part in ("val", "heldout"):
+        lines = task.windows(part, 64)
+        assert not trained & {tuple(row) for row in lines[:, : size[0]].tolist()}
+    held = {tuple(row) for row in task.windows("heldout", 64)[:, : size[0]].tolist()}
+    assert not held & {tuple(row) for row in task.windows("val", 64)[:, : size[0]].tolist()}
+
+
+def test_training_on_a_parts_own_seed_does_not_draw_its_lines():
+    task = Hops()
+    assert len(set(SEEDS.values())) == len(SEEDS)
+    for part in ("val", "heldout"):
+        drawn = {tuple(row) for row in task.draw(500, 64, generator(SEEDS[part])).tolist()}
+        assert not drawn & {tuple(row) for row in task.windows(part, 64).tolist()}
+
+
+def test_a_held_out_table_is_like_any_other():
+    """A hash that kept, say, the even ones would make held-out lines of another kind."""
+    task = Hops()
+    for part in WINDOWS:
+        tables = task.windows(part, 64)[:, :8] - 6
+        for place, symbol in itertools.product(range(8), range(8)):
+            assert abs((tables[:, place] == symbol).double().mean() - 1 / 8) < 0.055
+        assert abs((tables == torch.arange(8)).sum(1).double().mean() - 1) < 0.2  # one fixed point
+
+
+def test_draws_follow_the_generator_alone():
+    task, other = Hops(), Hops()
+    same = [t.draw(40, 64, generator(3)) for t in (task, other)]
+    assert torch.equal(*same)
+    assert not torch.equal(same[0], task.draw(40, 64, generator(4)))
+    going_on = generator(3)
+    first, second = task.draw(40, 64, going_on), task.draw(40, 64, going_on)
+    assert torch.equal(first, same[0]) and not torch.equal(first, second)
+
+
+def test_windows_are_always_the_same_and_most_takes_the_first():
+    task = Hops()
+    for part, count in WINDOWS.items():
+        whole = task.windows(part, 64)
+        assert len(whole) == count
+        assert torch.equal(whole, Hops().windows(part, 64))
+        assert torch.equal(task.windows(part, 64, 7), whole[:7])
+        assert torch.equal(task.windows(part, 64, 10**6), whole)
+    with pytest.raises(ValueError, match="train, val, heldout, not 'test'"):
+        task.windows("test", 64)
+
+
+def test_wrong_sizes_are_refused():
+    for symbols, hops in ((3, 2), (27, 2), (8, 0), (8, 10)):
+        with pytest.raises(ValueError, match=f"not {symbols} and {hops}"):
+            Hops(symbols, hops)
+
+
+# ---- Answers ----
+
+
+@settings(deadline=None, max_examples=30)
+@given(TASKS, st.integers(0, 40), st.integers(0, 99))
+def test_answers_say_what_a_reader_would(task, more, seed):
+    lines = task.draw(4, task.symbols + 3 + more, generator(seed))
+    asked, places = task.answers(lines), task.places(lines.shape[1] - 1)
+    for i, line in enumerate(lines):
+        table, triples = read(task, line)
+        letters = known_depth.SYMBOLS
+        assert asked["k"][i].tolist() == [k for k, _, _ in triples]
+        assert [letters[x] for x in asked["x"][i]] == [x for _, x, _ in triples]
+        assert [letters[y] for y in asked["answer"][i]] == [y for _, _, y in triples]
+        for a, (k, x, _) in enumerate(triples):
+            before = any((k, x) == triple[:2] for triple in triples[:a])
+            assert bool(asked["hard"][i, a]) == (cycle(table, x) > task.hops and not before)
+        for place, (_, x, y) in zip(places.tolist(), triples):  # x is read there, and y is its target
+            assert task.tokenizer.decode(line[place : place + 2].tolist()) == x + y
+
+
+def test_no_answer_is_hard_where_every_cycle_is_short():
+    task = Hops(4, 5)
+    assert not task.answers(task.draw(50, 40, generator()))["hard"].any()
+
+
+def test_kinds_name_the_token_that_is_read():
+    task = Hops(4, 2)
+    assert task.kinds(9) == ["table"] * 4 + ["k", "x", "answer", "k", "x"]
+    assert task.places(9).tolist() == [5, 8]
+
+
+def invented(lines, seed=0):
+    """Scores of a model that does not exist: random, with some structure."""
+    shape = lines.shape[0], lines.shape[1] - 1
+    correct = torch.rand(shape, generator=generator(seed)) < 0.6
+    return dict(correct=correct, depth=torch.randint(0, 7, shape, generator=generator(seed + 1)))
+
+
+def test_accuracy_and_depth_by_k_are_means_over_the_right_tokens():
+    task = Hops(7, 5)
+    lines = task.draw(200, 40, generator())
+    seen = invented(lines)
+    right, depths, every = ({k: [] for k in range(1, 6)} for _ in range(3))
+    for i, line in enumerate(lines):
+        table, triples = read(task, line)
+        for a, (k, x, _) in enumerate(triples):
+            place = 7 + 3 * a + 1
+            every[k].append(float(seen["correct"][i, place]))
+            if cycle(table, x) > 5 and (k, x) not in [t[:2] for t in triples[:a]]:
+                right[k].append(float(seen["correct"][i, place]))
+                depths[k].append(float(seen["depth"][i, place]))
+    rows = task.by_hops(seen, lines)
+    assert [row["k"] for row in rows] == [1, 2, 3, 4, 5]
+    for row in rows:
+        k = row["k"]
+        assert row["answers"] == len(right[k]) > 20
+        assert row["accuracy"] == pytest.approx(100 * sum(right[k]) / len(right[k]))
+        assert row["all"] == pytest.approx(100 * sum(every[k]) / len(every[k]))
+        assert row["depth"] == pytest.approx(sum(depths[k]) / len(depths[k]))
+
+
+def test_depth_by_kind_is_that_of_the_plan():
+    task = Hops()
+    depth = torch.tensor([KINDS.index(kind) for kind in task.kinds(64)]).expand(3, 64)
+    assert task.depth_by_kind(dict(depth=depth)) == dict(table=0, k=1, x=2, answer=3)
+
+
+def test_a_record_keeps_both_as_json(make_model):
+    task = Hops(5, 3, length=20)
+    model = make_model(vocab_size=8, routing="random", target_depth=2.0, max_len=20)
+    measured = morlib.evaluate(model, task, "val", 60)
+    lines = task.windows("val", 20, 60)
+    seen = morlib.score(model, lines)
+    expected = dict(by_hops=task.by_hops(seen, lines), depth_by_kind=task.depth_by_kind(seen))
+    assert measured["details"] == expected == json.loads(json.dumps(expected))
+    kinds = task.kinds(20)
+    mean = sum(expected["depth_by_kind"][kind] * kinds.count(kind) for kind in KINDS) / 20
+    assert mean == pytest.approx(measured["effective_depth"], abs=1e-4)
+
+
+# ---- What needs no hops, and what nobody can know ----
+
+
+def test_shortcuts_are_what_plain_python_finds():
+    task = Hops(6, 4)
+    lines = task.draw(300, 40, generator())
+    tried = {name: {k: {"hard": [], "all": []} for k in range(1, 5)} for name in ("x", "f(x)", "copy")}
+    for line in lines:
+        table, triples = read(task, line)
+        for a, (k, x, answer) in enumerate(triples):
+            earlier = [t for t in triples[:a] if t[1] == x]
+            guesses = {"x": x, "f(x)": table[x], "copy": earlier[-1][2] if earlier else x}
+            hard = cycle(table, x) > 4 and all(t[0] != k for t in earlier)
+            for name, guess in guesses.items():
+                tried[name][k]["all"].append(guess == answer)
+                if hard:
+                    tried[name][k]["hard"].append(guess == answer)
+    found = task.shortcuts(lines)
+    assert found.pop("guess") == {k: dict(hard=100 / 6, all=100 / 6) for k in range(1, 5)}
+    assert found.keys() == tried.keys()
+    for name, k, kind in itertools.product(tried, range(1, 5), ("hard", "all")):
+        answers = tried[name][k][kind]
+        assert found[name][k][kind] == pytest.approx(100 * sum(answers) / len(answers)), (name, k, kind)
+
+
+def test_no_shortcut_gives_a_hard_answer_but_one_hop_for_one():
+    found = Hops().shortcuts(Hops().windows("heldout", 64))
+    for name, k in itertools.product(("x", "f(x)", "copy"), range(1, 7)):
+        assert found[name][k]["hard"] == (100 if (name, k) == ("f(x)", 1) else 0)
+
+
+def test_least_loss_is_the_entropy_of_all_lines_counted_out():
+    """All lines of a small task, drawn evenly: the entropy of lines, given their first token."""
+    task, length = Hops(4, 2), 8
+    chance = {}
+    for table in itertools.permutations(range(4)):
+        for questions in itertools.product(range(1, 3), range(4), repeat=2):
+            line = list(table)
+            for k, x in (questions[:2], questions[2:]):
+                answer = table[x] if k == 1 else table[table[x]]
+                line += [("k", k), ("x", x), ("answer", answer)]
+            line = tuple(line[: length + 1])
+            chance[line] = chance.get(line, 0) + 1 / (24 * 64)
+    assert sum(chance.values()) == pytest.approx(1)
+    entropy = -sum(p * math.log(p) for p in chance.values()) - math.log(4)
+    assert task.least_loss(length) == pytest.approx(entropy / length)
+    assert Hops().least_loss(64) == pytest.approx(1.2825, abs=1e-4)
+
+
+def test_floors_are_those_of_counting_without_a_line_s_first_token():
+    task = Hops(5, 3, length=30)
+    lines = {part: task.windows(part, 30) for part in WINDOWS}
+    train = lines["train"].flatten().tolist()
+    after = {}
+    for one, next_one in zip(train, train[1:]):
+        after.setdefault(one, []).append(next_one)
+    single = [(train.count(t) + len(set(train)) / 8) / (len(train) + len(set(train))) for t in range(8)]
+    surprisal, right = [], []
+    for line in lines["heldout"].tolist():
+        for one, next_one in zip(line, line[1:]):
+            seen = after[one]
+            distinct = len(set(seen))
+            p = [(seen.count(t) + distinct * single[t]) / (len(seen) + distinct) for t in range(8)]
+            surprisal.append(-math.log(p[next_one]))
+            right.append(max(range(8), key=p.__getitem__) == next_one)
+        if len(surprisal) > 300:
+            break
+    short = Hops(5, 3, length=30)
+    short.windows = lambda part, length, most=None: (
+        lines[part] if part == "train" else lines[part][: len(surprisal) // 30]
+    )
+    floor = short.floors["2"]["heldout"]
+    assert floor["loss"] == pytest.approx(sum(surprisal) / len(surprisal))
+    assert floor["accuracy"] == pytest.approx(100 * sum(right) / len(right))
+
+
+def test_counting_more_helps_a_little_and_stays_above_the_least_loss():
+    task = Hops()
+    for part in ("val", "heldout"):
+        two, three = task.floors["2"][part], task.floors["3"][part]
+        assert math.log(14) > two["loss"] > three["loss"] > task.least_loss(64)
+        assert 0 < two["accuracy"] < three["accuracy"] < 40
+
+
+# ---- As a corpus ----
+
+
+def test_it_is_found_by_name():
+    task = texts.load_corpus("hops-8-6")
+    assert isinstance(task, Hops) and task is texts.load_corpus("hops-8-6", subwords=400, max_chars=1000)
+    assert (task.symbols, task.hops, task.name, task.vocab_size) == (8, 6, "hops-8-6", 14)
+    assert texts.load_corpus("hops-12-9").vocab_size == 21
+    assert known_depth.made("tinyshakespeare") is None
+    with pytest.raises(ValueError, match="not 2 and 6"):
+        texts.load_corpus("hops-2-6")
+
+
+def test_its_description_tells_tasks_apart():
+    first, again, other = Hops().describe(), Hops().describe(), Hops(8, 5).describe()
+    assert first == again
+    assert first["sha256"] != other["sha256"] and first["name"] != other["name"]
+    assert set(first) == {"name", "sha256", "split", "source", "tokenizer", "vocab_size", "tokens"}
+
+
+def test_it_is_trained_on_and_measured(make_model):
+    task = Hops(4, 2, length=16)
+    model = make_model(vocab_size=task.vocab_size, n_layers=2, routing="none", max_len=16)
+    tc = morlib.TrainConfig(
+        epochs=2, windows=960, batch_size=32, lr=1e-2, evaluations=2, eval_windows=50, heldout_windows=50
+    )
+    training = morlib.train(model, task, tc)
+    measured = morlib.evaluate(model, task, "heldout", 50)
+    assert measured["bits_per_byte"] is None
+    assert training.history[-1]["val_loss"] < task.floors["2"]["val"]["loss"]
+    assert measured["loss"] > task.least_loss(16) - 0.05
+
+
+def test_a_perfect_reader_has_the_least_loss():
+    """Sure of answers, and even about k, x and what is left of the table: on real lines, token by token."""
+    task = Hops()
+    loss, n = 0.0, 50
+    for line in task.windows("heldout", 64, n).tolist():
+        for t in range(1, 65):
+            choices = {"table": 8 - t, "k": 6, "x": 8, "answer": 1}[task.kinds(65)[t]]
+            loss += math.log(choices)
+            if task.kinds(65)[t] == "table":
+                assert line[t] not in line[:t]
+    assert loss / n / 64 == pytest.approx(task.least_loss(64))

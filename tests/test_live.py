@@ -1,0 +1,37 @@
+"""Seeing a model learn: the bar, a live curve, stopping early."""
+
+import matplotlib.pyplot as plt
+
+import morlib
+from suite import results
+
+
+def test_the_bar_shows_loss_and_depth(make_model, corpus, quick_training, capsys, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    model = make_model(vocab_size=corpus.vocab_size, target_depth=2.0)
+    monkeypatch.setattr(morlib, "tqdm", lambda **how: __import__("tqdm").tqdm(**how, mininterval=0))
+    morlib.train(model, corpus, quick_training, progress=True)
+    shown = capsys.readouterr().err
+    assert "loss=" in shown
+    assert "E=" in shown
+
+
+def test_a_live_curve_draws_each_point_and_the_validation_loss(make_model, corpus, quick_training):
+    curve = results.LiveCurve(every=0.0)
+    model = make_model(vocab_size=corpus.vocab_size)
+    training = morlib.train(model, corpus, quick_training, after_step=curve)
+    steps, losses, depths = zip(*curve.points)
+    assert steps == tuple(range(1, training.steps + 1))
+    assert all(0 < loss < 10 for loss in losses)
+    assert all(0 <= depth <= 6 for depth in depths)
+    validation = curve.axes[0].lines[1].get_ydata()
+    assert list(validation) == [point["val_loss"] for point in training.history]
+    assert not plt.get_fignums()  # the cell shows it once
+
+
+def test_a_hook_stops_a_training_which_is_then_measured(make_model, corpus, quick_training):
+    model = make_model(vocab_size=corpus.vocab_size, target_depth=2.0)
+    training = morlib.train(model, corpus, quick_training, after_step=lambda t: t.step == 3)
+    assert training.step == 3 < training.steps
+    assert training.history[-1]["step"] == 3
+    assert not model.training
