@@ -1253,10 +1253,10 @@ def save_model(model: Transformer, path: str | Path, notes: dict[str, str] | Non
     try:
         part.write_bytes(safetensors.torch.save(tensors, about))
         os.replace(part, path)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise
+        raise OSError(f"cannot write {path.name} in {path.parent}: {error.strerror}") from error
 
 
 def load_model(path: str | Path) -> tuple[Transformer, dict[str, str]]:

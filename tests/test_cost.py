@@ -30,9 +30,9 @@ def counted(call):
     """Torch's own count of a call: all operations, those of attention, and those of what attention saw."""
     seen, attend = [], torch.nn.functional.scaled_dot_product_attention
 
-    def watch(q, k, v, **kwargs):
+    def watch(q, k, v, *args, **kwargs):
         seen.append((q.shape[0] * q.shape[2] * k.shape[2], q.shape[1] * q.shape[3]))
-        return attend(q, k, v, **kwargs)
+        return attend(q, k, v, *args, **kwargs)
 
     counter = FlopCounterMode(display=False)
     with pytest.MonkeyPatch.context() as patch, sdpa_kernel(SDPBackend.MATH), counter:
@@ -157,7 +157,7 @@ def test_even_routing_is_known_in_the_cost_room_only():
     program = f"import morlib, suite.results; {known}; import suite.cost; {known}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     before, after = done.stdout.splitlines()
-    assert before == "none mor frozen random" and after == f"{before} even", done.stderr
+    assert "even" not in before.split() and after == f"{before} even", done.stderr
 
 
 # ---- Turns and ratios ----

@@ -13,6 +13,7 @@ SHAPES = [
     dict(routing="mor", target_depth=2.0, max_recursions=1, shared_blocks=1),
     dict(routing="mor", norm="post", max_recursions=3),
     dict(routing="random", target_depth=2.0),
+    dict(routing="worth", target_depth=2.0, max_recursions=1),
 ]
 
 

@@ -17,6 +17,7 @@ def test_the_bar_shows_loss_and_depth(make_model, corpus, quick_training, capsys
 
 
 def test_a_live_curve_draws_each_point_and_the_validation_loss(make_model, corpus, quick_training):
+    opened = plt.get_fignums()
     curve = results.LiveCurve(every=0.0)
     model = make_model(vocab_size=corpus.vocab_size)
     training = morlib.train(model, corpus, quick_training, after_step=curve)
@@ -26,7 +27,7 @@ def test_a_live_curve_draws_each_point_and_the_validation_loss(make_model, corpu
     assert all(0 <= depth <= 6 for depth in depths)
     validation = curve.axes[0].lines[1].get_ydata()
     assert list(validation) == [point["val_loss"] for point in training.history]
-    assert not plt.get_fignums()  # the cell shows it once
+    assert plt.get_fignums() == opened  # the cell shows it once
 
 
 def test_a_hook_stops_a_training_which_is_then_measured(make_model, corpus, quick_training):

@@ -35,11 +35,13 @@ class Masked(nn.Module):
         index = torch.arange(B * L, device=x.device)
         actions = torch.full((cfg.n_layers, cfg.max_recursions, B * L), NOT_ASKED, device=x.device)
         depth = torch.zeros(B * L, dtype=torch.long, device=x.device)
+        memory = {}
         for layer in range(cfg.n_layers):
             block = model.blocks[layer % len(model.blocks)]
             asked, weight = torch.ones_like(index, dtype=torch.bool), torch.ones_like(x[:, 0])
             for recursion in range(cfg.max_recursions):
-                step = StepInput(layer, recursion, x, index, L, 0, actions, False, False, 0.0)
+                how = dict(sampling=False, calibrate=False, full=0.0, memory=memory)
+                step = StepInput(layer, recursion, x, index, L, 0, actions, **how)
                 decision = model.policy(step)
                 chosen = torch.full_like(index, FORWARD) if decision.actions is None else decision.actions
                 runs = asked & (chosen != SKIP)

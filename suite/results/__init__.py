@@ -23,6 +23,7 @@ from .known_depth import (
     hops_table,
     hops_verdicts,
     known_depth_headline,
+    map_table,
 )
 from .live import LiveCurve
 from .stats import (

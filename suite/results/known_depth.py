@@ -104,13 +104,12 @@ def hops_sentence(records: pd.DataFrame) -> str:
     means = scored.groupby("model")[["hops", "effective_depth"]].mean()
     names, values = names_of(records), lambda model: scored[scored["model"] == model]["hops"]
     seeds = scored[scored["model"] == "worth"]["seed"].nunique()
-    most = by_hops(records)["k"].max()
+    most, depth = by_hops(records)["k"].max(), means["effective_depth"]["worth"]
     return (
-        f"Where depth is known to matter, a router can find it: at E {means['effective_depth']['worth']:.1f} "
-        f"token worth answers {with_interval(values('worth'), 0)} % of the questions of {most // 2 + 1} to "
-        f"{most} hops, {names['fixed-half']} {with_interval(values('fixed-half'), 0)} %, and "
-        f"{names['fixed-deep']}, at twice the cost, {with_interval(values('fixed-deep'), 0)} % "
-        f"({count(seeds)} of six seeds)."
+        f"Where depth is known to matter, a router finds it, so far: at E {depth:.1f} token worth answers "
+        f"{with_interval(values('worth'), 0)} % of the questions of {most // 2 + 1} to {most} hops, "
+        f"{names['fixed-half']} {with_interval(values('fixed-half'), 0)} %, and {names['fixed-deep']}, at "
+        f"twice the cost, {with_interval(values('fixed-deep'), 0)} % ({count(seeds)} of six seeds)."
     )
 
 
@@ -188,3 +187,13 @@ def upper_half(rows: list[dict]) -> float:
     """Mean accuracy (%) at the hard answers of the upper half of k."""
     most = max(row["k"] for row in rows)
     return float(np.mean([row["accuracy"] for row in rows if row["k"] > most / 2]))
+
+
+def map_table(records: pd.DataFrame) -> pd.DataFrame:
+    """One row a fixed model and length of training: seeds, loss, accuracy at the hard answers by k (%)."""
+    wide = by_hops(records).pivot_table(index="model", columns="k", values="accuracy")
+    groups = records.groupby("model")
+    table = pd.DataFrame({"seeds": groups.size(), "loss (nats)": groups["loss"].mean().round(3)})
+    for k in wide:
+        table[f"k = {k}"] = wide[k].round(0).astype(int)
+    return table
