@@ -14,6 +14,7 @@ import pytest
 import morlib
 from suite import files, runs, texts
 from suite.runs import records, runner
+from suite.runs.code import code_of
 
 # Each room may import those to the left of it.
 ORDER = ("files", "texts", "runs", "results", ("routing", "cost"), "report")
@@ -195,7 +196,7 @@ def test_every_stored_record_has_the_identity_of_its_content():
         cfg = morlib.ModelConfig(**fields | dict(estimator="cut" if estimator in GONE else estimator))
         object.__setattr__(cfg, "estimator", estimator)
         tc = morlib.TrainConfig(**record["config"]["train"])
-        identity = records.run_id(cfg, tc, Described(record["data"]))
+        identity = records.run_id(cfg, tc, Described(record["data"]), code_of(cfg.routing))
         assert path.stem.endswith(f"_{identity}") and record["id"] == identity, path.name
 
 
