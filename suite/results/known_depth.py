@@ -107,10 +107,18 @@ def hops_sentence(records: pd.DataFrame) -> str:
     most, depth = by_hops(records)["k"].max(), means["effective_depth"]["worth"]
     return (
         f"Where depth is known to matter, a router finds it, so far: at E {depth:.1f} token worth answers "
-        f"{with_interval(values('worth'), 0)} % of the questions of {most // 2 + 1} to {most} hops, "
-        f"{names['fixed-half']} {with_interval(values('fixed-half'), 0)} %, and {names['fixed-deep']}, at "
-        f"twice the cost, {with_interval(values('fixed-deep'), 0)} % ({count(seeds)} of six seeds)."
+        f"{shares(values('worth'))} % of the questions of {most // 2 + 1} to {most} hops, "
+        f"{names['fixed-half']} {shares(values('fixed-half'))} %, and {names['fixed-deep']}, at twice the "
+        f"cost, {shares(values('fixed-deep'))} % ({count(seeds)} of six seeds, trained equally long)."
     )
+
+
+def shares(values: pd.Series) -> str:
+    """Mean and interval of six seeds or more; of fewer, the range that they span."""
+    if len(values) >= LEAST_SEEDS:
+        return with_interval(values, 0)
+    low, high = f"{values.min():.0f}", f"{values.max():.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def known_depth_headline(folder: Path | None = None) -> None:
