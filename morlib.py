@@ -1082,7 +1082,7 @@ def train(model: Transformer, corpus, tc: TrainConfig, progress: bool = False, d
     Raises ValueError if the corpus has other tokens than the model, or when a loss is not finite.
     """
     check_vocabulary(model, corpus)
-    model.vocabulary = getattr(corpus, "vocabulary", None)
+    model.vocabulary = getattr(corpus, "vocabulary", model.vocabulary)
     torch.manual_seed(tc.seed)
     training = Training(model, corpus, tc, dtype)
     if resume:

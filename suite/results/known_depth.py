@@ -61,7 +61,8 @@ def with_hops(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def hops_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: seeds, E, loss, accuracy at the hard answers by k (%), seeds that solve every k."""
+    """One row a model: seeds, E, loss, accuracy at the hard answers by k (%), applications in training
+    (millions), seeds that solve every k."""
     names, scored = names_of(records), with_hops(records)
     wide = by_hops(records).pivot_table(index="model", columns="k", values="accuracy", sort=False)
     groups = scored.groupby("model", sort=False)
@@ -69,6 +70,7 @@ def hops_table(records: pd.DataFrame) -> pd.DataFrame:
     table["loss (nats)"] = groups["loss"].mean().round(3)
     for k in wide:
         table[f"k = {k}"] = wide[k].round(0).astype(int)
+    table["applications (M)"] = (groups["train_applications"].mean() / 1e6).round(0).astype(int)
     table["solved"] = groups["solved"].sum().astype(str) + " of " + groups.size().astype(str)
     order = [label for label in LABELS if label in table.index]
     return table.loc[order].rename(index=names).rename_axis("model")
@@ -109,7 +111,7 @@ def hops_sentence(records: pd.DataFrame) -> str:
         f"Where depth is known to matter, a router finds it, so far: at E {depth:.1f} token worth answers "
         f"{shares(values('worth'))} % of the questions of {most // 2 + 1} to {most} hops, "
         f"{names['fixed-half']} {shares(values('fixed-half'))} %, and {names['fixed-deep']}, at twice the "
-        f"cost, {shares(values('fixed-deep'))} % ({count(seeds)} of six seeds, trained equally long)."
+        f"cost, {shares(values('fixed-deep'))} % ({count(seeds)} of six seeds, trained for as many steps)."
     )
 
 
@@ -157,7 +159,7 @@ def draw_by_hops(ax: Axes, table: pd.DataFrame, order: list[str], names: dict[st
         ax.plot(mean.index, mean, linestyle=look.line, label=names[label], **marker_of(look))
         ax.scatter(own["k"], own["accuracy"], s=7, alpha=0.5, color=look.colour)
     ax.set(xlabel="hops k that the question asks for", ylabel="hard answers right (%)", ylim=(-3, 103))
-    ax.set_title("The further, the more depth is needed")
+    ax.set_title("Accuracy by hops")
 
 
 def draw_depth_by_kind(ax: Axes, records: pd.DataFrame, order: list[str], names: dict[str, str]) -> None:
@@ -204,4 +206,5 @@ def map_table(records: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame({"seeds": groups.size(), "loss (nats)": groups["loss"].mean().round(3)})
     for k in wide:
         table[f"k = {k}"] = wide[k].round(0).astype(int)
+    table["applications (M)"] = (groups["train_applications"].mean() / 1e6).round(0).astype(int)
     return table

@@ -87,8 +87,8 @@ def settings(namespace: dict, own: dict | None = None, only: tuple | None = None
     """Settings from a notebook's `globals()`: its preset, then its recipe, then every parameter not None.
 
     own: name to type of the parameters that are this notebook's alone; OWN_TEXT are those of a notebook that
-    takes a text of the reader's own. only: the names that a notebook
-    without training uses. In a notebook, parameters are what the parameters cell sets and what papermill's
+    takes a text of the reader's own. only: the names that a notebook without training uses.
+    In a notebook, parameters are what the parameters cell sets and what papermill's
     cell sets; otherwise all plain values of the namespace. None means: as the preset says. The word "none"
     means None, where a parameter may be None.
     Raises ValueError that names the allowed parameters if one is unknown, ill-typed or out of range.
@@ -104,7 +104,8 @@ def settings(namespace: dict, own: dict | None = None, only: tuple | None = None
         preset = os.environ.get("MORLIB_PRESET") or ("paper" if on_card else "quick")
     for name, value, table in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
         if value not in table:
-            raise ValueError(f"parameter {name} must be one of auto, {', '.join(table)}, not {value!r}")
+            options = ["auto", *table] if name == "preset" else table
+            raise ValueError(f"parameter {name} must be one of {', '.join(options)}, not {value!r}")
     values = PRESETS[preset] | RECIPES[recipe] | given
     if preset == "paper" and "jobs" not in given:
         values["jobs"] = max(torch.cuda.device_count(), 1)  # one run a card
