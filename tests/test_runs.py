@@ -642,7 +642,7 @@ def test_the_preset_of_committed_notebooks_is_that_of_the_records(monkeypatch):
     (dict(lr="fast"), "lr must be float"),
     (dict(lr="nan"), "lr must be above 0, not nan"),
     (dict(preset="tiny"), "preset must be one of auto, stored, smoke, quick, cpu, paper"),
-    (dict(recipe="secret"), "recipe must be one of auto, sound, source"),
+    (dict(recipe="secret"), "recipe must be one of sound, source"),
     (dict(d_model=65), "multiple of n_heads"),
     (dict(temperature=0), "temperature must be above 0"),
     (dict(max_chars=-5), "max_chars must be 1 or more"),
