@@ -30,7 +30,7 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -1132,6 +1132,22 @@ def calibrate(model: Transformer, tokens: Tensor, full: float = 0.0) -> None:
     model.train(was_training)
 
 
+def at_depth(model: Transformer, corpus, target_depth: float) -> Transformer:
+    """A copy of a model that is held to another depth, by thresholds or a price set on the validation part.
+
+    Raises ValueError if the model has no budget that can be set.
+    """
+    if not model.policy.holds_budget:
+        raise ValueError(f"routing {model.cfg.routing} was trained without a target: its depth cannot be set")
+    with torch.random.fork_rng(devices=[]):
+        other = Transformer(replace(model.cfg, target_depth=target_depth))
+    other.load_state_dict(model.state_dict())
+    other.vocabulary = model.vocabulary
+    other.to(model.embed.weight.device).eval()
+    calibrate_on_validation(other, corpus)
+    return other
+
+
 # ---- Measuring ----
 
 
@@ -1184,12 +1200,14 @@ def metrics(seen: dict[str, Tensor], tokens_per_byte: float | None = None) -> di
 
 
 def evaluate(model: Transformer, corpus, part: str = "heldout", windows: int | None = None,
-             sampling: bool = False, full: float = 0.0) -> dict:  # fmt: skip
+             sampling: bool = False, full: float = 0.0, target_depth=None) -> dict:  # fmt: skip
     """The `metrics` of a part of a corpus ("train", "val", "heldout"), or of some windows spread over it.
 
-    Raises ValueError if the corpus has other tokens than the model.
+    target_depth: measure the model as it is `at_depth`. Raises ValueError if the corpus has other tokens than
+    the model, or if the model cannot be held to the depth.
     """
     check_vocabulary(model, corpus)
+    model = model if target_depth is None else at_depth(model, corpus, target_depth)
     read = corpus.windows(part, model.cfg.max_len, windows)
     seen = score(model, read, sampling, full=full)
     tokens_per_byte = corpus.tokens_per_byte(part) if hasattr(corpus, "tokens_per_byte") else None

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import morlib
-from suite import texts
+from suite import results, runs, texts
+from suite.results.dial import follows
 from suite.texts import known_depth
 from suite.texts.known_depth import KINDS, SEEDS, WINDOWS, Hops
 
@@ -368,3 +369,33 @@ def test_a_perfect_reader_has_the_least_loss():
             if task.kinds(65)[t] == "table":
                 assert line[t] not in line[:t]
     assert loss / n / 64 == pytest.approx(task.least_loss(64))
+
+
+# ---- The price as a dial ----
+
+
+def test_depth_that_follows_k_is_seen_and_equal_depth_is_none():
+    task = Hops(8, 6)
+    lines = task.windows("val", 64, 100)
+    asked, places = task.answers(lines), task.places(64)
+    depth = torch.randint(
+        9, (100, 64), generator=torch.Generator().manual_seed(0)
+    )  # noise where nobody looks
+    depth[:, places] = torch.where(asked["hard"], 2 * asked["k"], 1)
+    assert follows(dict(depth=depth), lines, task) == pytest.approx(1)
+    depth[:, places] = torch.where(asked["hard"], -asked["k"], 1)
+    assert follows(dict(depth=depth), lines, task) == pytest.approx(-1)
+    assert follows(dict(depth=torch.ones(100, 64)), lines, task) == 0
+
+
+def test_the_dial_that_ships_is_of_the_stored_runs():
+    stored, dial = runs.stored_records("known-depth"), results.stored_dial()
+    own = stored[stored["model"] == "worth"]
+    assert sorted(dial["run"].unique()) == sorted(record["id"] for record in own["record"])
+    assert (dial["effective_depth"] - dial["target"]).abs().max() < 0.1
+    losses = {record["id"]: record["metrics"]["loss"] for record in own["record"]}
+    for row in dial[(dial["target"] - 3.1).abs() < 1e-6].to_dict("records"):
+        assert row["loss"] == pytest.approx(losses[row["run"]], abs=0.02)
+    by_k = results.dial_table(dial).filter(like="depth at")
+    assert ((by_k >= 1) & (by_k <= 6)).all(axis=None)
+    assert "+0." in results.dial_sentence(dial)

@@ -245,6 +245,28 @@ def test_it_is_taken_up_again_and_saved_with_its_price(make, tmp_path):
     assert torch.equal(loaded(windows()[:, :-1]).depth, whole(windows()[:, :-1]).depth)
 
 
+@pytest.mark.parametrize("routing, R", [("worth", 1), ("mor", 2)])
+def test_a_trained_model_is_held_to_any_depth(make, routing, R):
+    model = make(routing=routing, max_recursions=R)
+    morlib.train(model, Sums(), TRAINING)
+    weights, draws = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    own = morlib.evaluate(model, Sums(), "val", 256)
+    for target in (1.4, 3.4):
+        found = morlib.evaluate(model, Sums(), "val", 256, target_depth=target)
+        assert found["effective_depth"] == pytest.approx(target, abs=0.1)
+        assert found["loss"] != own["loss"]
+    assert model.cfg.target_depth == 2.5 and torch.equal(draws, torch.get_rng_state())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    assert morlib.evaluate(model, Sums(), "val", 256) == own
+
+
+@pytest.mark.parametrize("routing", ["none", "mor"])
+def test_a_model_without_a_budget_is_held_to_no_depth(make, routing):
+    model = make(routing=routing, target_depth=None)
+    with pytest.raises(ValueError, match=f"routing {routing} was trained without a target"):
+        morlib.evaluate(model, Sums(), "val", target_depth=2.0)
+
+
 @pytest.mark.parametrize("target", [None, 1.0, 4.0])
 def test_a_target_that_leaves_no_choice_is_refused(make, target):
     with pytest.raises(ValueError, match=r"target_depth above 1 and below n_layers \(4\)"):

@@ -1,5 +1,6 @@
 """What the records say: statistics, tables, figures, and each experiment's answer."""
 
+from .dial import dial_sentence, dial_table, draw_dial, draw_line, measure_dial, save_dial, stored_dial
 from .figures import (
     accuracy_against_depth,
     actions_by_layer,
@@ -24,6 +25,7 @@ from .known_depth import (
     hops_verdicts,
     known_depth_headline,
     map_table,
+    plan_curves,
 )
 from .live import LiveCurve
 from .stats import (

@@ -11,7 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..runs import stored_records
-from .figures import BLACK, BLUE, SKY, Look, figure_style, legend_of, look_of, marker_of
+from .figures import (
+    BLACK,
+    BLUE,
+    COLOURS,
+    GREY,
+    LINES,
+    SKY,
+    Look,
+    figure_style,
+    legend_of,
+    look_of,
+    marker_of,
+)
 from .headlines import show
 from .stats import LEAST_SEEDS, compare
 from .tables import count, signed, span, with_interval
@@ -32,6 +44,7 @@ DRAWN = {
 }
 SOLVED = 99.0  # per cent of the hard answers, at every k
 KINDS = ("table", "k", "x", "answer")
+KIND_NAMES = ("table", "number k", "symbol x", "answer")
 
 
 def names_of(records: pd.DataFrame) -> dict[str, str]:
@@ -168,7 +181,7 @@ def draw_depth_by_kind(ax: Axes, records: pd.DataFrame, order: list[str], names:
         depth = [[r["metrics"]["details"]["depth_by_kind"][kind] for kind in KINDS] for r in own]
         look = DRAWN.get(label, look_of(label, index))
         ax.plot(range(4), np.mean(depth, axis=0), linestyle="none", markersize=8, **marker_of(look))
-    ax.set_xticks(range(4), ["table", "number k", "symbol x", "answer"])
+    ax.set_xticks(range(4), KIND_NAMES)
     ax.set(xlabel="kind of token", ylabel="depth (applications a token)", ylim=(0, None))
     ax.set_title("Who is deep")
 
@@ -189,6 +202,29 @@ def hops_curves(records: pd.DataFrame) -> Figure:
                 *zip(*curve), linestyle=look.line, linewidth=1, markersize=4, label=name, **marker_of(look)
             )
     ax.set(xlabel="training step", ylabel="hard answers right, upper half of k (%)", ylim=(-3, 103))
+    legend_of(figure, ax)
+    return figure
+
+
+def plan_curves(records: pd.DataFrame, model: str = "worth") -> Figure:
+    """The depth of each kind of token on validation lines against training steps, a line a seed.
+
+    Dotted: the plan written down, where its records are there.
+    """
+    figure_style()
+    figure, ax = plt.subplots(figsize=(8, 3.5))
+    planted = records[records["model"] == "planted"]["record"]
+    for index, (kind, name) in enumerate(zip(KINDS, KIND_NAMES)):
+        for number, record in enumerate(records[records["model"] == model]["record"]):
+            curve = [
+                (point["step"], point["val_details"]["depth_by_kind"][kind]) for point in record["history"]
+            ]
+            label = name if number == 0 else None
+            ax.plot(*zip(*curve), color=COLOURS[index], linestyle=LINES[index], linewidth=1.2, label=label)
+        for record in planted[:1]:
+            level = record["metrics"]["details"]["depth_by_kind"][kind]
+            ax.axhline(level, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    ax.set(xlabel="training step", ylabel="depth (applications a token)", ylim=(0, None))
     legend_of(figure, ax)
     return figure
 

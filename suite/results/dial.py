@@ -1,0 +1,135 @@
+"""The price as a dial: one trained model, held to other depths than its own, on the task of known depth.
+
+With less depth than all its questions need, a router shows what it takes for hard: who is run first.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scipy.stats
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import morlib
+
+from ..files import REFERENCE, write_whole
+from ..runs import Run, trained_model
+from .figures import figure_style
+from .stats import interval
+from .tables import count, signed
+
+FILE = "known_depth_dial.json"
+SHARES = (0.1, 0.2, 0.28, 0.34, 0.38, 0.42, 0.6)  # of the tokens that run more than the first layer
+
+
+def measure_dial(specs: list[Run]) -> pd.DataFrame:
+    """One row a run and depth asked for: E, loss, `by_hops`, the rank correlation `r` of depth with k, and
+    the depths of one `line`'s tokens.
+
+    Measured on held-out lines; the price is set on validation lines. Runs that are not finished are trained.
+    """
+    rows = []
+    for spec in specs:
+        model, record, task = trained_model(spec)
+        lines = task.windows("heldout", model.cfg.max_len)
+        for share in SHARES:
+            target = round(1 + share * (model.cfg.n_layers - 1), 2)
+            seen = morlib.score(morlib.at_depth(model, task, target), lines)
+            found = morlib.metrics(seen)
+            row = dict(run=record["id"], model=spec.model, seed=spec.train.seed, target=target)
+            row |= {name: found[name] for name in ("loss", "effective_depth")}
+            row |= dict(r=follows(seen, lines, task), by_hops=task.by_hops(seen, lines))
+            rows.append(row | dict(line=seen["depth"][0].tolist()))
+    return pd.DataFrame(rows)
+
+
+def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:
+    """Rank correlation (Spearman) of depth at x with the k that is asked for, over the hard answers.
+
+    0 where all are equally deep.
+    """
+    asked, places = task.answers(lines), task.places(lines.shape[1] - 1)
+    k, depth = asked["k"][asked["hard"]].numpy(), seen["depth"][:, places][asked["hard"]].numpy()
+    return float(scipy.stats.spearmanr(k, depth).statistic) if np.ptp(depth) else 0.0
+
+
+def save_dial(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
+    """Write the table as JSON; `stored_dial` reads it."""
+    write_whole(path, (json.dumps(table.to_dict("records"), indent=1) + "\n").encode())
+
+
+def stored_dial(path: Path = REFERENCE / FILE) -> pd.DataFrame:
+    """The table that ships."""
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+
+
+def by_target(table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Means over seeds of `accuracy` (hard answers, %) or `depth` (at their x): rows targets, columns k."""
+    rows = [
+        dict(target=row["target"], k=of_k["k"], value=of_k[what])
+        for row in table.to_dict("records")
+        for of_k in row["by_hops"]
+    ]
+    return pd.DataFrame(rows).pivot_table(index="target", columns="k", values="value")
+
+
+def dial_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a depth asked for: E, loss, depth at x of each k, and the correlation of depth with k."""
+    groups = table.groupby("target")
+    shown = pd.DataFrame({"seeds": groups.size(), "E": groups["effective_depth"].mean().round(2)})
+    shown["loss (nats)"] = groups["loss"].mean().round(3)
+    for k, depth in by_target(table, "depth").items():
+        shown[f"depth at k = {k}"] = depth.round(1)
+    shown["rank correlation with k"] = groups["r"].mean().round(2)
+    return shown.rename_axis("depth asked for")
+
+
+def dial_sentence(table: pd.DataFrame) -> str:
+    """Whether depth follows difficulty, at the depth where the router has to choose most."""
+    target = table.groupby("target")["r"].mean().idxmax()
+    values = table[table["target"] == target]["r"]
+    mean, low, high = interval(values)
+    told = f"rank correlation of depth with the number of hops {signed(mean, 2)}"
+    if not np.isnan(low):
+        told += f", 95 % interval {signed(low, 2)} to {signed(high, 2)}"
+    seeds = f"{count(len(values))} seed{'' if len(values) == 1 else 's'}"
+    return f"Where depth is short, harder questions get more of it: at E {target:g}, {told} ({seeds})."
+
+
+def draw_dial(table: pd.DataFrame) -> Figure:
+    """Accuracy at the hard answers, and depth at their x, by k: a line for each depth asked for."""
+    figure_style()
+    figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), sharex=True)
+    for ax, what in zip(axes, ("accuracy", "depth")):
+        values = by_target(table, what)
+        for index, (target, row) in enumerate(values.iterrows()):
+            colour = plt.get_cmap("viridis_r")(0.1 + 0.9 * index / max(len(values) - 1, 1))
+            ax.plot(
+                row.index, row, color=colour, marker="o", markersize=4, linestyle="-", label=f"{target:g}"
+            )
+        ax.set_xlabel("hops k that the question asks for")
+    axes[0].set(ylabel="hard answers right (%)", ylim=(-3, 103), title="What is answered")
+    axes[1].set(ylabel="depth at x (applications)", ylim=(0, None), title="Who is deep")
+    axes[1].legend(title="E asked for", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def draw_line(table: pd.DataFrame, text: str) -> Figure:
+    """The depth of each token of a held-out line, for each depth asked for: of the first run."""
+    figure_style()
+    own = table[table["run"] == table["run"].iloc[0]].sort_values("target")
+    depth = np.array(own["line"].tolist())  # [targets, L]
+    figure, ax = plt.subplots(figsize=(10.5, 2.6))
+    image = ax.imshow(depth, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
+    ax.set_xticks(range(depth.shape[1]), list(text[: depth.shape[1]]), fontsize=7)
+    ax.set_yticks(range(len(own)), [f"{target:g}" for target in own["target"]])
+    ax.set(xlabel="the tokens of a line", ylabel="E asked for", title="One line: how deep each token runs")
+    ax.tick_params(length=0)
+    ax.grid(False)
+    figure.colorbar(image, ax=ax, label="depth", pad=0.01)
+    return figure
