@@ -22,7 +22,9 @@ QUESTIONS = {
     "exp2": "Is it better than a fixed-depth Transformer of equal cost?",
     "bangla": "Does the same hold for Bangla?",
 }
+KNOWN = "Where depth is known to matter, does a router find it?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
+HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
 INTRODUCTION = """# Results
 
 Printed by `make report` from the records in [outputs/reference](outputs/reference): one JSON file a
@@ -54,7 +56,8 @@ How to read the tables:
 
 def results_page() -> str:
     """The whole of RESULTS.md."""
-    parts = [INTRODUCTION.strip(), *experiments(), *studies(), *speed(), *difficulty(), *price_of_many()]
+    parts = [INTRODUCTION.strip(), *experiments(), *known_depth(), *studies(), *speed(), *difficulty()]
+    parts += price_of_many()
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,7 +70,9 @@ def readme_part() -> str:
             lines.append(f"- *{QUESTIONS[experiment]}* {results.sentence(experiment, records)}")
     if subjects := stored_subjects():
         lines.append(f"- *Does its depth follow token difficulty?* {difficulty_sentence(subjects)}")
-    return f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
+    text = f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
+    known = stored_records("known-depth")
+    return f"{text}\n- *{KNOWN}* {results.hops_sentence(known)}\n\n{HOPS}" if len(known) else text
 
 
 def stored_subjects() -> list:
@@ -104,6 +109,25 @@ def experiments() -> list[str]:
         if experiment == "bangla":
             bits = results.comparisons(records, PAIRS[experiment], "bits_per_byte", margin=0.01)
             parts += ["Differences in bits per byte (lower is better):", markdown(bits)]
+    return parts
+
+
+def known_depth() -> list[str]:
+    """The task of known depth: each setting's models, the map of fixed ones, and the price as a dial."""
+    parts = []
+    for experiment, title in (("known-depth", KNOWN), ("known-depth-narrow", "The same, four narrow layers")):
+        records = stored_records(experiment)
+        if records.empty:
+            continue
+        parts += [f"## {title}", about(records), results.hops_sentence(records)]
+        parts += ["Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))]
+        parts += ["Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))]
+        fixed = stored_records(experiment.replace("known-depth", "known-depth-map"))
+        if len(fixed):
+            parts += ["Fixed depth, by steps of training:", markdown(results.map_table(fixed))]
+        if experiment == "known-depth":
+            dial = results.stored_dial()
+            parts += [results.dial_sentence(dial), markdown(results.dial_table(dial))]
     return parts
 
 
@@ -210,6 +234,9 @@ def main() -> None:
     front = stored_records("pareto")
     if len(front):
         results.draw_front(front, sources=False).savefig(REFERENCE / "front.png", dpi=110)
+    known = stored_records("known-depth")
+    if len(known):
+        results.draw_known_depth(known).savefig(REFERENCE / "known_depth.png", dpi=110, bbox_inches="tight")
     write_whole(ROOT / "RESULTS.md", results_page().encode())
     update_readme()
 

@@ -371,6 +371,47 @@ def test_a_perfect_reader_has_the_least_loss():
     assert loss / n / 64 == pytest.approx(task.least_loss(64))
 
 
+# ---- The answer in words ----
+
+
+def records_of(accuracy):
+    """Records like stored ones: for each model the accuracy (%) at every k of each of its seeds."""
+    stored, made = runs.stored_records("known-depth"), []
+    for model, values in accuracy.items():
+        first = stored[stored["model"] == model].iloc[0]
+        for seed, value in enumerate(values):
+            record = json.loads(json.dumps(first["record"])) | dict(seed=seed, id=f"{model}{seed}")
+            record["config"]["train"]["seed"] = seed
+            for row in record["metrics"]["details"]["by_hops"]:
+                row["accuracy"] = value
+            made.append(record)
+    return runs.table_of(made)
+
+
+@pytest.mark.parametrize(
+    "worth, half, start",
+    [
+        ([99, 98, 99, 97, 99, 98], [60, 55, 70, 65, 50, 60], "Yes: at E 3.1, token worth answers 98 "),
+        ([99, 98], [60, 55], "Yes so far: at E 3.1, token worth answers 98 to 99 % "),
+        ([50, 55, 60, 52, 58, 50], [60, 55, 70, 65, 50, 60], "Not shown: at E 3.1, token worth answers 54 "),
+        ([60, 50, 70, 55, 52, 61], [59, 51, 68, 57, 51, 60], "Not shown: at E 3.1, token worth answers 58 "),
+    ],
+)
+def test_the_sentence_says_no_more_than_the_seeds(worth, half, start):
+    records = records_of({"worth": worth, "fixed-half": half, "fixed-deep": [90] * len(worth)})
+    told = results.hops_sentence(records)
+    assert told.startswith(start)
+    assert "of the hard questions of 4 to 6 hops" in told and "4,000 steps" in told
+
+
+def test_the_sentence_tells_what_longer_training_reaches():
+    stored = runs.stored_records("known-depth-map")
+    longer = stored[stored["model"] == "fixed 3, 8000 steps"]["record"]
+    upper = [row["accuracy"] for r in longer for row in r["metrics"]["details"]["by_hops"] if row["k"] > 3]
+    told = results.hops_sentence(runs.stored_records("known-depth"))
+    assert f"In twice the steps, three layers come to {sum(upper) / len(upper):.0f} %" in told
+
+
 # ---- The price as a dial ----
 
 

@@ -114,18 +114,42 @@ def verdict_of(c: dict) -> str:
 
 
 def hops_sentence(records: pd.DataFrame) -> str:
-    """The answer of notebook 07 in one plain sentence."""
-    scored = with_hops(records)
-    means = scored.groupby("model")[["hops", "effective_depth"]].mean()
-    names, values = names_of(records), lambda model: scored[scored["model"] == model]["hops"]
-    seeds = scored[scored["model"] == "worth"]["seed"].nunique()
-    most, depth = by_hops(records)["k"].max(), means["effective_depth"]["worth"]
-    return (
-        f"Where depth is known to matter, a router finds it, so far: at E {depth:.1f} token worth answers "
-        f"{shares(values('worth'))} % of the questions of {most // 2 + 1} to {most} hops, "
-        f"{names['fixed-half']} {shares(values('fixed-half'))} %, and {names['fixed-deep']}, at twice the "
-        f"cost, {shares(values('fixed-deep'))} % ({count(seeds)} of six seeds, trained for as many steps)."
+    """The answer of notebook 07 in plain words. Records of fixed models that train twice as long may be among
+    those that ship: then it says what half of the layers reach in that time."""
+    scored, names = with_hops(records), names_of(records)
+    first = scored[scored["model"] == "worth"].iloc[0]["record"]["config"]
+    depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
+    right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
+    most = by_hops(records)["k"].max()
+    c = compare(scored, "worth", "fixed-half", metric="hops")
+    so_far = c["pairs"] < LEAST_SEEDS and c["mean"] > 0
+    start = "Yes: at" if verdict_of(c) == "better" else "Yes so far: at" if so_far else "Not shown: at"
+    seeds = count(c["pairs"]) + (" seeds" if c["pairs"] >= LEAST_SEEDS else f" of {count(LEAST_SEEDS)} seeds")
+    told = (
+        f"{start} E {depth:.1f}, token worth answers {right['worth']} % of the hard questions of "
+        f"{most // 2 + 1} to {most} hops, {names['fixed-half']} {right['fixed-half']} %, and "
+        f"{names['fixed-deep']} {right['fixed-deep']} % ({seeds}, {steps_of(first):,} steps)."
     )
+    return told + longer_sentence(
+        records["experiment"].iloc[0], first["model"]["n_layers"] // 2, steps_of(first)
+    )
+
+
+def steps_of(config: dict) -> int:
+    """How many steps a record's training takes."""
+    train = config["train"]
+    return train["epochs"] * (train["windows"] // train["batch_size"])
+
+
+def longer_sentence(experiment: str, layers: int, steps: int) -> str:
+    """What fixed layers reach in twice the steps, where such records ship; else nothing."""
+    stored = stored_records(experiment.replace("known-depth", "known-depth-map"))
+    longer = stored[stored["model"] == f"fixed {layers}, {2 * steps} steps"] if len(stored) else stored
+    if longer.empty:
+        return ""
+    values = with_hops(longer)["hops"]
+    seeds = f"{count(len(values))} seed{'' if len(values) == 1 else 's'}"
+    return f" In twice the steps, {count(layers)} layers come to {shares(values)} % ({seeds})."
 
 
 def shares(values: pd.Series) -> str:
@@ -143,12 +167,9 @@ def known_depth_headline(folder: Path | None = None) -> None:
         print("No stored record of this task ships with this copy: run the notebook to make some.")
         return
     first = records["record"].iloc[0]
-    train = first["config"]["train"]
-    steps = train["epochs"] * (train["windows"] // train["batch_size"])
-    note = (
-        f"Points of accuracy at the hard answers of {first['data']['name']}, width "
-        f"{first['config']['model']['d_model']}, {steps:,} steps. A claim needs six seeds."
-    )
+    width, steps = first["config"]["model"]["d_model"], steps_of(first["config"])
+    task = first["data"]["name"]
+    note = f"Points of accuracy at the hard answers of {task}, width {width}, {steps:,} steps."
     show(hops_sentence(records), hops_verdicts(records), note)
     draw_known_depth(records)
 

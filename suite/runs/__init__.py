@@ -17,7 +17,7 @@ from .experiments import (
     text_of,
     vocabulary_runs,
 )
-from .known_depth import known_depth_models, known_depth_runs, size_of
+from .known_depth import NARROW, known_depth_models, known_depth_runs, size_of
 from .records import (
     check_one_kind,
     evaluate_following,

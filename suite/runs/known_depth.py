@@ -36,6 +36,8 @@ SIZES = {
     "quick": dict(task="hops-8-3", layers=4, width=32, steps=800, target=2.4),
     "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1),
 }
+# Half of these layers stay behind all of them, however long they train
+NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, target=2.3)
 
 
 def size_of(s: Settings) -> dict:
@@ -43,9 +45,9 @@ def size_of(s: Settings) -> dict:
     return SIZES.get(s.preset, SIZES["usual"])
 
 
-def known_depth_models(s: Settings) -> Changes:
+def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
     """Fixed depth whole and halved, and four ways to choose who is deep at about half of the cost."""
-    size = size_of(s)
+    size = size or size_of(s)
     N, target = size["layers"], size["target"]
     fixed, routed = dict(routing="none"), dict(target_depth=target)
     return {
@@ -58,9 +60,14 @@ def known_depth_models(s: Settings) -> Changes:
     }
 
 
-def known_depth_runs(s: Settings, models: Changes, experiment: str = "known-depth") -> list[Run]:
-    """One Run per seed and model label on the task of a preset: windows without end, each seen once."""
-    size = size_of(s)
+def known_depth_runs(
+    s: Settings, models: Changes, experiment: str = "known-depth", size: dict | None = None
+) -> list[Run]:
+    """One Run per seed and model label on the task of a preset: windows without end, each seen once.
+
+    size: in place of the preset's, for instance NARROW.
+    """
+    size = size or size_of(s)
     width, steps = size["width"], size["steps"]
     base = ModelConfig(
         vocab_size=1, n_layers=size["layers"], d_model=width, n_heads=4, d_ff=4 * width, max_len=64,
