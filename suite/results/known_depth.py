@@ -34,7 +34,8 @@ LABELS = {
     "planted": "the plan written down",
     "worth": "token worth",
     "mor": "MoR of version 0.2.0",
-    "random": "blind routing",
+    "blind": "blind, whole tokens",
+    "random": "blind, layer by layer",
     "frozen": "untrained router",
 }
 DRAWN = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 import morlib
 from morlib import Decision, ModelConfig, StepInput, TrainConfig
 
@@ -28,7 +30,42 @@ class PlantedHops(morlib.Policy):
         return Decision(((behind < 0) | (behind % 3 == 1)).long())
 
 
-morlib.POLICIES["planted-hops-8"] = PlantedHops
+class BlindTokens(morlib.Policy):
+    """The control of a router that decides once: as many tokens run all layers, drawn blindly.
+
+    Training draws anew, with the share exact in each batch. In inference a token's draw depends on its
+    position and its row alone, as in RandomPolicy. (Blind draws for each layer apart, which "random" makes,
+    are a weaker control: hardly any token runs all layers then.)
+    """
+
+    ALWAYS = morlib.WorthRouter.ALWAYS
+    version = "1"
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        if cfg.target_depth is None or not self.ALWAYS < cfg.target_depth < cfg.n_layers:
+            wanted = f"a target_depth above {self.ALWAYS} and below n_layers ({cfg.n_layers})"
+            raise ValueError(f"ModelConfig: routing blind-tokens needs {wanted}, not {cfg.target_depth}")
+        self.share = (cfg.target_depth - self.ALWAYS) / (cfg.n_layers - self.ALWAYS)
+        self.register_buffer("table", torch.rand(cfg.max_len))
+
+    def shares(self) -> list[float]:
+        return [1.0] * self.ALWAYS + [self.share] * (self.cfg.n_layers - self.ALWAYS)
+
+    def forward(self, step: StepInput) -> Decision:
+        if step.layer < self.ALWAYS:
+            return Decision()
+        if "decision" not in step.memory:
+            n, device = len(step.index), step.index.device
+            if step.sampling:
+                draw = (torch.randperm(n, device=device) + 0.5) / n
+            else:  # spread over rows by the golden ratio
+                draw = (self.table[step.position] + 0.6180339887498949 * step.row).remainder(1)
+            step.memory["decision"] = Decision((draw < self.share + (1 - self.share) * step.full).long())
+        return step.memory["decision"]
+
+
+morlib.POLICIES |= {"planted-hops-8": PlantedHops, "blind-tokens": BlindTokens}
 
 # Of each preset: the task, its models' depth and width, steps of training, and the depth that is asked for
 SIZES = {
@@ -46,7 +83,7 @@ def size_of(s: Settings) -> dict:
 
 
 def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
-    """Fixed depth whole and halved, and four ways to choose who is deep at about half of the cost."""
+    """Fixed depth whole and halved, and five ways to choose who is deep at about half of the cost."""
     size = size or size_of(s)
     N, target = size["layers"], size["target"]
     fixed, routed = dict(routing="none"), dict(target_depth=target)
@@ -55,6 +92,7 @@ def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
         "fixed-deep": (fixed, {}),
         "planted": (dict(routing="planted-hops-8"), {}),
         "worth": (routed | dict(routing="worth"), dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2)),
+        "blind": (routed | dict(routing="blind-tokens"), dict(depth_warmup=0.2)),
         "mor": (routed | dict(routing="mor"), dict(router_lr=2.5e-4)),
         "frozen": (routed | dict(routing="frozen"), {}),
     }
