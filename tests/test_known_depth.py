@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import morlib
 from suite import results, runs, texts
 from suite.results.dial import follows
-from suite.texts import known_depth
-from suite.texts.known_depth import KINDS, SEEDS, WINDOWS, Hops
+from suite.texts import drawn, known_depth
+from suite.texts.drawn import SEEDS, WINDOWS
+from suite.texts.known_depth import KINDS, Hops
 
 TASKS = st.builds(Hops, symbols=st.integers(4, 10), hops=st.integers(1, 9))
 PARTS = st.sampled_from(list(WINDOWS))
@@ -26,7 +27,7 @@ def generator(seed=0):
 def read(task, line):
     """A line's table as a dict, and its triples (k, x, answer or None), letter by letter."""
     text = task.tokenizer.decode(line.tolist())
-    letters = known_depth.SYMBOLS[: task.symbols]
+    letters = drawn.SYMBOLS[: task.symbols]
     table = dict(zip(letters, text))
     rest = text[task.symbols :]
     triples = [rest[i : i + 3] for i in range(0, len(rest), 3)]
@@ -170,7 +171,7 @@ def test_answers_say_what_a_reader_would(task, more, seed):
     asked, places = task.answers(lines), task.places(lines.shape[1] - 1)
     for i, line in enumerate(lines):
         table, triples = read(task, line)
-        letters = known_depth.SYMBOLS
+        letters = drawn.SYMBOLS
         assert asked["k"][i].tolist() == [k for k, _, _ in triples]
         assert [letters[x] for x in asked["x"][i]] == [x for _, x, _ in triples]
         assert [letters[y] for y in asked["answer"][i]] == [y for _, _, y in triples]

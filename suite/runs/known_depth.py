@@ -9,25 +9,38 @@ import torch
 import morlib
 from morlib import Decision, ModelConfig, StepInput, TrainConfig
 
+from ..texts import Chains, Drawn, Hops
 from .experiments import Changes, Run
 from .settings import Settings
 
 
-class PlantedHops(morlib.Policy):
-    """The plan written down, the most a router could find. For the task hops-8-K.
+class Planted(morlib.Policy):
+    """A plan written down, the most a router could find: the kinds DEEP run every layer, others the first."""
 
-    The table's tokens and each x run every layer, all others the first one only. Hops are followed at x, and
-    read from the table. The number before x is looked up by x, and the answer behind it is of no further use.
-    """
-
-    SYMBOLS = 8
+    TASK: Drawn
+    DEEP: tuple[str, ...]
     version = "1"
 
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        deep = [kind in self.DEEP for kind in self.TASK.kinds(cfg.max_len)]
+        self.register_buffer("deep", torch.tensor(deep).long(), persistent=False)  # [max_len]
+
     def forward(self, step: StepInput) -> Decision:
-        if step.layer == 0:
-            return Decision()
-        behind = step.position - self.SYMBOLS
-        return Decision(((behind < 0) | (behind % 3 == 1)).long())
+        return Decision(self.deep[step.position] if step.layer else None)
+
+
+class PlantedHops(Planted):
+    """For hops-8-K. Hops are followed at x, and read from the table. The number before x is looked up by x,
+    and the answer behind it is of no further use."""
+
+    TASK, DEEP = Hops(8, 6), ("table", "x")
+
+
+class PlantedChains(Planted):
+    """For chains-12-K. A variable's value stands at its argument, and is looked up by x."""
+
+    TASK, DEEP = Chains(12, 6), ("argument", "x")
 
 
 class BlindTokens(morlib.Policy):
@@ -65,7 +78,11 @@ class BlindTokens(morlib.Policy):
         return step.memory["decision"]
 
 
-morlib.POLICIES |= {"planted-hops-8": PlantedHops, "blind-tokens": BlindTokens}
+morlib.POLICIES |= {
+    "planted-hops-8": PlantedHops,
+    "planted-chains-12": PlantedChains,
+    "blind-tokens": BlindTokens,
+}
 
 # Of each preset: the task, its models' depth and width, steps of training, and the depth that is asked for
 SIZES = {

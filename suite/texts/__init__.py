@@ -1,6 +1,8 @@
 """Texts: where they are found, their tokens and parts, what counting achieves, and writing with a model."""
 
+from .chains import Chains
 from .corpus import Corpus, load_corpus
+from .drawn import Drawn
 from .figures import draw_splits, headline, stored_floors
 from .known_depth import Hops
 from .models import load_model, save_model
@@ -12,8 +14,10 @@ from .writing import write
 __all__ = [
     "CORPORA",
     "TOKENIZERS",
+    "Chains",
     "CharTokenizer",
     "Corpus",
+    "Drawn",
     "Hops",
     "SubwordTokenizer",
     "Tokenizer",

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from suite import files
 
-from .known_depth import Hops, made
+from .drawn import Drawn
+from .known_depth import made
 from .ngrams import ngram_floor
 from .sources import CORPORA, folder_name, read_files, text_files
 from .tokenizers import CharTokenizer, SubwordTokenizer, Tokenizer
@@ -130,7 +131,7 @@ def load_corpus(
     tokenizer: str | Tokenizer | None = None,
     subwords: int = 4000,
     max_chars: int | None = None,
-) -> Corpus | Hops:
+) -> Corpus | Drawn:
     """A corpus by name ("tinyshakespeare", "balcony", "bangla"), or from UTF-8 text files of your own.
 
     "hops-8-6" is the task of known depth with 8 symbols and up to 6 hops; it takes no other argument.

@@ -15,24 +15,21 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from suite import files
-
-from .ngrams import ngram_surprisal
+from .chains import Chains
+from .drawn import SYMBOLS, Drawn
 from .tokenizers import CharTokenizer
 
 KINDS = ("table", "k", "x", "answer")  # of the token that is read
-SEEDS = {"train": 10**12, "val": 10**12 + 1, "heldout": 10**12 + 2}  # that no training takes
-WINDOWS = {"train": 2000, "val": 500, "heldout": 2000}
-SYMBOLS, NUMBERS = "abcdefghijklmnopqrstuvwxyz", "123456789"
+NUMBERS = "123456789"
 
 
 @dataclass(eq=False)
-class Hops:
+class Hops(Drawn):
     """Lines drawn without end from a seed: a corpus like any other, without bytes.
 
     A tenth of all tables is for held-out lines, a tenth for validation, and the others are for training: no
@@ -42,8 +39,6 @@ class Hops:
     symbols: int = 8  # m
     hops: int = 6  # K: the most that is asked for
     length: int = 64  # of the lines that floors and sizes are given for
-    split = "full"
-    source = "drawn from a seed"
 
     def __post_init__(self):
         if not 4 <= self.symbols <= len(SYMBOLS) or not 1 <= self.hops <= len(NUMBERS):
@@ -54,25 +49,6 @@ class Hops:
     @property
     def name(self) -> str:
         return f"hops-{self.symbols}-{self.hops}"
-
-    @property
-    def vocab_size(self) -> int:
-        return self.hops + self.symbols
-
-    @property
-    def vocabulary(self) -> str:
-        return self.tokenizer.identity
-
-    def draw(self, windows: int, length: int, generator: torch.Generator) -> Tensor:
-        """Random training lines int64 [windows, length + 1]."""
-        return self._lines(windows, length, generator, "train")
-
-    def windows(self, part: str, length: int, most: int | None = None) -> Tensor:
-        """The lines int64 [n, length + 1] of a part; those of "train" are some that training may draw."""
-        if part not in WINDOWS:
-            raise ValueError(f"part must be one of {', '.join(WINDOWS)}, not {part!r}")
-        generator = torch.Generator().manual_seed(SEEDS[part])
-        return self._lines(WINDOWS[part], length, generator, part)[:most]
 
     def _lines(self, n: int, length: int, generator: torch.Generator, part: str) -> Tensor:
         m, K = self.symbols, self.hops
@@ -96,37 +72,6 @@ class Hops:
             found.append(tables[own][:left])
             left -= len(found[-1])
         return torch.cat(found)
-
-    @cached_property
-    def floors(self) -> dict:
-        """Of bigrams and trigrams, as `Corpus.floors`: they see neither the table nor the question whole.
-
-        Counted on the "train" lines. A line's first token is not counted, for no model predicts it.
-        """
-        return {
-            str(order): {part: self._floor(part, order) for part in ("val", "heldout")} for order in (2, 3)
-        }
-
-    def _floor(self, part: str, order: int) -> dict[str, float]:
-        train, lines = self.windows("train", self.length).flatten(), self.windows(part, self.length)
-        text = torch.cat([lines[-1, 1 - order :], lines.flatten()])  # something before the first line
-        found = ngram_surprisal(train, text, order, self.vocab_size)
-        surprisal, correct = (values.reshape(lines.shape)[:, 1:] for values in found)
-        return dict(loss=float(surprisal.mean()), accuracy=float(100 * correct.mean()))
-
-    def describe(self) -> dict:
-        """What a record says of the task. The hash is that of the held-out lines."""
-        lines = self.windows("heldout", self.length)
-        sizes = {part: n * self.length for part, n in WINDOWS.items()} | dict(train="drawn without end")
-        return dict(
-            name=self.name,
-            sha256=files.sha256(lines.numpy().tobytes()),
-            split=self.split,
-            source=self.source,
-            tokenizer="symbols",
-            vocab_size=self.vocab_size,
-            tokens=sizes,
-        )
 
     # ---- What the answers say ----
 
@@ -153,35 +98,6 @@ class Hops:
         before = torch.ones(len(places), len(places), dtype=torch.bool).tril(-1)
         return dict(k=k, x=x, answer=answer, hard=long & ~(same & before).any(-1))
 
-    def by_hops(self, seen: dict[str, Tensor], lines: Tensor) -> list[dict]:
-        """One row a k, from `morlib.score` of lines [n, L + 1].
-
-        accuracy and all: share right (%) of the hard and of all answers; depth: mean depth at the x of the
-        hard ones; answers: how many are hard.
-        """
-        asked, places = self.answers(lines), self.places(lines.shape[1] - 1)
-        correct, depth = seen["correct"][:, places].double(), seen["depth"][:, places].double()
-        rows = []
-        for k in range(1, self.hops + 1):
-            every = asked["k"] == k
-            hard = every & asked["hard"]
-            right, among_all = 100 * correct[hard].mean().item(), 100 * correct[every].mean().item()
-            mean_depth, n = depth[hard].mean().item(), int(hard.sum())
-            rows.append(dict(k=k, accuracy=right, all=among_all, depth=mean_depth, answers=n))
-        return rows
-
-    def details(self, seen: dict[str, Tensor], lines: Tensor) -> dict:
-        """What a record keeps beside loss and depth: `by_hops` and `depth_by_kind`."""
-        return dict(by_hops=self.by_hops(seen, lines), depth_by_kind=self.depth_by_kind(seen))
-
-    def depth_by_kind(self, seen: dict[str, Tensor]) -> dict[str, float]:
-        """Mean depth of the tokens of each kind, from `morlib.score`."""
-        depth = seen["depth"].double().mean(0)  # [L]
-        kinds = self.kinds(len(depth))
-        return {
-            kind: depth[[t for t, name in enumerate(kinds) if name == kind]].mean().item() for kind in KINDS
-        }
-
     def shortcuts(self, lines: Tensor) -> dict[str, dict[int, dict[str, float]]]:
         """What needs no hops, in per cent of hard and of all answers, by k.
 
@@ -195,11 +111,11 @@ class Hops:
             for b in range(a):  # a later triple overrules an earlier one
                 copied[:, a] = torch.where(x[:, b] == x[:, a], asked["answer"][:, b], copied[:, a])
         tried = {"x": x, "f(x)": table.gather(1, x), "copy": copied}
-        found = {"guess": {k: dict(hard=100 / self.symbols, all=100 / self.symbols) for k in self._numbers()}}
+        found = {"guess": {k: dict(hard=100 / self.symbols, all=100 / self.symbols) for k in self.numbers()}}
         for name, guess in tried.items():
             right = (guess == asked["answer"]).double()
             found[name] = {}
-            for k in self._numbers():
+            for k in self.numbers():
                 every = asked["k"] == k
                 hard = every & asked["hard"]
                 found[name][k] = {
@@ -208,7 +124,7 @@ class Hops:
                 }
         return found
 
-    def _numbers(self) -> range:
+    def numbers(self) -> range:
         return range(1, self.hops + 1)
 
     def least_loss(self, length: int) -> float:
@@ -240,7 +156,7 @@ def hop(table: Tensor, x: Tensor, k: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def made(name: str) -> Hops | None:
-    """The task that a name like "hops-8-6" (symbols, hops) stands for; None for other names."""
-    match = re.fullmatch(r"hops-(\d+)-(\d+)", name)
-    return Hops(int(match[1]), int(match[2])) if match else None
+def made(name: str) -> Drawn | None:
+    """The task that a name stands for: "hops-8-6" (symbols, hops), "chains-12-6" (variables, deepest)."""
+    match = re.fullmatch(r"(hops|chains)-(\d+)-(\d+)", name)
+    return {"hops": Hops, "chains": Chains}[match[1]](int(match[2]), int(match[3])) if match else None
