@@ -153,6 +153,12 @@ def longer_sentence(experiment: str, layers: int, steps: int) -> str:
     return f" In twice the steps, {count(layers)} layers come to {shares(values)} % ({seeds})."
 
 
+def worth_on_text(experiment: str) -> pd.DataFrame:
+    """The stored records of an experiment on text, with those of token worth on the same text and seeds."""
+    own, added = stored_records(experiment), stored_records(f"{experiment}-worth")
+    return pd.concat([own, added.assign(experiment=experiment, model="token worth")], ignore_index=True)
+
+
 def shares(values: pd.Series) -> str:
     """Mean and interval of six seeds or more; of fewer, the range that they span."""
     if len(values) >= LEAST_SEEDS:

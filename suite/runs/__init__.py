@@ -16,6 +16,7 @@ from .experiments import (
     study_runs,
     text_of,
     vocabulary_runs,
+    worth_runs,
 )
 from .known_depth import NARROW, known_depth_models, known_depth_runs, size_of
 from .records import (

@@ -90,7 +90,7 @@ SIZES = {
     "quick": dict(task="hops-8-3", layers=4, width=32, steps=800, target=2.4),
     "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1),
 }
-# Half of these layers stay behind all of them, however long they train
+# A setting in which half of the layers are still behind after twice the steps
 NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, target=2.3)
 
 
