@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 OUT := $(if $(MORLIB_OUTPUTS),$(shell realpath -m -- "$(MORLIB_OUTPUTS)"),$(CURDIR)/outputs)
 
-.PHONY: run paper test stored properties-a-to-m properties-n-to-z notebooks bench reference report clean
+.PHONY: install run paper test stored properties-a-to-m properties-n-to-z notebooks bench reference report clean
+
+install: $(VENV)/ready
 
 # On a CPU the notebooks run side by side, as many as the preset has jobs (or MORLIB_JOBS), each on one core. The longest come
 # first. On a card they run one after another. 05 takes the models of 02 and 04 over, and waits for those under way.
@@ -87,10 +89,11 @@ reference: $(VENV)/ready
 report: $(VENV)/ready
 	@$(BIN)/python -m suite.report
 
+# Not compiled: most modules are never imported, and the others are compiled when they are.
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
 	@touch $@
 
 clean:
