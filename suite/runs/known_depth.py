@@ -85,11 +85,11 @@ morlib.POLICIES |= {
 }
 
 # Of each preset: the task, its models' depth and width, steps of training, the depth that is asked for, and
-# how many held-out lines a model is judged on (None: all)
+# how many held-out lines a model is judged on where it is not all
 SIZES = {
     "smoke": dict(task="hops-8-2", layers=3, width=16, steps=40, target=2.0, heldout=100),
     "quick": dict(task="hops-8-3", layers=4, width=32, steps=400, target=2.4, heldout=500),
-    "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1, heldout=None),
+    "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1),
 }
 # Half of these layers stay behind all of them, however long they train
 NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, target=2.3)
@@ -131,7 +131,7 @@ def known_depth_runs(
     )  # fmt: skip
     train = TrainConfig(
         epochs=10, windows=64 * steps // 10, batch_size=64, lr=2e-3, evaluations=max(steps // 500, 2),
-        heldout_windows=size["heldout"],
+        heldout_windows=size.get("heldout"),
     )  # fmt: skip
     corpus = (("name", size["task"]), ("split", "full"))
     runs = []
