@@ -57,10 +57,10 @@ properties-a-to-m:
 	$(BIN)/python -m pytest -q tests/test_[a-m]*.py
 
 stored:
-	MORLIB_PRESET=stored MORLIB_OUTPUTS=$$MORLIB_OUTPUTS/stored $(BIN)/python -m pytest -q --nbval-lax -p no:cacheprovider notebooks
+	MORLIB_PRESET=stored MORLIB_OUTPUTS="$(OUT)/stored" $(BIN)/python -m pytest -q --nbval-lax -p no:cacheprovider notebooks
 
 $(SMOKE): smoke-%:
-	MORLIB_PRESET=smoke $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --output-dir $$MORLIB_OUTPUTS notebooks/$*.ipynb
+	MORLIB_PRESET=smoke $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --output-dir "$(OUT)" notebooks/$*.ipynb
 
 # The notebooks as committed: executed in place from the stored records, nothing is trained.
 notebooks: export MORLIB_PRESET := stored
