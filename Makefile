@@ -6,34 +6,61 @@ BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 OUT := $(if $(MORLIB_OUTPUTS),$(shell realpath -m -- "$(MORLIB_OUTPUTS)"),$(CURDIR)/outputs)
 
-.PHONY: run paper test notebooks bench reference report clean
+.PHONY: install run paper test stored properties-a-to-m properties-n-to-z notebooks bench reference report clean
+
+install: $(VENV)/ready
+
+# On a CPU the notebooks run side by side, as many as the preset has jobs (or MORLIB_JOBS), each on one core. The longest come
+# first. On a card they run one after another. 05 takes the models of 02 and 04 over, and waits for those under way.
+JOBS_HERE := $(BIN)/python -c 'from suite import runs; s = runs.settings({}); print(s.jobs if runs.pick_device()[0].type == "cpu" else 1)'
+LONGEST := $(foreach number,04 02 03 07,$(wildcard notebooks/$(number)_*.ipynb))
+EXECUTED := $(patsubst notebooks/%.ipynb,execute-%,$(LONGEST) $(filter-out $(LONGEST),$(NOTEBOOKS)))
+SIDE_BY_SIDE = $(MAKE) --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync=$(1))
 
 run: $(VENV)/ready
 	@mkdir -p "$(OUT)"
-	@for notebook in $(NOTEBOOKS); do \
-		echo "== $$notebook"; \
-		MORLIB_OUTPUTS="$(OUT)" $(BIN)/papermill $$notebook "$(OUT)/$$(basename $$notebook)" --cwd notebooks -k python3 || exit 1; \
-	done
+	@jobs=$$($(JOBS_HERE)) || exit 1; \
+	if [[ $$jobs != 1 ]]; then export MORLIB_JOBS=1 OMP_NUM_THREADS=1 NO_BAR=--no-progress-bar; fi; \
+	$(call SIDE_BY_SIDE,none) -j$$jobs $(EXECUTED)
 	@echo; echo "Done. Look at:"; \
 	echo "  $(OUT)/*.ipynb           the executed notebooks: tables and figures with what they mean"; \
 	echo "  $(OUT)/figures           the figures as PNG"; \
 	echo "  $(OUT)/results           one JSON record a run"; \
 	echo "  $(OUT)/routing_text.html a text coloured by depth (open it in a browser)"
 
+$(EXECUTED): execute-%:
+	@echo "== notebooks/$*.ipynb begins"; \
+	MORLIB_OUTPUTS="$(OUT)" $(BIN)/papermill notebooks/$*.ipynb "$(OUT)/$*.ipynb" --cwd notebooks -k python3 $$NO_BAR && \
+	echo "== notebooks/$*.ipynb: $$SECONDS seconds"
+
 paper: export MORLIB_PRESET := paper
 paper: run
 
-# Style; the properties; the committed notebooks against the stored records; every training path at a test's size.
+# Style; then, two at a time: the properties; the committed notebooks against the stored records; every training path at a
+# test's size. Notebooks 02 and 03 are executed so by tests/test_runs.py and tests/test_kaggle.py.
+SMOKE := $(patsubst notebooks/%.ipynb,smoke-%,$(filter-out notebooks/02_% notebooks/03_%,$(NOTEBOOKS)))
+CHECKS := properties-n-to-z properties-a-to-m stored $(SMOKE)
+
 test: export TQDM_DISABLE := 1
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/ready
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . || { echo "style: ruff check --fix . and ruff format . put most of it right"; exit 1; }
-	@scratch=$$(mktemp -d); export MORLIB_OUTPUTS=$$scratch; \
-	$(BIN)/python -m pytest -q tests && \
-	MORLIB_PRESET=stored $(BIN)/python -m pytest -q --nbval-lax -p no:cacheprovider notebooks && \
-	for notebook in $(NOTEBOOKS); do echo "smoke: $$notebook"; \
-		MORLIB_PRESET=smoke $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --output-dir $$scratch $$notebook || exit 1; done; \
-	status=$$?; rm -rf $$scratch; exit $$status
+	@echo "two checks at a time, each printed when it is done: $(CHECKS)"; \
+	export MORLIB_OUTPUTS=$$(mktemp -d); \
+	$(call SIDE_BY_SIDE,target) --keep-going -j2 $(CHECKS); \
+	status=$$?; rm -rf "$$MORLIB_OUTPUTS"; exit $$status
+
+properties-n-to-z:
+	$(BIN)/python -m pytest -q tests/test_[n-z]*.py
+
+properties-a-to-m:
+	$(BIN)/python -m pytest -q tests/test_[a-m]*.py
+
+stored:
+	MORLIB_PRESET=stored MORLIB_OUTPUTS="$(OUT)/stored" $(BIN)/python -m pytest -q --nbval-lax -p no:cacheprovider notebooks
+
+$(SMOKE): smoke-%:
+	MORLIB_PRESET=smoke $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --output-dir "$(OUT)" notebooks/$*.ipynb
 
 # The notebooks as committed: executed in place from the stored records, nothing is trained.
 notebooks: export MORLIB_PRESET := stored
@@ -62,10 +89,11 @@ reference: $(VENV)/ready
 report: $(VENV)/ready
 	@$(BIN)/python -m suite.report
 
+# Not compiled: most modules are never imported, and the others are compiled when they are.
 $(VENV)/ready: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements.txt
 	@touch $@
 
 clean:

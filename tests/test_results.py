@@ -584,6 +584,13 @@ def test_the_notebook_about_bangla_refuses_what_it_cannot_do(given):
         exec("".join(cells[at + 1]["source"]), space)
 
 
+def test_the_vocabularies_that_are_compared_suit_the_preset():
+    few, many = (runs.settings(dict(preset=name)) for name in ("quick", "cpu"))
+    assert bangla_findings.checked(few, None) == [1000]
+    assert bangla_findings.checked(many, None) == [1000, 4000, 16_000], "those of the stored records"
+    assert bangla_findings.checked(few, [4000]) == [4000]
+
+
 @pytest.mark.parametrize("name", ("02_exp1_efficiency", "03_exp2_equal_cost", "04_bangla"))
 def test_a_committed_notebook_shows_the_stored_records(name):
     """Its first output is the stored answer, it was executed under `stored`, and its cells are short."""

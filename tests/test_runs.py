@@ -625,6 +625,15 @@ def test_settings_resolve_in_order(monkeypatch):
     assert runs.settings({}).preset == "paper"
 
 
+def test_the_environment_says_how_many_jobs_where_a_reader_does_not(monkeypatch):
+    monkeypatch.setenv("MORLIB_JOBS", "3")
+    assert [runs.settings(dict(preset=name)).jobs for name in ("quick", "paper")] == [3, 3]
+    assert runs.settings(dict(preset="quick", jobs=1)).jobs == 1
+    monkeypatch.setenv("MORLIB_JOBS", "many")
+    with pytest.raises(ValueError, match="jobs must be int, not str 'many'"):
+        runs.settings(dict(preset="quick"))
+
+
 def test_the_preset_of_committed_notebooks_is_that_of_the_records(monkeypatch):
     monkeypatch.setenv("MORLIB_PRESET", "stored")
     s, cpu = runs.settings(dict(preset="auto")), runs.settings(dict(preset="cpu"))
@@ -781,6 +790,32 @@ FIRST_CELL = [
 def test_there_is_a_notebook_for_each_question():
     names = "01_data 02_exp1_efficiency 03_exp2_equal_cost 04_bangla 05_routing_analysis 06_deployment"
     assert [path.stem for path in NOTEBOOKS] == [*names.split(), "07_known_depth"]
+
+
+def made_of(target):
+    """The words of the commands that `make` would give for a target."""
+    plain = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    done = subprocess.run(["make", "-n", target], cwd=files.ROOT, env=plain, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.replace(";", " ").split()
+
+
+def test_make_leaves_no_notebook_and_no_test_out():
+    names = [path.stem for path in NOTEBOOKS]
+    executed = [word for word in made_of("run") if word.startswith("execute-")]
+    assert sorted(executed) == [f"execute-{name}" for name in names]
+    checks = made_of("test")
+    here = {"02_exp1_efficiency": "test_runs.py", "03_exp2_equal_cost": "test_kaggle.py"}
+    for name in names:
+        if name in here:  # executed under the preset smoke by a test
+            text = (files.ROOT / "tests" / here[name]).read_text(encoding="utf-8")
+            assert f'"{name}", tmp_path, preset="smoke"' in text or f'"{name}", preset="smoke"' in text
+        else:
+            assert f"smoke-{name}" in checks
+    assert {"stored", "properties-a-to-m", "properties-n-to-z"} <= set(checks)
+    commands = [word for part in ("a-to-m", "n-to-z") for word in made_of(f"properties-{part}")]
+    found = [path for word in commands if word.startswith("tests/") for path in files.ROOT.glob(word)]
+    assert sorted(found) == sorted((files.ROOT / "tests").glob("test_*.py"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -15,6 +15,7 @@ from ..texts import Corpus, load_corpus
 from .bangla import code_points, conjuncts_whole, script_shares, segmentation, surfaces
 
 FILE = "findings_bangla.json"  # `bangla_` would name a record of the experiment
+VOCABULARIES = [1000, 4000, 16_000]  # the small presets have the first: many pieces train slowly
 PIECE_NEEDS = 100  # characters of training text; a vocabulary that has fewer a piece is left out
 # Words that may be written in several ways, with what is special about each
 WORDS = {
@@ -42,6 +43,19 @@ def normalisations() -> pd.DataFrame:
             "by the usual rule": code_points(usual.normalize(word)),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what")
+
+
+def checked(s: Settings, vocabularies: list[int] | None) -> list[int]:
+    """How many pieces the vocabularies that are compared have; None: what suits the preset.
+
+    Raises ValueError if one of them is no size of a vocabulary.
+    """
+    if vocabularies is None:
+        return VOCABULARIES[:1] if s.preset in ("smoke", "quick") else VOCABULARIES
+    if not all(isinstance(size, int) and size > 256 for size in vocabularies):
+        advice = f"sizes above 256 (so many pieces are bytes), not {vocabularies!r}"
+        raise ValueError(f"vocabularies must be {advice}")
+    return vocabularies
 
 
 def load_vocabularies(s: Settings, vocabularies: list[int]) -> dict[str, Corpus]:

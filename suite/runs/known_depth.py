@@ -84,10 +84,11 @@ morlib.POLICIES |= {
     "blind-tokens": BlindTokens,
 }
 
-# Of each preset: the task, its models' depth and width, steps of training, and the depth that is asked for
+# Of each preset: the task, its models' depth and width, steps of training, the depth that is asked for, and
+# how many held-out lines a model is judged on where it is not all
 SIZES = {
-    "smoke": dict(task="hops-8-2", layers=3, width=16, steps=40, target=2.0),
-    "quick": dict(task="hops-8-3", layers=4, width=32, steps=800, target=2.4),
+    "smoke": dict(task="hops-8-2", layers=3, width=16, steps=40, target=2.0, heldout=100),
+    "quick": dict(task="hops-8-3", layers=4, width=32, steps=400, target=2.4, heldout=500),
     "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1),
 }
 # A setting in which half of the layers are still behind after twice the steps
@@ -130,6 +131,7 @@ def known_depth_runs(
     )  # fmt: skip
     train = TrainConfig(
         epochs=10, windows=64 * steps // 10, batch_size=64, lr=2e-3, evaluations=max(steps // 500, 2),
+        heldout_windows=size.get("heldout"),
     )  # fmt: skip
     corpus = (("name", size["task"]), ("split", "full"))
     runs = []

@@ -90,7 +90,7 @@ def settings(namespace: dict, own: dict | None = None, only: tuple | None = None
     takes a text of the reader's own. only: the names that a notebook without training uses.
     In a notebook, parameters are what the parameters cell sets and what papermill's
     cell sets; otherwise all plain values of the namespace. None means: as the preset says. The word "none"
-    means None, where a parameter may be None.
+    means None, where a parameter may be None. MORLIB_JOBS stands in for a `jobs` of None.
     Raises ValueError that names the allowed parameters if one is unknown, ill-typed or out of range.
     """
     known = hints_of(Settings) | hints_of(ModelConfig) | hints_of(TrainConfig)
@@ -107,8 +107,11 @@ def settings(namespace: dict, own: dict | None = None, only: tuple | None = None
             options = ["auto", *table] if name == "preset" else table
             raise ValueError(f"parameter {name} must be one of {', '.join(options)}, not {value!r}")
     values = PRESETS[preset] | RECIPES[recipe] | given
-    if preset == "paper" and "jobs" not in given:
-        values["jobs"] = max(torch.cuda.device_count(), 1)  # one run a card
+    if "jobs" not in given:
+        if preset == "paper":
+            values["jobs"] = max(torch.cuda.device_count(), 1)  # one run a card
+        if jobs := os.environ.get("MORLIB_JOBS"):
+            values["jobs"] = as_meant(jobs, int)
     names = {k: v for k, v in values.items() if k in hints_of(Settings)}
     result = Settings(**names | dict(preset=preset, recipe=recipe, values=values))
     result.model(vocab_size=2)
