@@ -25,7 +25,7 @@ class PlantedHops(morlib.Policy):
         if step.layer == 0:
             return Decision()
         behind = step.position - self.SYMBOLS
-        return Decision(((behind < 0) | (behind % 3 == 1)).long())
+        return Decision(((behind < 0) | (behind % 3 == 1)).long(), lasts=True)
 
 
 morlib.POLICIES["planted-hops-8"] = PlantedHops
