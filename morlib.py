@@ -30,6 +30,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -276,24 +277,23 @@ class StepCache:
         if not self.kv:
             self.kv = [kv.new_empty(len(new), 2, kv.shape[2], 0, kv.shape[3])]
         if len(self.kv) < len(new) and len(set(new)) > 1:  # from now on rows hold differently many
-            self.kv = [row.clone() for row in self.kv[0][:, :, :, : self.count[0]].split(1)]
-        for i, added in enumerate(self._by_row(kv, new)):
-            if len(added):
-                self._write(i, added.view(len(self.kv[i]), -1, *kv.shape[1:]).permute(0, 2, 3, 1, 4))
+            self.kv = [row.clone() for row in self.kv[0].narrow(3, 0, self.count[0]).split(1)]
+        for i, added in self._by_row(kv, new):
+            held, after = self.count[i], self.count[i] + new[i]
+            if after > self.kv[i].shape[3]:
+                before = self.kv[i].narrow(3, 0, held)
+                self.kv[i] = before.new_empty(*before.shape[:3], self._room(after), before.shape[4])
+                self.kv[i].narrow(3, 0, held).copy_(before)
+            self.kv[i].narrow(3, held, new[i]).copy_(added)
         self.count = [c + n for c, n in zip(self.count, new)]
 
-    def _by_row(self, x: Tensor, new: list[int]) -> list[Tensor]:
-        """x [T, ...] of new tokens in as many parts as kv has."""
-        return [x] if len(self.kv) == 1 else x.split(new)
-
-    def _write(self, i: int, added: Tensor) -> None:
-        """Put keys and values [b, 2, H, n, D/H] behind those that kv[i] holds, and make room for them."""
-        held, kv = self.count[i], self.kv[i]
-        after = held + added.shape[3]
-        if after > kv.shape[3]:
-            self.kv[i] = kv.new_empty(*kv.shape[:3], self._room(after), kv.shape[4])
-            self.kv[i][:, :, :, :held] = kv[:, :, :, :held]
-        self.kv[i][:, :, :, held:after] = added
+    def _by_row(self, x: Tensor, new: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Of x [T, ..., D/H]: for each kv[i] that gets tokens, i and its own part [b, ..., m, D/H]."""
+        rows = [b for b, n in enumerate(new) if n]
+        if len({new[b] for b in rows}) == 1:
+            x = x.view(-1, new[rows[0]], *x.shape[1:]).movedim(1, -2)
+            return zip(rows, x.split(1 if len(self.kv) == len(new) else len(new)))
+        return zip(rows, (part[None].movedim(1, -2) for part in x.split([new[b] for b in rows])))
 
     def _room(self, n: int) -> int:
         """The smallest of the sizes GROWTH^(i + phase) that holds n; n itself while rows are short."""
@@ -308,17 +308,14 @@ class StepCache:
         Rows that always held equally many go together, others one by one. Returns [T, H, D/H].
         """
         self.append(kv, packing)
-        rows = zip(self._by_row(q, packing.counts), self.kv, self.count)
-        made = [self._attention(q, kv[:, :, :, :held]) for q, kv, held in rows if len(q)]
+        made = []
+        for i, queries in self._by_row(q, packing.counts):  # [b, H, m, D/H]
+            m, n, seen = queries.shape[2], self.count[i], None
+            if m > 1:
+                seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
+            y = F.scaled_dot_product_attention(queries, *self.kv[i].narrow(3, 0, n).unbind(1), seen)
+            made.append(y.transpose(1, 2).flatten(0, 1))
         return torch.cat(made) if len(made) > 1 else made[0]
-
-    def _attention(self, q: Tensor, kv: Tensor) -> Tensor:
-        """q [b * m, H, D/H] against kv [b, 2, H, n, D/H], whose last m are q's own; to [b * m, H, D/H]."""
-        q, n, seen = q.view(len(kv), -1, *q.shape[1:]).transpose(1, 2), kv.shape[3], None
-        if (m := q.shape[2]) > 1:
-            seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
-        k, v = kv.unbind(1)
-        return F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).flatten(0, 1)
 
 
 class Cache:
