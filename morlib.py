@@ -30,6 +30,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -223,8 +224,12 @@ class Packing:
         return torch.bincount(self.row, minlength=self.B)
 
     @cached_property
+    def counts(self) -> list[int]:  # [B] on the host
+        return [self.L] * self.B if self.full else self.count.tolist()
+
+    @cached_property
     def M(self) -> int:
-        most = self.L if self.full else int(self.count.max())
+        most = max(self.counts)
         return most if self.full or most <= 8 else -(-most // 16) * 16
 
     @cached_property
@@ -252,55 +257,47 @@ class Packing:
 
 
 class StepCache:
-    """Keys and values of the tokens executed at one step, and where each row's are.
+    """Keys and values of the tokens executed at one step.
 
-    As long as rows hold equally many they lie side by side: kv [B, room, 2, H, D/H]. From the first
-    difference on, tokens lie in the order in which they come, kv [1, room, 2, H, D/H], and `places`
-    [B, most held] says which are whose. Room grows by a 32nd at a time; `phase` in [0, 1) shifts the sizes,
+    As long as rows hold equally many they lie in one tensor kv[0] [B, 2, H, room, D/H]; from the first
+    difference on each row has its own, kv[b] [1, 2, H, room, D/H]. Either way what attention reads lies side
+    by side, and no row waits for another. Room grows by a 32nd at a time; `phase` in [0, 1) shifts the sizes,
     so that not all layers grow at one token. For use without gradients: what is held changes in place.
     """
 
     GROWTH = 33 / 32
 
     def __init__(self, B: int, phase: float = 0.0):
-        self.kv, self.places, self.count, self.phase = None, None, [0] * B, phase
+        self.kv: list[Tensor] = []
+        self.count, self.phase = [0] * B, phase
 
-    def append(self, kv: Tensor, packing: Packing) -> list[int]:
-        """Add the keys and values [T, 2, H, D/H] of new tokens. Returns how many each row got."""
-        B, T, kv = len(self.count), len(kv), kv.detach()
-        new = [packing.M] * B if packing.full else packing.count.tolist()
-        if self.kv is None:
-            self.kv = kv.new_empty(B, 0, *kv.shape[1:])
-        if self.places is None and len(set(new)) > 1:  # from now on rows hold differently many
-            self.places = np.arange(sum(self.count), dtype=np.int32).reshape(B, -1)
-            self.kv = self.kv[:, : self.count[0]].reshape(1, -1, *kv.shape[1:])
-        held = self.count[0] if self.places is None else sum(self.count)
-        added = kv.view(len(self.kv), -1, *kv.shape[1:])
-        after = held + added.shape[1]
-        if after > self.kv.shape[1]:
-            grown = kv.new_empty(len(self.kv), self._room(after), *kv.shape[1:])
-            grown[:, :held] = self.kv[:, :held]
-            self.kv = grown
-        self.kv[:, held:after] = added
-        if self.places is not None:
-            self._note_places(new, T, held)
+    def append(self, kv: Tensor, packing: Packing) -> None:
+        """Add the keys and values [T, 2, H, D/H] of new tokens."""
+        new, kv = packing.counts, kv.detach()
+        if not self.kv:
+            self.kv = [kv.new_empty(len(new), 2, kv.shape[2], 0, kv.shape[3])]
+        if len(self.kv) < len(new) and len(set(new)) > 1:  # from now on rows hold differently many
+            self.kv = [row.clone() for row in self.kv[0].narrow(3, 0, self.count[0]).split(1)]
+        for i, added in self._by_row(kv, new):
+            held, after = self.count[i], self.count[i] + new[i]
+            if after > self.kv[i].shape[3]:
+                before = self.kv[i].narrow(3, 0, held)
+                self.kv[i] = before.new_empty(*before.shape[:3], self._room(after), before.shape[4])
+                self.kv[i].narrow(3, 0, held).copy_(before)
+            self.kv[i].narrow(3, held, new[i]).copy_(added)
         self.count = [c + n for c, n in zip(self.count, new)]
-        return new
 
-    def _note_places(self, new: list[int], T: int, held: int) -> None:
-        """Write down that the T tokens from place `held` on are the next ones of their rows."""
-        most = max(c + n for c, n in zip(self.count, new))
-        if most > self.places.shape[1]:
-            wider = round(most * self.GROWTH) - self.places.shape[1]
-            self.places = np.pad(self.places, ((0, 0), (0, wider)))
-        rows = np.repeat(np.arange(len(new)), new)  # [T]
-        first = np.repeat(np.cumsum(new) - new, new)  # [T] the first new token of each one's row
-        column = np.repeat(self.count, new) + np.arange(T) - first
-        self.places[rows, column] = held + np.arange(T)
+    def _by_row(self, x: Tensor, new: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Of x [T, ..., D/H]: for each kv[i] that gets tokens, i and its own part [b, ..., m, D/H]."""
+        rows = [b for b, n in enumerate(new) if n]
+        if len({new[b] for b in rows}) == 1:
+            x = x.view(-1, new[rows[0]], *x.shape[1:]).movedim(1, -2)
+            return zip(rows, x.split(1 if len(self.kv) == len(new) else len(new)))
+        return zip(rows, (part[None].movedim(1, -2) for part in x.split([new[b] for b in rows])))
 
     def _room(self, n: int) -> int:
         """The smallest of the sizes GROWTH^(i + phase) that holds n; n itself while rows are short."""
-        if n < 32 * len(self.count) / len(self.kv):
+        if n < 32:
             return n
         power = math.ceil(math.log(n, self.GROWTH) - self.phase) + self.phase
         return max(n, round(self.GROWTH**power))
@@ -308,35 +305,17 @@ class StepCache:
     def attend(self, q: Tensor, kv: Tensor, packing: Packing) -> Tensor:
         """Add new tokens q [T, H, D/H], kv [T, 2, H, D/H]; each looks at what its row holds up to itself.
 
-        Rows that always held equally many go together, and so do rows that get one token each. Others go one
-        by one. Returns [T, H, D/H].
+        Rows that always held equally many go together, others one by one. Returns [T, H, D/H].
         """
-        new = self.append(kv, packing)
-        if self.places is None:
-            q = q.view(len(new), -1, *q.shape[1:])
-            return self._attention(q, self.kv[:, : self.count[0]])
-        if max(new) == 1:
-            rows = [b for b, n in enumerate(new) if n]
-            count = np.asarray(self.count)[rows, None]  # [T, 1]
-            seen = torch.from_numpy(np.arange(count.max()) < count).to(q.device)
-            held = self._at(self.places[rows, : count.max()])
-            return self._attention(q[:, None], held, seen[:, None, None])
-        rows = zip(q.split(new), self.places, self.count, new)
-        return torch.cat([self._attention(q[None], self._at(p[None, :held])) for q, p, held, n in rows if n])
-
-    def _attention(self, q: Tensor, kv: Tensor, seen: Tensor | None = None) -> Tensor:
-        """q [b, m, H, D/H] against kv [b, n, 2, H, D/H], whose last m are q's own; to [b * m, H, D/H]."""
-        m, n = q.shape[1], kv.shape[1]
-        if m > 1:
-            seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
-        k, v = kv.unbind(2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(0, 1)
-
-    def _at(self, places: np.ndarray) -> Tensor:
-        """Keys and values [rows, n, 2, H, D/H] at places [rows, n]."""
-        index = torch.from_numpy(places.ravel()).to(self.kv.device)
-        return self.kv[0].index_select(0, index).view(*places.shape, *self.kv.shape[2:])
+        self.append(kv, packing)
+        made = []
+        for i, queries in self._by_row(q, packing.counts):  # [b, H, m, D/H]
+            m, n, seen = queries.shape[2], self.count[i], None
+            if m > 1:
+                seen = torch.ones(m, n, dtype=torch.bool, device=q.device).tril(n - m)
+            y = F.scaled_dot_product_attention(queries, *self.kv[i].narrow(3, 0, n).unbind(1), seen)
+            made.append(y.transpose(1, 2).flatten(0, 1))
+        return torch.cat(made) if len(made) > 1 else made[0]
 
 
 class Cache:
@@ -357,8 +336,8 @@ class Cache:
         return sum(sum(step.count) for step in self.steps.values())
 
     def bytes(self) -> int:
-        """Allocated bytes of all tensors. The table `places` on the host adds 4 bytes a place."""
-        held = [step.kv for step in self.steps.values() if step.kv is not None]
+        """Allocated bytes of all tensors."""
+        held = [kv for step in self.steps.values() for kv in step.kv]
         return sum(t.nbytes for t in [*held, *self.prefix.values()])
 
 
@@ -375,16 +354,18 @@ class Attention(nn.Module):
         self.proj = nn.Linear(cfg.d_model, cfg.d_model)
 
     def forward(self, x: Tensor, packing: Packing, past: StepCache | None = None,
-                key_bias: Tensor | None = None) -> Tensor:  # fmt: skip
+                mask: Tensor | None = None) -> Tensor:  # fmt: skip
         T, D = x.shape
         qkv = self.qkv(x).view(T, 3, self.n_heads, D // self.n_heads)
-        if past is not None and past.kv is not None:
+        if past is not None and past.kv:
             return self.proj(past.attend(qkv[:, 0], qkv[:, 1:], packing).reshape(T, D))
         if past is not None:
             past.append(qkv[:, 1:], packing)
         q, k, v = (t.transpose(1, 2) for t in packing.pad(qkv).unbind(2))  # each [B, H, M, D/H]
-        mask = None if key_bias is None else key_mask(key_bias, packing).to(q.dtype)
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+        if mask is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:  # written out: where a mask needs a gradient, torch's own takes half as long again
+            y = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).add_(mask).softmax(-1) @ v
         return self.proj(packing.unpad(y.transpose(1, 2)).reshape(T, D))
 
 
@@ -409,11 +390,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(cfg.dropout)
 
     def forward(self, x: Tensor, packing: Packing, past: StepCache | None = None,
-                key_bias: Tensor | None = None) -> Tensor:  # fmt: skip
+                mask: Tensor | None = None) -> Tensor:  # fmt: skip
         if self.pre:
-            x = x + self.dropout(self.attention(self.norm1(x), packing, past, key_bias))
+            x = x + self.dropout(self.attention(self.norm1(x), packing, past, mask))
             return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.attention(x, packing, past, key_bias)))
+        x = self.norm1(x + self.dropout(self.attention(x, packing, past, mask)))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
 
@@ -466,6 +447,7 @@ class Decision:
     probabilities: Tensor | None = None  # [T, 3], for the expected depth
     weights: Tensor | None = None  # [2, T] probability to execute, and to recurse: they scale the change
     key_bias: Tensor | None = None  # [T] added to the attention logits of a token's key, but for its own
+    lasts: bool = False  # for all further layers too: who runs, runs each once, and nobody is asked again
 
     def split(self, asked: Tokens, last: bool) -> tuple[Tokens | None, Tokens | None]:
         """Of those asked: who runs now, and who is asked again afterwards. None is nobody."""
@@ -497,7 +479,7 @@ class Policy(nn.Module):
         self.cfg = cfg
 
     def forward(self, step: StepInput) -> Decision:
-        return Decision()
+        return Decision(lasts=True)
 
     def shares(self) -> list[float]:
         """The share of the tokens that each layer [N] is meant to run: its block's learning rate suits it."""
@@ -673,21 +655,22 @@ class WorthRouter(Policy):
 
     def decide(self, step: StepInput) -> Decision:
         states = F.layer_norm(step.states.detach(), step.states.shape[-1:])
-        worth = self.network(states)[:, 0].float()  # [T]
+        with torch.no_grad():  # it learns from those explored only
+            worth = self.network(states)[:, 0].float()  # [T]
         learning = step.sampling and torch.is_grad_enabled()
         price = self.price[int(learning)]
         if step.calibrate:
             rate = self.RATE if learning and price else 1.0
-            price.lerp_(quantile(worth.detach(), self.share).to(price), rate)
+            price.lerp_(quantile(worth, self.share).to(price), rate)
         run = worth > price
         if not learning:
-            return Decision(run.long())
+            return Decision(run.long(), lasts=True)
         draw, w, stays = torch.rand(3, len(worth), device=worth.device).unbind()
         explored = draw < self.explored(step.done)
         w = torch.where(explored, w, 1.0).requires_grad_()
-        step.memory |= dict(w=w, worth=worth, explored=explored)
+        step.memory |= dict(w=w, worth=worth, explored=explored, states=states)
         run = run | explored | (stays < step.full)
-        return Decision(run.long(), None, torch.stack([w, w]), self.SLOPE * (w - 1))
+        return Decision(run.long(), None, torch.stack([w, w]), self.SLOPE * (w - 1), lasts=True)
 
     def explored(self, done: float) -> float:
         """The share of the tokens that is explored when a share of the training is done."""
@@ -695,12 +678,13 @@ class WorthRouter(Policy):
         return first + (last - first) * min(max((done - 0.1) / 0.4, 0.0), 1.0)
 
     def own_loss(self, memory: dict, scale: float) -> Tensor | None:
-        explored, gradient = memory["explored"], memory["w"].grad
+        explored, gradient = memory["explored"].nonzero().flatten(), memory["w"].grad
         if gradient is None:  # nobody ran
             return None
         measured = -gradient * len(gradient) / scale  # the loss is a mean over tokens, worth is of their sum
-        error = memory["worth"] - measured.clamp(-self.CLIP, self.CLIP)
-        return (error[explored] ** 2).sum() / (2 * explored.sum().clamp(min=1))
+        predicted = self.network(memory["states"].index_select(0, explored))[:, 0].float()
+        error = predicted - measured[explored].clamp(-self.CLIP, self.CLIP)
+        return (error**2).sum() / (2 * max(len(explored), 1))
 
 
 def quantile(values: Tensor, share: float) -> Tensor:
@@ -759,15 +743,17 @@ class Trace:
         self.asked: list[list] = [[] for _ in range(cfg.n_layers)]  # the others': (T, probabilities [T, 3])
 
     def add(self, step: StepInput, decision: Decision, running: Tokens | None) -> None:
-        actions = self.actions[step.layer, step.recursion]
+        last = len(self.actions) if decision.lasts else step.layer + 1
+        actions = self.actions[step.layer : last, step.recursion]
         if decision.actions is None:
-            actions.index_fill_(0, step.index, FORWARD)
+            actions.index_fill_(1, step.index, FORWARD)
         else:
-            actions.index_copy_(0, step.index, decision.actions.to(torch.int8))
+            actions.index_copy_(1, step.index, decision.actions.to(torch.int8).expand(len(actions), -1))
         if decision.probabilities is None:
-            self.certain += len(running.places) if running else 0
+            self.certain += len(actions) * len(running.places) if running else 0
         else:
-            self.asked[step.layer].append((len(step.index), decision.probabilities))
+            for asked in self.asked[step.layer : last]:
+                asked.append((len(step.index), decision.probabilities))
 
     def expected(self) -> Tensor | float:
         """Expected applications, summed over tokens and layers, from the probabilities at each recursion.
@@ -825,9 +811,11 @@ class Transformer(nn.Module):
         calibrate = self.training if calibrate is None else calibrate
         x = self.dropout(self.embed(tokens) + self.positions[start : start + L]).view(B * L, -1)
         everyone = Tokens(torch.arange(B * L, device=x.device), all=True)
-        trace, memory = Trace(cfg, B * L, x.device), {}
+        trace, memory, decision = Trace(cfg, B * L, x.device), {}, Decision()
         for layer in range(cfg.n_layers):
-            block, asked = self.blocks[layer % len(self.blocks)], everyone
+            if decision.lasts:
+                break
+            asked = everyone
             for recursion in range(cfg.max_recursions):
                 states = self._router_input(x, B, L, (layer, recursion), cache)
                 if asked is None:
@@ -837,11 +825,14 @@ class Transformer(nn.Module):
                 step = StepInput(layer, recursion, states, asked.places, L, start, trace.actions,
                                  sampling, calibrate, full, done, memory)  # fmt: skip
                 decision = self.policy(step)
-                running, again = decision.split(asked, last=recursion + 1 == cfg.max_recursions)
+                last = decision.lasts or recursion + 1 == cfg.max_recursions
+                running, again = decision.split(asked, last)
                 trace.add(step, decision, running)
                 if running is not None:
-                    past = cache.step(layer, recursion, B, cfg.n_layers) if cache else None
-                    x = self.run_step(block, x, running, past, B, L)
+                    layers = range(layer, cfg.n_layers if decision.lasts else layer + 1)
+                    blocks = [self.blocks[i % len(self.blocks)] for i in layers]
+                    pasts = [cache and cache.step(i, recursion, B, cfg.n_layers) for i in layers]
+                    x = self.run_step(blocks, x, running, pasts, B, L)
                 asked = again
         if cache:
             cache.length += L
@@ -850,18 +841,22 @@ class Transformer(nn.Module):
         expected_depth = (x.new_zeros(()) + trace.expected()) / (B * L)
         return Output(logits, (actions >= FORWARD).sum((0, 1)), expected_depth, actions, memory)
 
-    def run_step(self, block: Block, x: Tensor, running: Tokens, past, B: int, L: int) -> Tensor:
-        """x [B * L, D] with the block applied to the tokens that run, its change times their weight."""
-        packing = Packing(running.places, B, L)
-        before = x if packing.full else TakeRows.apply(x, running.places)  # [T, D]
-        after = block(before, packing, past, running.key_bias)
-        if running.weight is not None:
-            after = torch.lerp(before, after, running.weight[:, None].to(after.dtype))
+    def run_step(self, blocks: list, x: Tensor, running: Tokens, pasts: list, B: int, L: int) -> Tensor:
+        """x [B * L, D] after blocks have run some tokens, one after another, each change times their weight.
+
+        The tokens are packed once for all of the blocks. pasts: the cache of each block, or None.
+        """
+        packing, weight = Packing(running.places, B, L), running.weight
+        states = x if packing.full else TakeRows.apply(x, running.places)  # [T, D]
+        mask = None if running.key_bias is None else key_mask(running.key_bias, packing)
+        for block, past in zip(blocks, pasts):
+            after = block(states, packing, past, mask)
+            states = after if weight is None else torch.lerp(states, after, weight[:, None].to(after.dtype))
         if packing.full:
-            return after
+            return states
         if torch.is_grad_enabled():
-            return x.index_copy(0, running.places, after)
-        return x.index_copy_(0, running.places, after)  # no gradient needs the old states
+            return x.index_copy(0, running.places, states)
+        return x.index_copy_(0, running.places, states)  # no gradient needs the old states
 
     def _router_input(self, x: Tensor, B: int, L: int, step: tuple[int, int], cache: Cache | None) -> Tensor:
         """[B * L, D] what the policy reads: the states, or the mean of those at or before each position."""

@@ -1,6 +1,7 @@
 """The router of token worth: what it measures, what it decides, and that it keeps what every model keeps."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -196,6 +197,55 @@ def test_it_learns_and_holds_the_target(make):
     assert measured == morlib.evaluate(model, Sums(), "val", 256)
 
 
+def asked_at_every_layer(policy):
+    """The reference: the same decision, given anew at each layer, so that each layer packs for itself."""
+    forward, calls = policy.forward, []
+
+    def forwards(step):
+        calls.append(step.layer)
+        return dataclasses.replace(forward(step), lasts=False)
+
+    policy.forward = forwards
+    return calls
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("full", [0.0, 1.0])
+@pytest.mark.parametrize("norm, R, shared", [("pre", 1, None), ("post", 2, 3)])
+def test_packed_once_is_packed_at_every_layer(make, norm, R, shared, full, training):
+    seen = []
+    for once in (True, False):
+        model = make(norm=norm, max_recursions=R, shared_blocks=shared, seed=1).train(training)
+        calls = None if once else asked_at_every_layer(model.policy)
+        torch.manual_seed(3)
+        out = model(windows()[:, :-1], full=full, done=0.0, calibrate=True)
+        (out.logits.logsumexp(-1).sum() + out.expected_depth).backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        if training:
+            gradients["w"] = out.memory["w"].grad
+        seen.append((out, gradients))
+    assert calls == [0, 1, 2, 3]
+    (once, gradients), (anew, of_anew) = seen
+    assert once.depth.unique().tolist() == ([4] if full and training else [1, 4])
+    assert torch.equal(once.actions, anew.actions) and torch.equal(once.depth, anew.depth)
+    assert torch.equal(once.logits, anew.logits) and once.expected_depth == anew.expected_depth
+    assert gradients.keys() == of_anew.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, of_anew[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_it_is_asked_once_and_only_those_explored_teach_it(make):
+    model = make().train()
+    layers, rows = [], []
+    forward = model.policy.forward
+    model.policy.forward = lambda step: layers.append(step.layer) or forward(step)
+    model.policy.network.register_forward_hook(lambda module, args, made: rows.append(len(made)))
+    out = model(windows()[:, :-1], done=0.0)
+    out.logits.logsumexp(-1).mean().backward()
+    model.policy.own_loss(out.memory, 1.0)
+    assert layers == [0, 1] and rows == [T, int(out.memory["explored"].sum())]
+
+
 def test_it_is_causal_and_cached_is_uncached(make):
     model = make()
     morlib.train(model, Sums(), TRAINING)
@@ -216,7 +266,8 @@ def test_packed_is_masked_with_the_bias_of_keys(make):
     torch.manual_seed(0)
     x, run, bias = torch.randn(B * L, 16), torch.rand(B * L) < 0.6, -4 * torch.rand(B * L)
     index = run.nonzero().flatten()
-    packed = attention(x[index], Packing(index, B, L), None, bias[index])
+    packing = Packing(index, B, L)
+    packed = attention(x[index], packing, None, morlib.key_mask(bias[index], packing))
     q, k, v = (t.transpose(1, 2) for t in attention.qkv(x).view(B, L, 3, 2, 8).unbind(2))
     of_others = torch.where(torch.eye(L, dtype=torch.bool), torch.zeros(()), bias.view(B, 1, 1, L))
     logits = q @ k.transpose(-1, -2) / 8**0.5 + of_others

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morlib import FORWARD, NOT_ASKED, RECURSE, SKIP, Block, StepInput, Transformer
+from morlib import FORWARD, NOT_ASKED, RECURSE, SKIP, Block, Decision, StepInput, Transformer
 
 
 class Masked(nn.Module):
@@ -35,14 +35,14 @@ class Masked(nn.Module):
         index = torch.arange(B * L, device=x.device)
         actions = torch.full((cfg.n_layers, cfg.max_recursions, B * L), NOT_ASKED, device=x.device)
         depth = torch.zeros(B * L, dtype=torch.long, device=x.device)
-        memory = {}
+        memory, decision = {}, Decision()
         for layer in range(cfg.n_layers):
             block = model.blocks[layer % len(model.blocks)]
             asked, weight = torch.ones_like(index, dtype=torch.bool), torch.ones_like(x[:, 0])
             for recursion in range(cfg.max_recursions):
                 how = dict(sampling=False, calibrate=False, full=0.0, memory=memory)
                 step = StepInput(layer, recursion, x, index, L, 0, actions, **how)
-                decision = model.policy(step)
+                decision = decision if decision.lasts else model.policy(step)
                 chosen = torch.full_like(index, FORWARD) if decision.actions is None else decision.actions
                 runs = asked & (chosen != SKIP)
                 share = weight
@@ -55,7 +55,7 @@ class Masked(nn.Module):
                 taken = torch.where(asked, chosen.long(), torch.full_like(index, NOT_ASKED))
                 actions = actions.index_put((torch.tensor(layer), torch.tensor(recursion)), taken)
                 asked = asked & (chosen == RECURSE)
-                if decision.actions is None:
+                if decision.actions is None or decision.lasts:
                     break
         return model.head(model.norm(x)).view(B, L, -1), depth.view(B, L)
 

@@ -27,7 +27,7 @@ class Planted(morlib.Policy):
         self.register_buffer("deep", torch.tensor(deep).long(), persistent=False)  # [max_len]
 
     def forward(self, step: StepInput) -> Decision:
-        return Decision(self.deep[step.position] if step.layer else None)
+        return Decision(self.deep[step.position], lasts=True) if step.layer else Decision()
 
 
 class PlantedHops(Planted):
@@ -68,14 +68,11 @@ class BlindTokens(morlib.Policy):
     def forward(self, step: StepInput) -> Decision:
         if step.layer < self.ALWAYS:
             return Decision()
-        if "decision" not in step.memory:
-            n, device = len(step.index), step.index.device
-            if step.sampling:
-                draw = (torch.randperm(n, device=device) + 0.5) / n
-            else:  # spread over rows by the golden ratio
-                draw = (self.table[step.position] + 0.6180339887498949 * step.row).remainder(1)
-            step.memory["decision"] = Decision((draw < self.share + (1 - self.share) * step.full).long())
-        return step.memory["decision"]
+        if step.sampling:
+            draw = (torch.randperm(len(step.index), device=step.index.device) + 0.5) / len(step.index)
+        else:  # spread over rows by the golden ratio
+            draw = (self.table[step.position] + 0.6180339887498949 * step.row).remainder(1)
+        return Decision((draw < self.share + (1 - self.share) * step.full).long(), lasts=True)
 
 
 morlib.POLICIES |= {
