@@ -27,7 +27,7 @@ from ..texts import load_corpus, save_model
 from .checkpoint import Checkpoint
 from .device import claim_card, keep_memory, pick_device, quiet
 from .experiments import Run
-from .records import read_record, record_of, run_id, table_of
+from .records import LATER, read_record, record_of, run_id, table_of
 
 Hook = Callable[[Training], bool | None]
 ATTEMPTS = 3  # a run whose worker dies goes on from its checkpoint so many times
@@ -196,9 +196,11 @@ def stored_key(model: dict, train: dict, data: tuple) -> tuple:
     """What a stored record and a run have in common without the text: both configurations and its name."""
 
     def frozen(value):
+        if isinstance(value, dict):
+            return tuple(sorted(value.items()))
         return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
 
-    fields = {k: frozen(v) for k, v in {**model, **train}.items() if k != "vocab_size"}
+    fields = {k: frozen(v) for k, v in {**LATER, **model, **train}.items() if k != "vocab_size"}
     return *sorted(fields.items()), data
 
 
