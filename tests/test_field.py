@@ -1,5 +1,6 @@
 """The systems of the field: each against its equations written out, and what every model keeps."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import morlib
 from morlib import FORWARD, Cache
 from suite import cost, field, runs, texts
 from suite.field.exits import exit_losses, log_stopping
+from suite.field.lora import MATRICES
 from suite.field.moe import ExpertBlock
 from suite.field.mor import balance
 
@@ -29,11 +31,12 @@ SYSTEMS = {
     "mor-token, two blocks": dict(routing="mor-token", n_layers=6, shared_blocks=2),
     "mor-expert-sharing": dict(routing="mor-expert-sharing", n_layers=6, shared_blocks=2),
     "mor-token-sharing": dict(routing="mor-token-sharing", n_layers=5),
+    "lora": dict(routing="lora", n_layers=4, shared_blocks=2, options=dict(rank=3)),
     "moe-top1": dict(routing="moe", n_layers=2),
     "moe-top2": dict(routing="moe", n_layers=2, options=dict(top=2)),
     "mor-moe": dict(routing="mor-moe", n_layers=5),
 }
-ADAPTIVE = [name for name in SYSTEMS if not name.startswith("moe")]
+ADAPTIVE = [name for name in SYSTEMS if not name.startswith(("moe", "lora"))]
 
 
 @pytest.fixture
@@ -45,6 +48,9 @@ def make(make_model):
         for parameter_name, parameter in model.policy.named_parameters():
             if parameter_name.endswith("weight"):
                 parameter.data *= 10
+        for parameter_name, parameter in model.blocks.named_parameters():
+            if ".up." in parameter_name:  # zero at first
+                torch.nn.init.normal_(parameter, std=0.1)
         return model
 
     return make
@@ -95,6 +101,19 @@ def apply(block, x, shown, others=None):
     return block.norm2(x + feed_forward(block, x))
 
 
+def merged(block, depth):
+    """A plain block with the weights that a relaxed one has at a depth; gradients reach both."""
+    plain = copy.deepcopy(block)
+    for which, matrix in enumerate(MATRICES):
+        linear = plain.get_submodule(matrix)
+        weight = block.get_submodule(matrix).weight + block.up[which][depth] @ block.down[which][depth]
+        del linear.weight
+        linear.weight = weight
+        linear.bias = block.get_submodule(matrix).bias
+    plain.norm1, plain.norm2 = block.norm1, block.norm2
+    return plain
+
+
 def reference(model, x, ran):
     """Logits of tokens x [B, L] if at each layer those ran that are named, bool [N, B, L]."""
     name, policy, N = model.cfg.routing, model.policy, model.cfg.n_layers
@@ -105,6 +124,8 @@ def reference(model, x, ran):
         block, before, run = model.blocks[model.layout[n]], s, ran[n][..., None]
         if name in ("act", "ponder"):
             before = s + block.signal[n]
+        if name == "lora":
+            block = merged(block, n // 2)
         shown = ran[n] if name in ("mod", "mor-expert", "mor-token", "mor-moe") else everyone
         others = entered.setdefault(model.layout[n], before) if "sharing" in name else None
         after = apply(block, before, shown, others)
@@ -383,6 +404,21 @@ def test_the_router_of_experts_learns_from_the_loss_itself(make):
         assert all(block.feed_forward.router.weight.grad.abs().sum() > 0 for block in model.blocks)
 
 
+@torch.no_grad()
+def test_lora_of_full_rank_is_the_model_that_it_begins_with_and_a_lower_one_is_nearest(make_model):
+    fixed, x = make_model(n_layers=4, routing="none"), tokens()
+    expected, away = fixed(x).logits, []
+    for rank in (16, 8, 1):
+        model = make_model(seed=1, n_layers=4, routing="lora", shared_blocks=2, options=dict(rank=rank))
+        model.policy.adopt(model, fixed.state_dict())
+        away.append((model(x).logits - expected).abs().max().item())
+    assert away[0] < 1e-4 < away[1] < away[2]
+    shared = (fixed.blocks[0].attention.proj.weight + fixed.blocks[2].attention.proj.weight) / 2
+    assert torch.allclose(model.blocks[0].attention.proj.weight, shared)
+    with pytest.raises(ValueError, match="a fixed model of 4 layers, not with one of 3"):
+        model.policy.adopt(model, make_model(routing="none").state_dict())
+
+
 def test_balance_is_least_where_all_are_used_evenly():
     even = balance(torch.full((8, 4), 0.25), torch.arange(8)[:, None] % 4)
     one = balance(torch.eye(4)[torch.zeros(8, dtype=torch.long)], torch.zeros(8, 1, dtype=torch.long))
@@ -418,8 +454,8 @@ def smoke(monkeypatch):
 
 
 LABELS = [
-    "act", "exit", "exit-confidence", "fixed-deep", "fixed-half", "mod", "moe-top1", "moe-top2", "mor-expert",
-    "mor-expert-sharing", "mor-moe", "mor-token", "mor-token-sharing", "ponder",
+    "act", "exit", "exit-confidence", "fixed-deep", "fixed-half", "lora", "mod", "moe-top1", "moe-top2",
+    "mor-expert", "mor-expert-sharing", "mor-moe", "mor-token", "mor-token-sharing", "ponder",
 ]  # fmt: skip
 
 
@@ -446,3 +482,19 @@ def test_each_row_is_trained_found_loaded_and_generates(smoke, tmp_path, monkeyp
     loaded, tokenizer = texts.load_model(tmp_path / "row.safetensors")
     written = [texts.write(each, tokenizer, "abc", 20, temperature=0) for each in (model, loaded)]
     assert written[0] == written[1] and len(written[0]) >= 20
+
+
+def test_lora_goes_on_from_a_trained_fixed_model(smoke, monkeypatch):
+    monkeypatch.setattr(texts.Hops, "floors", {"2": {"heldout": dict(loss=3.0)}})
+    few = dict(epochs=2, evaluations=2, heldout_windows=50, eval_windows=50)
+    listed = field.models.field_runs
+    monkeypatch.setattr(field.models, "field_runs", lambda s, labels: [
+        replace(spec, train=replace(spec.train, **few), config=replace(spec.config, n_layers=2))
+        for spec in listed(s, labels)
+    ])  # fmt: skip
+    (spec,) = field.uptrained(smoke, "lora", lr=1e-9)
+    parent = next((runs.runner.outputs() / "results").glob("*_fixed 2_*.json"))
+    before, after = runs.read_record(parent), runs.run(spec)
+    assert after["parent"] == before["id"] == spec.parent
+    assert after["metrics"]["loss"] == pytest.approx(before["metrics"]["loss"], abs=0.2), "rank 8 of 16"
+    assert runs.run(spec)["id"] == after["id"] != before["id"]

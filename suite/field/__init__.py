@@ -2,8 +2,9 @@
 
 from .act import AdaptiveComputation
 from .exits import ConfidenceExit, DepthAdaptive
+from .lora import Relaxed
 from .mod import MixtureOfDepths, agreement
-from .models import field_models, field_runs
+from .models import field_models, field_runs, uptrained
 from .moe import MixtureOfExperts, RecursionsOfExperts
 from .mor import ExpertChoice, TokenChoice
 from .ponder import PonderNet

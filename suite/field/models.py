@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..runs import Run, Settings, known_depth_runs, size_of
+from dataclasses import replace
+
+from ..runs import Run, Settings, known_depth_runs, run, size_of
 from ..runs.experiments import Changes
 
 
@@ -24,6 +26,7 @@ def field_models(s: Settings) -> Changes:
         "mod": dict(routing="mod"),
         "mor-expert": recursive | dict(routing="mor-expert"),
         "mor-token": recursive | dict(routing="mor-token"),
+        "lora": dict(routing="lora", n_layers=N // 2),
         "moe-top1": dict(routing="moe", n_layers=N // 2),
         "moe-top2": dict(routing="moe", n_layers=N // 2, options=dict(top=2)),
         "mor-expert-sharing": recursive | dict(routing="mor-expert-sharing"),
@@ -44,3 +47,17 @@ def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
         raise ValueError(f"no system {', '.join(unknown)}: choose among {', '.join(models)}")
     chosen = {label: changes for label, changes in models.items() if labels is None or label in labels}
     return known_depth_runs(s, chosen, "field")
+
+
+def uptrained(s: Settings, label: str, **changes) -> list[Run]:
+    """One Run per seed of a system that begins with the weights of a fixed model of as many layers.
+
+    label: "lora". That model is trained first if need be: its steps come on top. changes: of TrainConfig.
+    """
+    runs = []
+    for spec in field_runs(s, [label]):
+        fixed = replace(spec.config, routing="none", options=None, shared_blocks=None)
+        parent = replace(spec, model=f"fixed {fixed.n_layers}", config=fixed)
+        train = replace(spec.train, **changes)
+        runs.append(replace(spec, model=f"{label}, uptrained", train=train, parent=run(parent)["id"]))
+    return runs

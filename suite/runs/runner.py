@@ -123,7 +123,7 @@ def trained(spec: Run, cfg: ModelConfig, corpus, files: Files, device: tuple, pr
     torch.manual_seed(spec.train.seed)
     model = Transformer(cfg).to(device)
     if spec.parent:
-        load_weights(model, files.checkpoints / f"{spec.parent}.safetensors")
+        begin_with(model, files.checkpoints / f"{spec.parent}.safetensors")
 
     def after_step(training: Training) -> bool:
         checkpoint.after_step(training)
@@ -133,6 +133,16 @@ def trained(spec: Run, cfg: ModelConfig, corpus, files: Files, device: tuple, pr
         training = morlib.train(model, corpus, spec.train, progress and not quiet(), dtype,
                                 checkpoint.resume, after_step)  # fmt: skip
     return training, checkpoint.where
+
+
+def begin_with(model: Transformer, path: Path) -> None:
+    """Put a parent's weights into a model; a policy that can `adopt` those of another kind of model does."""
+    if path.is_file() and hasattr(model.policy, "adopt"):
+        state = safetensors.torch.load_file(path)
+        if state.keys() != model.state_dict().keys():
+            device = next(model.parameters()).device
+            return model.policy.adopt(model, {name: tensor.to(device) for name, tensor in state.items()})
+    return load_weights(model, path)
 
 
 def load_weights(model: Transformer, path: Path, digest: str | None = None) -> None:
