@@ -252,6 +252,15 @@ def test_operations_are_torchs(make, name, fresh):
             assert mine["attention"] <= attention
 
 
+def test_training_minimises_the_objective(make):
+    """Of mod's predictors, which learn from nothing else."""
+    model, task = make("mod", max_len=20, vocab_size=10), texts.load_corpus("hops-8-2")
+    tc = morlib.TrainConfig(epochs=1, windows=8, batch_size=8)
+    training = morlib.Training(model.train(), task, tc)
+    training.gradients(task.windows("train", 20, 8))
+    assert all(p.grad.abs().sum() > 0 for p in model.policy.predictors.parameters())
+
+
 # ---- What public copies get wrong ----
 
 

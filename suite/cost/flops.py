@@ -101,7 +101,8 @@ def training_flops(model: Transformer, actions: Tensor) -> int:
 
     Each product needs two more on the way back, one for its input and one for its weight. The routers learn
     from what their choices ran. So a router that does not learn has no way back, nor has a step that no token
-    ran.
+    ran. This is exact for morlib's policies; for others the actions must be those of training, and what they
+    read out at each layer comes on top.
     """
     counts = flops(model, actions)
     without_router = counts["total"] - counts["router"]

@@ -81,7 +81,7 @@ class AdaptiveComputation(Universal):
     def weigh(self, states: Tensor, memory: dict, last: bool) -> None:
         """Add the states [T, D] after a step to the mean, and see who stops there."""
         at_work, left = memory["at_work"], 1 - memory["mass"]
-        p = self.halt(states)[:, 0].sigmoid()
+        p = self.halt(states)[:, 0].float().sigmoid()
         stops = at_work & ((p >= left - self.options["epsilon"]) | last)
         p = torch.where(stops, left, p) * at_work
         memory["mean"] = memory["mean"] + p[:, None] * states
@@ -93,7 +93,7 @@ class AdaptiveComputation(Universal):
         if layer < self.cfg.n_layers - 1:
             return x
         self.weigh(x, memory, last=True)
-        return memory["mean"]
+        return memory["mean"].to(x.dtype)
 
     def operations(self, actions: Tensor) -> int:
         return actions[:, 0].numel() * 2 * self.cfg.d_model
