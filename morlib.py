@@ -30,7 +30,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -116,20 +116,19 @@ class ModelConfig(Checked):
     estimator: Literal["scaled", "gumbel", "cut"] = "scaled"  # see Router
     temperature: Positive = 1.0  # tau of the Gumbel-Softmax
     scaled_init: bool = True  # see Transformer._scaled_init; False: PyTorch's own
+    options: dict | None = None  # settings of a policy's own, by name
 
     def rules(self):
-        N, R, k = self.n_layers, self.max_recursions, self.shared_blocks
+        N, R, k, E = self.n_layers, self.max_recursions, self.shared_blocks, self.target_depth
         yield self.d_model % self.n_heads == 0, f"d_model must be a multiple of n_heads ({self.n_heads})"
         yield self.d_model % 2 == 0, f"d_model must be even for sinusoidal positions, not {self.d_model}"
         yield self.routing in POLICIES, f"routing must be one of {', '.join(POLICIES)}, not {self.routing!r}"
         yield k is None or k <= N, f"shared_blocks must be in 1..{N} or None, not {k}"
-        most = f"target_depth must be in 0..N*R = {N * R}, not {self.target_depth}"
-        yield (self.target_depth or 0) <= N * R, most
+        yield (E or 0) <= N * R, f"target_depth must be in 0..N*R = {N * R}, not {E}"
         if self.action_rates is not None:
-            try:
+            rates = np.empty(0)
+            with contextlib.suppress(ValueError, TypeError):
                 rates = np.asarray(self.action_rates, dtype=float)
-            except (ValueError, TypeError):
-                rates = np.empty(0)
             fits = rates.shape == (N, R, 3)
             yield fits, f"action_rates must have shape [N][R][3] = {(N, R, 3)}, not {rates.shape}"
             yield (rates >= 0).all() and np.allclose(rates.sum(-1), 1), "action_rates must be >= 0, sum to 1"
@@ -389,6 +388,10 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(expand, nn.ReLU(inplace=True), contract)
         self.dropout = nn.Dropout(cfg.dropout)
 
+    def at(self, layer: int, memory: dict) -> Callable:
+        """What a layer calls in a pass with this memory: the block itself if it is the same everywhere."""
+        return self
+
     def forward(self, x: Tensor, packing: Packing, past: StepCache | None = None,
                 mask: Tensor | None = None) -> Tensor:  # fmt: skip
         if self.pre:
@@ -420,6 +423,7 @@ class StepInput:
     full: float  # what is left of the warm-up from full depth, 1 to 0
     done: float = 1.0  # the share of the training that is over
     memory: dict = field(default_factory=dict)  # for what a policy keeps from step to step of a pass
+    readout: Callable | None = None  # states [T, D] to logits [T, V], as at the end of the model
 
     @property
     def row(self) -> Tensor:
@@ -473,6 +477,7 @@ class Policy(nn.Module):
 
     holds_budget = False  # whether `calibrate` sets what holds the target depth
     version = ""  # part of a run's identity: raise it when a change alters what this policy computes
+    block = Block  # makes a block of a model from its configuration
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -481,24 +486,33 @@ class Policy(nn.Module):
     def forward(self, step: StepInput) -> Decision:
         return Decision(lasts=True)
 
+    @classmethod
+    def layout(cls, cfg: ModelConfig) -> list[int]:
+        """The number of the block that each layer [N] uses."""
+        return [layer % (cfg.shared_blocks or cfg.n_layers) for layer in range(cfg.n_layers)]
+
+    def settle(self, x: Tensor, layer: int, memory: dict) -> Tensor:
+        """What a layer hands on, in place of the states x [B * L, D] after it, which may change later."""
+        return x
+
+    def objective(self, loss: Tensor, out: Output, targets: Tensor) -> Tensor:
+        """What training minimises, given the mean loss (nats a token) of a pass and its targets [B, L]."""
+        return loss
+
     def shares(self) -> list[float]:
         """The share of the tokens that each layer [N] is meant to run: its block's learning rate suits it."""
         return [1.0] * self.cfg.n_layers
 
     def own_loss(self, memory: dict, scale: float) -> Tensor | None:
-        """A loss of the policy's own, after the backward pass of the model's, which was multiplied by scale.
-
-        memory: what the policy kept in that pass. None: there is no such loss.
-        """
+        """A loss from a pass' memory, after the model's own, times `scale`, went back; or None."""
         return None
 
 
 class RandomPolicy(Policy):
     """Blind control: the given action rates a layer, or those of `target_depth`, or one third each.
 
-    In training a random permutation gives each step its share exactly. In inference a token's draw depends
-    on its position and its row in the batch alone (a table of the model's own, spread over rows by the golden
-    ratio), so that decoding repeats it.
+    In training a random permutation gives each step its share exactly. In inference a draw depends on a
+    token's position and row alone (a table, spread over rows by the golden ratio), so decoding repeats it.
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -513,8 +527,7 @@ class RandomPolicy(Policy):
             reach = [min(max(depth - r, 0.0), 1.0) for r in range(R)] + [0.0]  # P(more than r applications)
             again = [reach[r + 1] / reach[r] if reach[r] else 0.0 for r in range(R)]
             run = [reach[0]] + [1.0] * (R - 1)
-            of_layer = torch.tensor([[1 - p, p * (1 - a), p * a] for p, a in zip(run, again)])  # [R, 3]
-            rates = of_layer.expand(N, R, 3).clone()
+            rates = torch.tensor([[1 - p, p * (1 - a), p * a] for p, a in zip(run, again)]).repeat(N, 1, 1)
         self.register_buffer("rates", rates)
         self.register_buffer("table", torch.rand(N, R, cfg.max_len))
 
@@ -546,8 +559,7 @@ class Router(Policy):
     With a target depth, biases (buffers, no gradient) hold the rates at what `depth_budget` asks, whatever
     the scale of the logits. Each training batch sets them, as it sets the statistics of a batch norm;
     `calibrate` sets them for inference. Sampled and likeliest actions have biases of their own. Under a
-    target, a token that chose recurse is run again for certain; what it decides then is whether to recurse
-    once more.
+    target, a token that chose recurse is run again for certain, and decides whether to recurse once more.
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -623,9 +635,8 @@ class WorthRouter(Policy):
     How worth is measured: in training a share of the tokens is explored. An explored token runs with a weight
     w ~ U(0, 1) on all that it changes: on its own state's change, and by SLOPE (w - 1), added to the
     attention logits of its key, on what others read from it. The mean over w of -dL/dw is exactly
-    L(w = 0) - L(w = 1), so -dL/dw measures worth without bias, also where the gain is another token's. The
-    network regresses on it. At w = 0 a token is hardly seen, where one that is skipped is not seen at all,
-    and the other tokens are as they are while exploring.
+    L(w = 0) - L(w = 1), so -dL/dw measures worth without bias, also where the gain is another token's. At
+    w = 0 a token is hardly seen, where one that is skipped is not seen, and others are as while exploring.
     """
 
     ALWAYS, SLOPE, RATE = 1, 4.0, 0.05
@@ -698,8 +709,7 @@ def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
     As many layers as the target allows run every token once, from the bottom up and the last one too. Each
     of the others runs the same share of the tokens, at least about `capacity`, and `recurse_share` of these
     again: 1 + a + ... + a^(R-1) applications each. With N = 12, R = 2 and a target of 8, seven layers run
-    everyone and five run a sixth, of which a fifth recurses. A target above N needs that everyone runs
-    everywhere and some recurse.
+    everyone and five run a sixth, of which a fifth recurses. Above N everyone runs everywhere, some again.
     """
     N, R = cfg.n_layers, cfg.max_recursions
     again = cfg.recurse_share if R > 1 else 0.0
@@ -781,27 +791,27 @@ class Transformer(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, kind = cfg, POLICIES[cfg.routing]
+        if not issubclass(kind, Policy):
+            raise ValueError(f"routing {cfg.routing}: a policy must be a subclass of morlib.Policy")
+        self.layout = kind.layout(cfg)
         self.vocabulary: str | None = None  # what the ids stood for in training
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
         self.register_buffer("positions", sinusoids(cfg.max_len, cfg.d_model), persistent=False)
         self.dropout = nn.Dropout(cfg.dropout)
-        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.shared_blocks or cfg.n_layers))
+        self.blocks = nn.ModuleList(kind.block(cfg) for _ in range(max(self.layout) + 1))
         self.norm = nn.LayerNorm(cfg.d_model) if cfg.norm == "pre" else nn.Identity()
         self.head = nn.Linear(cfg.d_model, cfg.vocab_size)
         if cfg.scaled_init:
             self._scaled_init()
-        self.policy = POLICIES[cfg.routing](cfg)  # last: one seed gives every policy the same backbone
-        if not isinstance(self.policy, Policy):
-            raise ValueError(f"routing {cfg.routing}: a policy must be a subclass of morlib.Policy")
+        self.policy = kind(cfg)  # last: one seed gives every policy the same backbone
 
     def forward(self, tokens: Tensor, cache: Cache | None = None, sampling: bool | None = None,
                 calibrate: bool | None = None, full: float = 0.0, done: float = 1.0) -> Output:  # fmt: skip
         """tokens int64 [B, L] to an Output. With a cache, tokens follow those it holds.
 
         sampling: draw actions; calibrate: let a budget set its thresholds by this batch. Both are by default
-        as in training mode. full: what is left of the warm-up from full depth, 1 to 0. done: the share of
-        the training that is over.
+        as in training mode. full: what is left of the warm-up, 1 to 0. done: the share of the training done.
         Raises ValueError if tokens have another shape or type, are out of range, or pass `max_len`.
         """
         cfg, start = self.cfg, cache.length if cache else 0
@@ -823,23 +833,28 @@ class Transformer(nn.Module):
                 if not asked.all:
                     states = TakeRows.apply(states, asked.places)
                 step = StepInput(layer, recursion, states, asked.places, L, start, trace.actions,
-                                 sampling, calibrate, full, done, memory)  # fmt: skip
+                                 sampling, calibrate, full, done, memory, self.readout)  # fmt: skip
                 decision = self.policy(step)
                 last = decision.lasts or recursion + 1 == cfg.max_recursions
                 running, again = decision.split(asked, last)
                 trace.add(step, decision, running)
                 if running is not None:
                     layers = range(layer, cfg.n_layers if decision.lasts else layer + 1)
-                    blocks = [self.blocks[i % len(self.blocks)] for i in layers]
+                    blocks = [self.blocks[self.layout[i]].at(i, memory) for i in layers]
                     pasts = [cache and cache.step(i, recursion, B, cfg.n_layers) for i in layers]
                     x = self.run_step(blocks, x, running, pasts, B, L)
                 asked = again
+            x = self.policy.settle(x, layer, memory)
         if cache:
             cache.length += L
         actions = trace.actions.view(cfg.n_layers, -1, B, L)
-        logits = self.head(self.norm(x)).view(B, L, -1)
+        logits = self.readout(x).view(B, L, -1)
         expected_depth = (x.new_zeros(()) + trace.expected()) / (B * L)
         return Output(logits, (actions >= FORWARD).sum((0, 1)), expected_depth, actions, memory)
+
+    def readout(self, states: Tensor) -> Tensor:
+        """Logits [..., V] of states [..., D]."""
+        return self.head(self.norm(states))
 
     def run_step(self, blocks: list, x: Tensor, running: Tokens, pasts: list, B: int, L: int) -> Tensor:
         """x [B * L, D] after blocks have run some tokens, one after another, each change times their weight.
@@ -862,12 +877,10 @@ class Transformer(nn.Module):
         """[B * L, D] what the policy reads: the states, or the mean of those at or before each position."""
         if self.cfg.granularity == "token":
             return x
-        total = x.view(B, L, -1).cumsum(1)
-        start = 0
+        total, start = x.view(B, L, -1).cumsum(1), cache.length if cache else 0
         if cache:
             total = total + cache.prefix.get(step, 0)
             cache.prefix[step] = total[:, -1:]
-            start = cache.length
         count = torch.arange(start + 1, start + L + 1, device=x.device)
         return (total / count[:, None]).view(B * L, -1)
 
@@ -886,8 +899,7 @@ class Transformer(nn.Module):
 
     def _scaled_init(self) -> None:
         """Variance 1 / (3 fan_in), which is GPT-2's 0.02 at its width of 768; residual projections over
-        sqrt(2N) (Radford et al. 2019, section 2.3); a small embedding, so that the first blocks' changes
-        weigh against it."""
+        sqrt(2N) (Radford et al. 2019, section 2.3); an embedding small beside the first blocks' changes."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith(("proj.weight", "feed_forward.2.weight"))
@@ -913,24 +925,23 @@ def learning_rate(step: int, steps: int, tc: TrainConfig) -> float:
     warmup = round(tc.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup
-    if tc.schedule == "constant":
-        return 1.0
-    return 0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
+    cosine = 0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
+    return cosine if tc.schedule == "cosine" else 1.0
 
 
 def build_optimizer(model: Transformer, tc: TrainConfig) -> torch.optim.Optimizer:
     """AdamW: matrices, vectors (no decay) and routers in groups of their own; each block at its own rate.
 
-    A block that sees a share of the tokens has gradients as noisy as a batch of that share would give. For
-    Adam the rate then goes with the square root of the batch (Malladi et al. 2022, section 5).
+    A block that sees a share of the tokens has gradients as noisy as a batch of that share. For Adam the rate
+    then goes with the square root of the batch (Malladi et al. 2022, section 5).
     """
     shares, groups = model.policy.shares(), {}
     for name, parameter in model.named_parameters():
         if name.startswith("policy."):
             rate, decay = tc.router_lr, 0.0
         else:
-            in_block = name.startswith("blocks.")
-            layers = shares[int(name.split(".")[1]) :: len(model.blocks)] if in_block else [1.0]
+            number = int(name.split(".")[1]) if name.startswith("blocks.") else None
+            layers = [s for s, own in zip(shares, model.layout) if own == number] or [1.0]
             rate = tc.lr * float(np.mean(layers)) ** tc.share_power
             decay = tc.weight_decay if parameter.dim() >= 2 else 0.0
         if parameter.requires_grad:
@@ -959,13 +970,11 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.steps = tc.epochs * (tc.windows // tc.batch_size)
         self.points = {round(self.steps * (i + 1) / tc.evaluations) for i in range(tc.evaluations)}
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.history = 0, 0.0, []
         self.micro = tc.batch_size  # windows that go through the model at once
         self.applications = torch.zeros((), dtype=torch.long, device=self.device)
         self.loss, self.depth = None, None  # of the last batch: mean loss (nats a token), mean depth
-        self.history: list[dict] = []
-        self.losses: list[Tensor] = []  # since the last point of the history
-        self.depths = 0  # applications since the last point of the history
+        self.losses, self.depths = [], 0  # since the last point of the history: losses, and applications
 
     def full(self, step: int) -> float:
         """What is left of the warm-up from full depth at a step: 1 at the first, 0 once it is over."""
@@ -1003,7 +1012,8 @@ class Training:
                 with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                     out = self.model(part[:, :-1], full=self.full(self.step), done=self.step / self.steps)
                     loss = F.cross_entropy(out.logits.flatten(0, 1).float(), part[:, 1:].flatten())
-                    total = loss + self.tc.penalty * out.expected_depth if self.tc.penalty else loss
+                    total = self.model.policy.objective(loss, out, part[:, 1:])
+                    total = total + self.tc.penalty * out.expected_depth if self.tc.penalty else total
                 share = len(part) / len(batch)
                 self.scaler.scale(total * share).backward()
                 own = self.model.policy.own_loss(out.memory, share * self.scaler.get_scale())
@@ -1099,8 +1109,7 @@ def train(model: Transformer, corpus, tc: TrainConfig, progress: bool = False, d
         return training
     finally:
         model.eval()
-        last = training.history[-1]["step"] if training.history else 0
-        if last < training.steps:  # else the last point has calibrated it
+        if not training.history or training.history[-1]["step"] < training.steps:  # else it is calibrated
             calibrate_on_validation(model, corpus)
 
 
@@ -1108,8 +1117,7 @@ def train(model: Transformer, corpus, tc: TrainConfig, progress: bool = False, d
 def calibrate_on_validation(model: Transformer, corpus, windows: int = 256, full: float = 0.0) -> None:
     """Set the biases of a target depth on the validation part, as inference sees text: unseen, no dropout.
 
-    Not on training text, whose states drift from those of unseen text as it is learnt. Never on held-out
-    text. A model without a target is left as it is.
+    Not on training text, whose states drift as it is learnt; never on held-out text.
     """
     if model.policy.holds_budget:
         calibrate(model, corpus.windows("val", model.cfg.max_len, windows)[:, :-1], full)
@@ -1143,7 +1151,7 @@ def at_depth(model: Transformer, corpus, target_depth: float) -> Transformer:
     return other
 
 
-# ---- Measuring ----
+# ---- Measuring and generating ----
 
 
 @torch.no_grad()
@@ -1184,14 +1192,10 @@ def metrics(seen: dict[str, Tensor], tokens_per_byte: float | None = None) -> di
     counts = torch.stack([(actions == action).sum((2, 3)) for action in (SKIP, FORWARD, RECURSE)], dim=-1)
     counts[..., SKIP] += counts.sum(-1) == 0  # a step where none is asked runs none
     rates = counts.double() / counts.sum(-1, keepdim=True)  # [N, R, 3] of the tokens asked
-    return dict(
-        loss=loss,
-        accuracy=100 * seen["correct"].float().mean().item(),
-        effective_depth=seen["depth"].float().mean().item(),
-        bits_per_byte=None if tokens_per_byte is None else loss / math.log(2) * tokens_per_byte,
-        tokens=seen["depth"].numel(),
-        action_rates=rates.tolist(),
-    )
+    accuracy, depth = 100 * seen["correct"].float().mean().item(), seen["depth"].float().mean().item()
+    bits = None if tokens_per_byte is None else loss / math.log(2) * tokens_per_byte
+    return dict(loss=loss, accuracy=accuracy, effective_depth=depth, bits_per_byte=bits,
+                tokens=seen["depth"].numel(), action_rates=rates.tolist())  # fmt: skip
 
 
 def evaluate(model: Transformer, corpus, part: str = "heldout", windows: int | None = None,
@@ -1208,9 +1212,6 @@ def evaluate(model: Transformer, corpus, part: str = "heldout", windows: int | N
     tokens_per_byte = corpus.tokens_per_byte(part) if hasattr(corpus, "tokens_per_byte") else None
     details = dict(details=corpus.details(seen, read)) if hasattr(corpus, "details") else {}
     return metrics(seen, tokens_per_byte) | details
-
-
-# ---- Generating ----
 
 
 @torch.inference_mode()
@@ -1230,8 +1231,7 @@ def generate(model: Transformer, prompt: Tensor, max_new_tokens: int, use_cache:
     model.check(tokens)
     was_training, most = model.training, model.cfg.max_len
     model.eval()
-    start, cache = 0, Cache()  # the context begins at `start`
-    fresh = tokens  # what the cache has not seen
+    start, cache, fresh = 0, Cache(), tokens  # where the context begins; fresh: what the cache has not seen
     for _ in range(max_new_tokens):
         if tokens.shape[1] - start > most:
             start = tokens.shape[1] - max(most // 2, 1)

@@ -37,7 +37,7 @@ class Masked(nn.Module):
         depth = torch.zeros(B * L, dtype=torch.long, device=x.device)
         memory, decision = {}, Decision()
         for layer in range(cfg.n_layers):
-            block = model.blocks[layer % len(model.blocks)]
+            block = model.blocks[model.layout[layer]]
             asked, weight = torch.ones_like(index, dtype=torch.bool), torch.ones_like(x[:, 0])
             for recursion in range(cfg.max_recursions):
                 how = dict(sampling=False, calibrate=False, full=0.0, memory=memory)

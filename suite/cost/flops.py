@@ -20,27 +20,52 @@ def flops(model: Transformer, actions: Tensor, fresh: int | None = None) -> dict
     axis). fresh: the pass computes that many positions, the last ones; a cache holds the others. None: all.
 
     Attention is counted as a dense kernel computes it: each query against each key of its row and step, those
-    that the causal mask hides included.
+    that the causal mask hides included. Where tokens that have stopped stay visible, their keys and values
+    count among the blocks' operations.
     """
     cfg, D = model.cfg, model.cfg.d_model
     B, P = actions.shape[2:]
     first = P - (fresh or P)
     ran = actions >= FORWARD
     ran_now = ran[..., first:]
-    pairs = ran_now.sum(-1) * ran.sum(-1)  # [N, R, B] of query and key
+    keys_of = getattr(model.policy, "shows", lambda layer: "run")
+    shows = [keys_of(layer) for layer in range(cfg.n_layers)]
+    keys = [ran[n].sum(-1) if shows[n] == "run" else P for n in range(cfg.n_layers)]
+    pairs = sum(int((ran_now[n].sum(-1) * keys[n]).sum()) for n in range(cfg.n_layers))  # of query and key
+    used = sum(_weights_used(model, n, shows[n], ran_now[n], fresh) for n in range(cfg.n_layers))
     counts = dict(
-        blocks=int(ran_now.sum()) * 2 * (4 * D * D + 2 * D * cfg.d_ff),  # q, k, v, projection; feed-forward
-        attention=int(pairs.sum()) * 4 * D,  # q k^T, and the probabilities times v
+        blocks=2 * used,
+        attention=pairs * 4 * D,  # q k^T, and the probabilities times v
         router=_router_flops(model, actions[..., first:]),
         head=B * (P - first) * 2 * D * cfg.vocab_size,
     )
     return counts | {"total": sum(counts.values())}
 
 
+def _weights_used(model: Transformer, layer: int, shows: str, ran: Tensor, fresh: int | None) -> int:
+    """Weights that a layer multiplies, summed over tokens, where those ran [R, B, P] run.
+
+    A block with experts says how many a token uses. shows: see `suite.field.common.System`. Keys and values
+    of tokens that do not run are computed for a cache, or if some token looks at them.
+    """
+    D = model.cfg.d_model
+    dense = 4 * D * D + 2 * D * model.cfg.d_ff  # q, k, v, projection; feed-forward
+    each = getattr(model.blocks[model.layout[layer]], "weights_used", dense)
+    if shows == "first":
+        each -= 2 * D * D
+    used = int(ran.sum()) * each
+    if shows == "all" and (fresh is not None or bool(ran.any())):
+        used += int((~ran[0]).sum()) * 2 * D * D
+    return used
+
+
 def _router_flops(model: Transformer, actions: Tensor) -> int:
-    """Operations of the routers (D -> D/2 -> 3) on the tokens that were asked, in layers with a choice."""
+    """Operations of the routers (D -> D/2 -> 3) on the tokens that were asked, in layers with a choice.
+
+    A policy of another kind may count its own: `operations(actions)`.
+    """
     if not isinstance(model.policy, Router):
-        return 0
+        return model.policy.operations(actions) if hasattr(model.policy, "operations") else 0
     has_choice = ~torch.tensor(model.policy.everyone, device=actions.device)  # [N]
     asked = actions[has_choice] != NOT_ASKED
     D = model.cfg.d_model
@@ -76,7 +101,8 @@ def training_flops(model: Transformer, actions: Tensor) -> int:
 
     Each product needs two more on the way back, one for its input and one for its weight. The routers learn
     from what their choices ran. So a router that does not learn has no way back, nor has a step that no token
-    ran.
+    ran. This is exact for morlib's policies; for others the actions must be those of training, and what they
+    read out at each layer comes on top.
     """
     counts = flops(model, actions)
     without_router = counts["total"] - counts["router"]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,9 @@ FIRST_FIELDS = {
     TrainConfig: "epochs windows batch_size lr router_lr share_power weight_decay warmup schedule clip "
     "fresh_windows penalty depth_warmup evaluations eval_windows heldout_windows seed",
 }
+
+LATER = {f.name: f.default for kind, first in FIRST_FIELDS.items() for f in fields(kind)
+         if f.name not in first.split()}  # fmt: skip
 
 
 def identifying(cfg: ModelConfig | TrainConfig) -> dict:
@@ -146,9 +149,9 @@ def check_one_kind(records: pd.DataFrame) -> None:
         kinds["text"] = {f"{d['name']} {d['split']} {d['sha256'][:8]}" for d in texts}
         kinds["morlib version"] = {r["versions"]["morlib"].split("+")[0] for r in records["record"]}
         for model, group in records.groupby("model"):
-            configs = [r["config"]["model"] | r["config"]["train"] for r in group["record"]]
-            fields = pd.DataFrame(configs, dtype=object).drop(columns=["seed", "action_rates"])
-            kinds |= {f"{name} of {model}": fields[name].map(str).unique() for name in fields}
+            configs = [LATER | r["config"]["model"] | r["config"]["train"] for r in group["record"]]
+            columns = pd.DataFrame(configs, dtype=object).drop(columns=["seed", "action_rates"])
+            kinds |= {f"{name} of {model}": columns[name].map(str).unique() for name in columns}
     if mixed := {name: sorted(map(str, values)) for name, values in kinds.items() if len(values) > 1}:
         listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in mixed.items())
         advice = "take those of one kind, for instance records[records['preset'] == 'quick']"

@@ -27,7 +27,7 @@ from ..texts import load_corpus, save_model
 from .checkpoint import Checkpoint
 from .device import claim_card, keep_memory, pick_device, quiet
 from .experiments import Run
-from .records import read_record, record_of, run_id, table_of
+from .records import LATER, read_record, record_of, run_id, table_of
 
 Hook = Callable[[Training], bool | None]
 ATTEMPTS = 3  # a run whose worker dies goes on from its checkpoint so many times
@@ -123,7 +123,7 @@ def trained(spec: Run, cfg: ModelConfig, corpus, files: Files, device: tuple, pr
     torch.manual_seed(spec.train.seed)
     model = Transformer(cfg).to(device)
     if spec.parent:
-        load_weights(model, files.checkpoints / f"{spec.parent}.safetensors")
+        begin_with(model, files.checkpoints / f"{spec.parent}.safetensors")
 
     def after_step(training: Training) -> bool:
         checkpoint.after_step(training)
@@ -133,6 +133,16 @@ def trained(spec: Run, cfg: ModelConfig, corpus, files: Files, device: tuple, pr
         training = morlib.train(model, corpus, spec.train, progress and not quiet(), dtype,
                                 checkpoint.resume, after_step)  # fmt: skip
     return training, checkpoint.where
+
+
+def begin_with(model: Transformer, path: Path) -> None:
+    """Put a parent's weights into a model; a policy that can `adopt` those of another kind of model does."""
+    if path.is_file() and hasattr(model.policy, "adopt"):
+        state = safetensors.torch.load_file(path)
+        if state.keys() != model.state_dict().keys():
+            device = next(model.parameters()).device
+            return model.policy.adopt(model, {name: tensor.to(device) for name, tensor in state.items()})
+    return load_weights(model, path)
 
 
 def load_weights(model: Transformer, path: Path, digest: str | None = None) -> None:
@@ -196,9 +206,11 @@ def stored_key(model: dict, train: dict, data: tuple) -> tuple:
     """What a stored record and a run have in common without the text: both configurations and its name."""
 
     def frozen(value):
+        if isinstance(value, dict):
+            return tuple(sorted(value.items()))
         return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
 
-    fields = {k: frozen(v) for k, v in {**model, **train}.items() if k != "vocab_size"}
+    fields = {k: frozen(v) for k, v in {**LATER, **model, **train}.items() if k != "vocab_size"}
     return *sorted(fields.items()), data
 
 

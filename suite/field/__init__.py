@@ -1,0 +1,10 @@
+"""Other systems of the field, one file each, on this suite's backbone. Importing the room registers them."""
+
+from .act import AdaptiveComputation
+from .exits import ConfidenceExit, DepthAdaptive
+from .lora import Relaxed
+from .mod import MixtureOfDepths, agreement
+from .models import field_models, field_runs, uptrained
+from .moe import MixtureOfExperts, RecursionsOfExperts
+from .mor import ExpertChoice, TokenChoice
+from .ponder import PonderNet

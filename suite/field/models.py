@@ -1,0 +1,63 @@
+"""Which systems the field is compared by, on the task of known depth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..runs import Run, Settings, known_depth_runs, run, size_of
+from ..runs.experiments import Changes
+
+
+def field_models(s: Settings) -> Changes:
+    """Each system by its name, at about half of the cost of N layers, beside fixed depth.
+
+    Where E follows from the system's own settings, these are near: see each class.
+    """
+    size = size_of(s)
+    N, target = size["layers"], size["target"]
+    recursive = dict(n_layers=max(N // 2 + 1, 4))  # two blocks of its own and as many recursions as fit
+    models = {
+        "fixed-half": dict(routing="none", n_layers=N // 2),
+        "fixed-deep": dict(routing="none"),
+        "act": dict(routing="act"),
+        "ponder": dict(routing="ponder", options=dict(prior=round(1 / target, 3))),
+        "exit": dict(routing="exit", target_depth=target),
+        "exit-confidence": dict(routing="exit-confidence", target_depth=target),
+        "mod": dict(routing="mod"),
+        "mor-expert": recursive | dict(routing="mor-expert"),
+        "mor-token": recursive | dict(routing="mor-token"),
+        "lora": dict(routing="lora", n_layers=N // 2),
+        "moe-top1": dict(routing="moe", n_layers=N // 2),
+        "moe-top2": dict(routing="moe", n_layers=N // 2, options=dict(top=2)),
+        "mor-expert-sharing": recursive | dict(routing="mor-expert-sharing"),
+        "mor-token-sharing": recursive | dict(routing="mor-token-sharing"),
+        "mor-moe": recursive | dict(routing="mor-moe"),
+    }
+    same_rate = dict(router_lr=2e-3, share_power=0.0)  # routers learn as everything else, as their authors do
+    return {label: (changes, same_rate) for label, changes in models.items()}
+
+
+def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
+    """One Run per seed and system on the task of a preset. labels: some of `field_models`; None: all.
+
+    `suite.runs.run(field_runs(s, ["act"])[0])` trains one row. Raises ValueError that names the labels.
+    """
+    models = field_models(s)
+    if unknown := sorted(set(labels or ()) - set(models)):
+        raise ValueError(f"no system {', '.join(unknown)}: choose among {', '.join(models)}")
+    chosen = {label: changes for label, changes in models.items() if labels is None or label in labels}
+    return known_depth_runs(s, chosen, "field")
+
+
+def uptrained(s: Settings, label: str, **changes) -> list[Run]:
+    """One Run per seed of a system that begins with the weights of a fixed model of as many layers.
+
+    label: "lora". That model is trained first if need be: its steps come on top. changes: of TrainConfig.
+    """
+    runs = []
+    for spec in field_runs(s, [label]):
+        fixed = replace(spec.config, routing="none", options=None, shared_blocks=None)
+        parent = replace(spec, model=f"fixed {fixed.n_layers}", config=fixed)
+        train = replace(spec.train, **changes)
+        runs.append(replace(spec, model=f"{label}, uptrained", train=train, parent=run(parent)["id"]))
+    return runs

@@ -1,0 +1,104 @@
+"""Mixture of experts: top-1 (Switch, Fedus et al. 2022), top-2 (Mixtral, Jiang et al. 2024), and in MoR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import morlib
+from morlib import Block, ModelConfig, Output
+
+from .common import System
+from .mor import ExpertChoice, balance
+
+EXPERTS = dict(experts=4, top=1, balance=0.01)
+
+
+class Experts(nn.Module):
+    """Feed-forward networks of width d_ff / top, of which each token uses its `top` likeliest.
+
+    So a token uses as many parameters as in the dense network, but for the router. With one, the output is
+    scaled by its probability among all (Switch, equation 2); with more, by the softmax among those chosen
+    (Mixtral, section 2.1).
+    """
+
+    def __init__(self, cfg: ModelConfig, experts: int, top: int):
+        super().__init__()
+        D, hidden, self.top = cfg.d_model, cfg.d_ff // top, top
+        self.router = nn.Linear(D, experts, bias=False)
+        self.expand = nn.Parameter(torch.randn(experts, hidden, D) * (3 * D) ** -0.5)
+        self.contract = nn.Parameter(torch.randn(experts, D, hidden) * (6 * hidden * cfg.n_layers) ** -0.5)
+        self.bias = nn.ParameterList([torch.zeros(experts, hidden), torch.zeros(experts, D)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [T, D] to the same, and the `balance` of this use of the experts."""
+        p = self.router(x).float().softmax(-1)  # [T, experts]
+        gate, chosen = p.topk(self.top, -1)  # each [T, top]
+        gate = gate / gate.sum(-1, keepdim=True) if self.top > 1 else gate
+        y = torch.zeros_like(x)
+        for expert in range(p.shape[1]):
+            rows, place = (chosen == expert).nonzero(as_tuple=True)
+            hidden = F.linear(x[rows], self.expand[expert], self.bias[0][expert]).relu()
+            out = F.linear(hidden, self.contract[expert], self.bias[1][expert])
+            y = y.index_add(0, rows, (out * gate[rows, place, None]).to(y.dtype))
+        return y, balance(p, chosen)
+
+
+class ExpertBlock(Block):
+    """A block whose feed-forward network is Experts. Their balance is added to the pass' memory."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        options = morlib.POLICIES[cfg.routing].options_of(cfg)
+        if cfg.d_ff % options["top"] or options["top"] > options["experts"]:
+            wanted = f"top in 1..{options['experts']} that divides d_ff ({cfg.d_ff})"
+            raise ValueError(f"ModelConfig: routing {cfg.routing} needs {wanted}, not {options['top']}")
+        self.feed_forward = Experts(cfg, options["experts"], options["top"])
+        self.weights_used = 4 * cfg.d_model**2 + 2 * cfg.d_model * cfg.d_ff + cfg.d_model * options["experts"]
+
+    def at(self, layer: int, memory: dict) -> Callable:
+        return partial(self, memory=memory)
+
+    def forward(self, x, packing, past=None, mask=None, memory=None) -> Tensor:
+        if self.pre:
+            x = x + self.dropout(self.attention(self.norm1(x), packing, past, mask))
+            change, even = self.feed_forward(self.norm2(x))
+        else:
+            x = self.norm1(x + self.dropout(self.attention(x, packing, past, mask)))
+            change, even = self.feed_forward(x)
+        memory.setdefault("balance", []).append(even)
+        return x + self.dropout(change) if self.pre else self.norm2(x + self.dropout(change))
+
+
+class MixtureOfExperts(System):
+    """Every token runs every layer once; experts stand in the feed-forward (Switch, section 2.1).
+
+    The loss gets `balance` times the mean of n sum_i f_i P_i over the layers (Switch, equation 4).
+
+    Differs: no expert has a capacity beyond which it drops tokens. Switch has one for the sake of many
+    devices; it would let a token's output depend on later tokens. Mixtral has none.
+    """
+
+    block = ExpertBlock
+    OPTIONS = EXPERTS
+
+    def objective(self, loss: Tensor, out: Output, targets: Tensor) -> Tensor:
+        return loss + self.options["balance"] * torch.stack(out.memory["balance"]).mean()
+
+
+class RecursionsOfExperts(ExpertChoice):
+    """MoR whose blocks have experts: future work that its authors name (Bae et al. 2025, limitations)."""
+
+    block = ExpertBlock
+    OPTIONS = ExpertChoice.OPTIONS | EXPERTS
+
+    def objective(self, loss: Tensor, out: Output, targets: Tensor) -> Tensor:
+        even = torch.stack(out.memory["balance"]).mean()
+        return super().objective(loss, out, targets) + self.options["balance"] * even
+
+
+morlib.POLICIES |= {"moe": MixtureOfExperts, "mor-moe": RecursionsOfExperts}

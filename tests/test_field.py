@@ -1,0 +1,509 @@
+"""The systems of the field: each against its equations written out, and what every model keeps."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import morlib
+from morlib import FORWARD, Cache
+from suite import cost, field, runs, texts
+from suite.field.exits import exit_losses, log_stopping
+from suite.field.lora import MATRICES
+from suite.field.moe import ExpertBlock
+from suite.field.mor import balance
+
+V, L = 11, 12
+SYSTEMS = {
+    "mod": dict(routing="mod", n_layers=4, capacity=0.4),
+    "act": dict(routing="act", n_layers=5, options=dict(bias=-1.0)),
+    "ponder": dict(routing="ponder", n_layers=5),
+    "exit": dict(routing="exit", n_layers=4),
+    "exit-confidence": dict(routing="exit-confidence", n_layers=4, options=dict(threshold=0.03)),
+    "mor-expert": dict(routing="mor-expert", n_layers=5),
+    "mor-expert, two blocks": dict(routing="mor-expert", n_layers=6, shared_blocks=2),
+    "mor-token": dict(routing="mor-token", n_layers=5),
+    "mor-token, two blocks": dict(routing="mor-token", n_layers=6, shared_blocks=2),
+    "mor-expert-sharing": dict(routing="mor-expert-sharing", n_layers=6, shared_blocks=2),
+    "mor-token-sharing": dict(routing="mor-token-sharing", n_layers=5),
+    "lora": dict(routing="lora", n_layers=4, shared_blocks=2, options=dict(rank=3)),
+    "moe-top1": dict(routing="moe", n_layers=2),
+    "moe-top2": dict(routing="moe", n_layers=2, options=dict(top=2)),
+    "mor-moe": dict(routing="mor-moe", n_layers=5),
+}
+ADAPTIVE = [name for name in SYSTEMS if not name.startswith(("moe", "lora"))]
+
+
+@pytest.fixture
+def make(make_model):
+    """A system's model whose router has an opinion: its weights are ten times those it begins with."""
+
+    def make(name, **changes):
+        model = make_model(**SYSTEMS[name] | changes)
+        for parameter_name, parameter in model.policy.named_parameters():
+            if parameter_name.endswith("weight"):
+                parameter.data *= 10
+        for parameter_name, parameter in model.blocks.named_parameters():
+            if ".up." in parameter_name:  # zero at first
+                torch.nn.init.normal_(parameter, std=0.1)
+        return model
+
+    return make
+
+
+def tokens(B=3, length=L, seed=1):
+    return torch.randint(V, (B, length), generator=torch.Generator().manual_seed(seed))
+
+
+# ---- The equations, written out for every token ----
+
+
+def attention(block, h, keys, shown):
+    """Queries of h, keys and values of `keys` [B, L, D]: each looks at those shown [B, L], and at itself."""
+    B, L, D = h.shape
+    H = block.attention.n_heads
+    q = block.attention.qkv(h).view(B, L, 3, H, D // H)[:, :, 0]
+    k, v = block.attention.qkv(keys).view(B, L, 3, H, D // H)[:, :, 1:].unbind(2)
+    seen = torch.ones(L, L, dtype=torch.bool).tril() & (shown[:, None] | torch.eye(L, dtype=torch.bool))
+    logits = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(D // H)
+    weights = logits.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+    return block.attention.proj(torch.einsum("bhij,bjhd->bihd", weights, v).reshape(B, L, D))
+
+
+def feed_forward(block, h):
+    if not isinstance(block, ExpertBlock):
+        return block.feed_forward(h)
+    experts, rows = block.feed_forward, []
+    for row in h.flatten(0, 1):
+        p = (experts.router.weight @ row).softmax(0)
+        best = p.sort(descending=True).indices[: experts.top]
+        share = p[best] / p[best].sum() if experts.top > 1 else p[best]
+        y = torch.zeros_like(row)
+        for e, gate in zip(best, share):
+            hidden = (experts.expand[e] @ row + experts.bias[0][e]).relu()
+            y = y + gate * (experts.contract[e] @ hidden + experts.bias[1][e])
+        rows.append(y)
+    return torch.stack(rows).view(h.shape)
+
+
+def apply(block, x, shown, others=None):
+    """A block on all of x [B, L, D]; keys are of the tokens shown, of these or of other states."""
+    others = x if others is None else others
+    if block.pre:
+        x = x + attention(block, block.norm1(x), block.norm1(others), shown)
+        return x + feed_forward(block, block.norm2(x))
+    x = block.norm1(x + attention(block, x, others, shown))
+    return block.norm2(x + feed_forward(block, x))
+
+
+def merged(block, depth):
+    """A plain block with the weights that a relaxed one has at a depth; gradients reach both."""
+    plain = copy.deepcopy(block)
+    for which, matrix in enumerate(MATRICES):
+        linear = plain.get_submodule(matrix)
+        weight = block.get_submodule(matrix).weight + block.up[which][depth] @ block.down[which][depth]
+        del linear.weight
+        linear.weight = weight
+        linear.bias = block.get_submodule(matrix).bias
+    plain.norm1, plain.norm2 = block.norm1, block.norm2
+    return plain
+
+
+def reference(model, x, ran):
+    """Logits of tokens x [B, L] if at each layer those ran that are named, bool [N, B, L]."""
+    name, policy, N = model.cfg.routing, model.policy, model.cfg.n_layers
+    s = model.embed(x) + model.positions[: x.shape[1]]
+    everyone, mean, mass = torch.ones_like(ran[0]), torch.zeros_like(s), torch.zeros_like(s[..., 0])
+    entered = {}  # the states with which a shared block was first entered
+    for n in range(N):
+        block, before, run = model.blocks[model.layout[n]], s, ran[n][..., None]
+        if name in ("act", "ponder"):
+            before = s + block.signal[n]
+        if name == "lora":
+            block = merged(block, n // 2)
+        shown = ran[n] if name in ("mod", "mor-expert", "mor-token", "mor-moe") else everyone
+        others = entered.setdefault(model.layout[n], before) if "sharing" in name else None
+        after = apply(block, before, shown, others)
+        if name == "mod" and n % 2:
+            after = s + policy.routers[str(n)](s) * (after - s)
+        if name.startswith("mor") and 0 < n < N - 1:
+            recursion, place = divmod(n - 1, policy.cycle)
+            if place == 0 and ("token" not in name or recursion == 0):
+                start = s
+            if "token" in name and n == N - 2:
+                g = policy.router(start).softmax(-1).max(-1, keepdim=True).values
+                s = start + g * torch.where(run, after, s)
+                continue
+            if "token" not in name and place == policy.cycle - 1:
+                after = start + 0.1 * policy.routers[recursion](start).sigmoid() * after
+        s = torch.where(run, after, s)
+        if name == "act":
+            goes_on = ran[n + 1] if n + 1 < N else torch.zeros_like(ran[n])
+            h = torch.where(goes_on, policy.halt(s)[..., 0].sigmoid(), 1 - mass) * ran[n]
+            mean, mass = mean + h[..., None] * s, mass + h
+    return model.head(model.norm(mean if name == "act" else s))
+
+
+def gradients(model, logits, x):
+    model.zero_grad()
+    F.cross_entropy(logits.flatten(0, 1), x.flatten()).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_packed_execution_is_the_equations_written_out(make, name, norm, sampling):
+    model, x = make(name, norm=norm), tokens()
+    out = model(x, sampling=sampling)
+    expected = reference(model, x, out.actions[:, 0] >= FORWARD)
+    assert torch.allclose(out.logits, expected, atol=1e-4)
+    packed, written = gradients(model, out.logits, x), gradients(model, expected, x)
+    assert packed.keys() == written.keys() and len(packed) > 10
+    for parameter, gradient in packed.items():
+        assert torch.allclose(gradient, written[parameter], atol=1e-4), parameter
+
+
+# ---- What every model keeps ----
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+@torch.no_grad()
+def test_depth_differs_from_token_to_token(make, name):
+    assert len(make(name)(tokens()).depth.unique()) > 1, "else these tests would see little"
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("name", SYSTEMS)
+@torch.no_grad()
+def test_it_is_causal_and_cached_is_uncached(make, name, norm):
+    model, x = make(name, norm=norm), tokens()
+    whole, cache = model(x), Cache()
+    parts = [model(part, cache) for part in x.split([4, 1, 1, 3, 1, 1, 1], dim=1)]
+    assert torch.equal(torch.cat([part.depth for part in parts], 1), whole.depth)
+    assert torch.allclose(torch.cat([part.logits for part in parts], 1), whole.logits, atol=1e-4)
+    for t in (1, 5, 10):
+        changed = model(torch.cat([x[:, :t], (x[:, t:] + 1) % V], dim=1))
+        assert torch.allclose(changed.logits[:, :t], whole.logits[:, :t], atol=1e-5)
+        assert torch.equal(changed.depth[:, :t], whole.depth[:, :t])
+        assert not torch.allclose(changed.logits[:, t], whole.logits[:, t], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_cached_generation_is_uncached_past_the_context(make, name):
+    model, prompt = make(name), tokens(2, 5)
+    made = [morlib.generate(model, prompt, 25, use_cache=cached) for cached in (True, False)]
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_depth_is_what_hooks_on_the_blocks_count(make, name, training):
+    model, seen = make(name).train(training), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1].row))
+    out = model(tokens())
+    assert torch.equal(torch.bincount(torch.cat(seen), minlength=3), out.depth.sum(1))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@torch.no_grad()
+def test_the_cache_holds_the_keys_that_are_shown(make, name):
+    model, cache = make(name), Cache()
+    out = model(tokens(), cache)
+    N, tokens_read = model.cfg.n_layers, out.depth.numel()
+    if name in ("act", "ponder", "exit", "exit-confidence"):
+        assert cache.tokens() == N * tokens_read
+    elif "sharing" in name:
+        assert cache.tokens() == len(model.blocks) * tokens_read
+    else:
+        assert cache.tokens() == int(out.depth.sum())
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_gradient_reaches_all_that_should_learn(make, name):
+    model, x = make(name).train(), tokens(16)
+    out = model(x)
+    loss = F.cross_entropy(out.logits.flatten(0, 1), x.flatten())
+    model.policy.objective(loss, out, x).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
+
+
+@pytest.mark.parametrize("fresh", [None, 1])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_operations_are_torchs(make, name, fresh):
+    """All but attention's, which are no more than torch's: packing pads."""
+    model, x, cache = make(name), tokens(1), Cache()
+    with torch.no_grad():
+        actions = [model(x[:, :8], cache).actions] if fresh else []
+        for part in x[:, 8:].split(1, 1) if fresh else [x]:
+            with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+                actions.append(model(part, cache if fresh else None).actions)
+            by_kind = counter.get_flop_counts()["Global"]
+            attention = sum(count for op, count in by_kind.items() if "bmm" in str(op))
+            mine = cost.flops(model, torch.cat(actions, -1), fresh)
+            assert mine["total"] - mine["attention"] == counter.get_total_flops() - attention
+            assert mine["attention"] <= attention
+
+
+def test_training_minimises_the_objective(make):
+    """Of mod's predictors, which learn from nothing else."""
+    model, task = make("mod", max_len=20, vocab_size=10), texts.load_corpus("hops-8-2")
+    tc = morlib.TrainConfig(epochs=1, windows=8, batch_size=8)
+    training = morlib.Training(model.train(), task, tc)
+    training.gradients(task.windows("train", 20, 8))
+    assert all(p.grad.abs().sum() > 0 for p in model.policy.predictors.parameters())
+
+
+# ---- What public copies get wrong ----
+
+
+@pytest.mark.parametrize(
+    "name", ["mod", "mor-expert", "mor-expert, two blocks", "mor-expert-sharing", "mor-moe"]
+)
+@torch.no_grad()
+def test_a_step_of_one_token_does_not_run_everyone(make, name):
+    """Top-k of a single token is that token: copies that decode by top-k run all layers for all."""
+    model, x, cache = make(name), tokens(8), Cache()
+    steps = [model(x[:, t : t + 1], cache).depth for t in range(L)]
+    depth = torch.cat(steps, 1)
+    assert torch.equal(depth, model(x).depth)
+    assert (depth < model.cfg.n_layers).float().mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ["mor-expert", "mor-token", "mor-moe"])
+def test_recursions_are_tied_attention_included(make, name):
+    model, calls = make(name), []
+    for number, block in enumerate(model.blocks):
+        hook = lambda module, inputs, number=number: calls.append((number, id(module.qkv.weight)))  # noqa: E731
+        block.attention.register_forward_pre_hook(hook)
+    model(tokens(), sampling=True)
+    assert [number for number, _ in calls] == [0, 1, 1, 1, 2] and len(set(calls)) == 3
+    names = [parameter for parameter, _ in model.named_parameters() if "qkv.weight" in parameter]
+    assert names == [f"blocks.{number}.attention.qkv.weight" for number in range(3)]
+
+
+@torch.no_grad()
+def test_the_weights_of_act_add_up_to_one(make):
+    """The code beside the paper writes `previous * 1 - weights`, without brackets: no mean at all."""
+    model = make("act")
+    model.blocks[0].forward = lambda x, *_: x - model.blocks[0].signal[0]  # states stay as they are
+    model.blocks[0].signal.copy_(model.blocks[0].signal[:1].expand_as(model.blocks[0].signal).clone())
+    x = tokens()
+    states = model.embed(x) + model.positions[:L]
+    out = model(x)
+    assert torch.allclose(out.logits, model.readout(states), atol=1e-5), (
+        "the mean of equal states is that state"
+    )
+    assert torch.allclose(out.memory["mass"], torch.ones(3 * L), atol=1e-6)
+    assert (out.memory["remainder"] > 0).all() and (out.memory["remainder"] <= 1).all()
+
+
+def test_act_begins_deep_and_pays_for_depth(make_model):
+    model, x = make_model(routing="act", n_layers=6).train(), tokens(16)
+    out = model(x)
+    assert out.depth.float().mean() > 5.5
+    zero = torch.zeros(())
+    ponder = out.depth.float().mean() + out.memory["remainder"].mean()
+    assert torch.allclose(model.policy.objective(zero, out, x), 0.01 * ponder)
+    model.policy.objective(zero, out, x).backward()
+    assert model.policy.halt.bias.grad < 0, "to halt sooner is cheaper"
+
+
+def test_ponder_s_distribution_is_whole_and_its_divergence_the_right_way_round(make):
+    """A public copy takes KL(prior || p), and lets the last step keep its own lambda."""
+    model, x = make("ponder", options=dict(beta=0.7, prior=0.3)).train(), tokens(16)
+    out = model(x)
+    lambdas = torch.stack(out.memory["halting"]).sigmoid()
+    left, p = torch.ones_like(lambdas[0]), []
+    for step in lambdas:
+        p.append(left * step)
+        left = left * (1 - step)
+    p = torch.stack([*p, left])  # [N, T]
+    assert torch.allclose(p.sum(0), torch.ones_like(left)) and torch.allclose(
+        log_stopping(torch.stack(out.memory["halting"])).exp(), p, atol=1e-6
+    )
+    prior = torch.tensor([0.7**n for n in range(5)])
+    told = torch.distributions.Categorical(p.t()), torch.distributions.Categorical(prior.expand(len(left), 5))
+    losses = exit_losses(out, x)
+    expected = (p * losses).sum(0) + 0.7 * torch.distributions.kl_divergence(*told)
+    assert torch.allclose(model.policy.objective(torch.zeros(()), out, x), expected.mean(), atol=1e-4)
+
+
+@torch.no_grad()
+def test_ponder_stops_as_often_as_it_says(make):
+    """Over many positions and rows, the depths thrown follow the distribution."""
+    model = make("ponder", max_len=200)
+    model.policy.halt.weight.zero_()
+    model.policy.halt.bias.fill_(-1.0)
+    depth = model(tokens(40, 200)).depth
+    share = [(depth == n).float().mean().item() for n in range(1, 6)]
+    stop = torch.tensor(-1.0).sigmoid().item()
+    expected = [stop * (1 - stop) ** n for n in range(4)] + [(1 - stop) ** 4]
+    assert share == pytest.approx(expected, abs=0.03)
+
+
+def test_exits_are_read_where_they_are_and_the_oracle_picks_the_cheapest_best(make):
+    model, x = make("exit", options=dict(cost=0.02)).train(), tokens(4)
+    out = model(x)
+    assert (out.depth == 4).all(), "training runs everybody"
+    with torch.no_grad():
+        s, targets, losses = model.embed(x) + model.positions[:L], x.flatten(), []
+        chi = []
+        for n, block in enumerate(model.blocks):
+            s = apply(block, s, torch.ones(4, L, dtype=torch.bool))
+            logits = model.head(model.norm(s)).flatten(0, 1)
+            losses.append(F.cross_entropy(logits, targets, reduction="none"))
+            if n < 3:
+                chi.append(model.policy.halt[n](s).sigmoid().flatten())
+        expected = torch.stack(losses).mean()
+        for t in range(4 * L):
+            cost = [losses[n][t] + 0.02 * n for n in range(4)]
+            best = cost.index(min(cost))
+            q = math.prod(1 - chi[n][t] for n in range(best)) * (chi[best][t] if best < 3 else 1)
+            expected -= math.log(q) / (4 * L)
+    assert torch.allclose(model.policy.objective(torch.zeros(()), out, x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["exit", "exit-confidence"])
+@pytest.mark.parametrize("target", [1.5, 2.5, 3.5])
+@torch.no_grad()
+def test_a_target_depth_is_nearly_held(make, name, target):
+    model = make(name, target_depth=target)
+    morlib.calibrate(model, tokens(64))
+    assert model(tokens(64, seed=2)).depth.float().mean().item() == pytest.approx(target, abs=0.2)
+    with pytest.raises(ValueError, match=r"target_depth in 1..4, or None, not 0.5"):
+        make(name, target_depth=0.5)
+
+
+@torch.no_grad()
+def test_training_runs_the_capacities(make):
+    out = make("mod")(tokens(), sampling=True)
+    assert (out.depth.sum(1) == 12 * 2 + 5 * 2).all() and (out.actions[1::2, 0].sum(-1) == 5).all()
+    out = make("mor-expert")(tokens(), sampling=True)
+    assert [out.actions[n, 0].sum(-1).tolist() for n in range(5)] == [[n] * 3 for n in (12, 12, 8, 4, 12)]
+    ran = out.actions[1:4, 0] >= FORWARD
+    assert (ran[1:] <= ran[:-1]).all(), "only those that ran a recursion may run the next"
+
+
+def test_the_predictor_of_mod_changes_nothing_else(make):
+    model, x = make("mod").train(), tokens(8)
+    out = model(x)
+    model.policy.objective(torch.zeros(()), out, x).backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert reached == {
+        f"policy.{name}" for name, _ in model.policy.named_parameters() if "predictors" in name
+    }
+    guess, run = out.memory["guesses"][0]
+    agreed = torch.cat([(g > 0) == r for g, r in out.memory["guesses"]]).float().mean().item()
+    assert field.agreement(model.eval(), x) == pytest.approx(agreed) and 0 < agreed < 1
+
+
+def test_the_router_of_experts_learns_from_the_loss_itself(make):
+    """With one expert, renormalised gates are always 1, and only the balance would move the router."""
+    for name in ("moe-top1", "moe-top2"):
+        model, x = make(name).train(), tokens(8)
+        F.cross_entropy(model(x).logits.flatten(0, 1), x.flatten()).backward()
+        assert all(block.feed_forward.router.weight.grad.abs().sum() > 0 for block in model.blocks)
+
+
+@torch.no_grad()
+def test_lora_of_full_rank_is_the_model_that_it_begins_with_and_a_lower_one_is_nearest(make_model):
+    fixed, x = make_model(n_layers=4, routing="none"), tokens()
+    expected, away = fixed(x).logits, []
+    for rank in (16, 8, 1):
+        model = make_model(seed=1, n_layers=4, routing="lora", shared_blocks=2, options=dict(rank=rank))
+        model.policy.adopt(model, fixed.state_dict())
+        away.append((model(x).logits - expected).abs().max().item())
+    assert away[0] < 1e-4 < away[1] < away[2]
+    shared = (fixed.blocks[0].attention.proj.weight + fixed.blocks[2].attention.proj.weight) / 2
+    assert torch.allclose(model.blocks[0].attention.proj.weight, shared)
+    with pytest.raises(ValueError, match="a fixed model of 4 layers, not with one of 3"):
+        model.policy.adopt(model, make_model(routing="none").state_dict())
+
+
+def test_balance_is_least_where_all_are_used_evenly():
+    even = balance(torch.full((8, 4), 0.25), torch.arange(8)[:, None] % 4)
+    one = balance(torch.eye(4)[torch.zeros(8, dtype=torch.long)], torch.zeros(8, 1, dtype=torch.long))
+    assert even == pytest.approx(1) and one == pytest.approx(4)
+
+
+# ---- Set up, trained, found and read ----
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(routing="act", options=dict(tua=1.0)), "options of act are tau, epsilon, bias, not tua"),
+    (dict(routing="act", options=dict(tau="much")), "option tau must be float, not str 'much'"),
+    (dict(routing="mod", options=dict(k=1)), "options of mod are none, not k"),
+    (dict(routing="act", granularity="sample"), "needs granularity token"),
+    (dict(routing="mor-token", n_layers=3), "needs n_layers of 2 more"),
+    (dict(routing="moe", options=dict(top=3)), "top in 1..4 that divides d_ff"),
+])  # fmt: skip
+def test_a_wrong_setting_is_explained(make_model, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**changes)
+
+
+def test_options_are_part_of_a_run_s_identity_and_their_absence_is_not():
+    cfg, tc, task = morlib.ModelConfig(9), morlib.TrainConfig(), texts.load_corpus("hops-8-2")
+    assert "options" not in runs.records.identifying(cfg)
+    changed = [morlib.ModelConfig(9, routing="act", options=dict(tau=tau)) for tau in (0.1, 0.2)]
+    assert len({runs.run_id(one, tc, task) for one in (cfg, *changed)}) == 3
+
+
+@pytest.fixture
+def smoke(monkeypatch):
+    return runs.settings(dict(preset="smoke"))
+
+
+LABELS = [
+    "act", "exit", "exit-confidence", "fixed-deep", "fixed-half", "lora", "mod", "moe-top1", "moe-top2",
+    "mor-expert", "mor-expert-sharing", "mor-moe", "mor-token", "mor-token-sharing", "ponder",
+]  # fmt: skip
+
+
+def test_the_rows_have_names(smoke):
+    assert sorted(field.field_models(smoke)) == LABELS
+    with pytest.raises(ValueError, match="no system magic: choose among fixed-half, "):
+        field.field_runs(smoke, ["magic"])
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_each_row_is_trained_found_loaded_and_generates(smoke, tmp_path, monkeypatch, label):
+    monkeypatch.setattr(texts.Hops, "floors", {"2": {"heldout": dict(loss=3.0)}})  # they take seconds
+    (spec,) = field.field_runs(smoke, [label])
+    spec = replace(spec, train=replace(spec.train, heldout_windows=100, eval_windows=50))
+    record = runs.run(spec)
+    assert record["model"] == label and record["experiment"] == "field"
+    assert math.isfinite(record["metrics"]["loss"]) and 0 < record["metrics"]["effective_depth"]
+    assert record["history"][-1]["val_loss"] < record["history"][0]["val_loss"] + 0.05
+    model, again, task = runs.trained_model(spec)
+    assert again["id"] == record["id"], "found, not trained again"
+    loss = morlib.evaluate(model, task, "heldout", spec.train.heldout_windows)["loss"]
+    assert loss == pytest.approx(record["metrics"]["loss"], abs=1e-6)
+    texts.save_model(model, task.tokenizer, tmp_path / "row.safetensors")
+    loaded, tokenizer = texts.load_model(tmp_path / "row.safetensors")
+    written = [texts.write(each, tokenizer, "abc", 20, temperature=0) for each in (model, loaded)]
+    assert written[0] == written[1] and len(written[0]) >= 20
+
+
+def test_lora_goes_on_from_a_trained_fixed_model(smoke, monkeypatch):
+    monkeypatch.setattr(texts.Hops, "floors", {"2": {"heldout": dict(loss=3.0)}})
+    few = dict(epochs=2, evaluations=2, heldout_windows=50, eval_windows=50)
+    listed = field.models.field_runs
+    monkeypatch.setattr(field.models, "field_runs", lambda s, labels: [
+        replace(spec, train=replace(spec.train, **few), config=replace(spec.config, n_layers=2))
+        for spec in listed(s, labels)
+    ])  # fmt: skip
+    (spec,) = field.uptrained(smoke, "lora", lr=1e-9)
+    parent = next((runs.runner.outputs() / "results").glob("*_fixed 2_*.json"))
+    before, after = runs.read_record(parent), runs.run(spec)
+    assert after["parent"] == before["id"] == spec.parent
+    assert after["metrics"]["loss"] == pytest.approx(before["metrics"]["loss"], abs=0.2), "rank 8 of 16"
+    assert runs.run(spec)["id"] == after["id"] != before["id"]
