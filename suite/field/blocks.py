@@ -40,7 +40,7 @@ class Apart(Block):
         if past is None:
             return kv.view(B, L, *kv.shape[1:])
         past.append(kv, Packing(torch.arange(B * L, device=states.device), B, L))
-        return past.kv[:, : past.count[0]]
+        return past.kv[0][:, :, :, : past.count[0]].permute(0, 3, 1, 2, 4)
 
     def look(self, h: Tensor, kv: Tensor, packing: Packing) -> Tensor:
         """Normalised states h [T, D] look at keys [B, P, 2, H, D/H] up to their own position."""
