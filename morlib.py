@@ -288,10 +288,11 @@ class StepCache:
 
     def _by_row(self, x: Tensor, new: list[int]) -> Iterator[tuple[int, Tensor]]:
         """Of x [T, ..., D/H]: for each kv[i] that gets tokens, i and its own part [b, ..., m, D/H]."""
+        if len(self.kv) == 1:
+            return iter([(0, x.view(len(new), -1, *x.shape[1:]).movedim(1, -2))])
         rows = [b for b, n in enumerate(new) if n]
         if len({new[b] for b in rows}) == 1:
-            x = x.view(-1, new[rows[0]], *x.shape[1:]).movedim(1, -2)
-            return zip(rows, x.split(1 if len(self.kv) == len(new) else len(new)))
+            return zip(rows, x.view(len(rows), -1, *x.shape[1:]).movedim(1, -2).split(1))
         return zip(rows, (part[None].movedim(1, -2) for part in x.split([new[b] for b in rows])))
 
     def _room(self, n: int) -> int:
@@ -394,11 +395,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, past: StepCache | None = None,
                 mask: Tensor | None = None) -> Tensor:  # fmt: skip
+        drop = self.dropout if self.dropout.training else lambda change: change
         if self.pre:
-            x = x + self.dropout(self.attention(self.norm1(x), packing, past, mask))
-            return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.attention(x, packing, past, mask)))
-        return self.norm2(x + self.dropout(self.feed_forward(x)))
+            x = x + drop(self.attention(self.norm1(x), packing, past, mask))
+            return x + drop(self.feed_forward(self.norm2(x)))
+        x = self.norm1(x + drop(self.attention(x, packing, past, mask)))
+        return self.norm2(x + drop(self.feed_forward(x)))
 
 
 # ---- Routing policies: who is executed at a step ----
@@ -451,7 +453,7 @@ class Decision:
     probabilities: Tensor | None = None  # [T, 3], for the expected depth
     weights: Tensor | None = None  # [2, T] probability to execute, and to recurse: they scale the change
     key_bias: Tensor | None = None  # [T] added to the attention logits of a token's key, but for its own
-    lasts: bool = False  # for all further layers too: who runs, runs each once, and nobody is asked again
+    lasts: bool = False  # given where a layer first asks: who runs, runs all further layers too, once each
 
     def split(self, asked: Tokens, last: bool) -> tuple[Tokens | None, Tokens | None]:
         """Of those asked: who runs now, and who is asked again afterwards. None is nobody."""

@@ -157,7 +157,7 @@ def test_even_routing_is_known_in_the_cost_room_only():
     program = f"import morlib, suite.results; {known}; import suite.cost; {known}"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     before, after = done.stdout.splitlines()
-    assert "even" not in before.split() and after == f"{before} even", done.stderr
+    assert "even" not in before.split() and after == f"{before} even even-once", done.stderr
 
 
 # ---- Turns and ratios ----
@@ -210,13 +210,50 @@ def test_cached_generation_in_parts_is_one_generation(make_model):
     """The parts, one after another, write what `generate` writes; after the last it starts again."""
     model, fed = make_model(routing="none"), []
     model.register_forward_pre_hook(lambda module, args: fed.append(int(args[0][0, -1])))
-    call = bench.cached_generation(model, 12, parts=3)
+    call = bench.cached_generation(model, torch.zeros(1, 1, dtype=torch.long), 12, parts=3)
     assert all(call()["seconds"] > 0 for _ in range(3)) and len(fed) == 12
     written = fed[:]
     call()
     assert fed[12:] == written[:4]
     prompt = torch.zeros(1, dtype=torch.long)
     assert morlib.generate(model, prompt, 11, use_cache=False).tolist() == written
+
+
+def test_the_plain_loop_generates_what_the_model_does(make_model):
+    """With a prompt, in parts, several sequences; and begins anew where all parts are done."""
+    model, prompt = make_model(routing="none"), TOKENS[:, :3]
+    ours, plain, made = bench.cached_generation(model, prompt, 8, 2), None, []
+    model.head.register_forward_hook(lambda module, args, output: made.append(output.view(len(prompt), -1)))
+    for _ in range(3):
+        assert ours()["seconds"] > 0
+    of_ours, made[:] = [out for out in made if out.shape[1] == 11], []
+    plain = bench.plain_generation(model, prompt, 8, 2)
+    for _ in range(3):
+        assert plain()["seconds"] > 0
+    of_plain = [made[i] for i in range(len(made)) if i not in (0, 9)]  # the pass over the prompt, twice
+    assert len(of_ours) == len(of_plain) == 12
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(of_ours, of_plain))
+
+
+@pytest.mark.parametrize("E", (2.0, 3.5))
+def test_even_once_runs_its_share_and_decodes_alike(make_model, E):
+    model = make_model(n_layers=5, routing="even-once", target_depth=E, max_recursions=1)
+    with torch.no_grad():
+        out, cache = model(TOKENS), morlib.Cache()
+        parts = [model(TOKENS[:, a:b], cache) for a, b in ((0, 5), (5, 6), (6, 12))]
+        drawn = model(TOKENS, sampling=True)
+    assert out.depth.unique().tolist() == [1, 5] and out.depth.double().mean() == pytest.approx(E, abs=0.2)
+    assert torch.equal(torch.cat([part.depth for part in parts], -1), out.depth)
+    assert drawn.depth.double().mean() == pytest.approx(E, abs=2 / TOKENS.numel())
+
+
+def test_a_timed_training_step_of_token_worth_learns_from_those_explored(make_model):
+    model = make_model(routing="worth", target_depth=2.0, max_recursions=1)
+    before, windows = model.policy.price.clone(), torch.cat([TOKENS, TOKENS[:, :1]], dim=1)
+    model.policy.EXPLORED = (0.5, 0.5)
+    cost.training_step(model, windows)()
+    assert all(p.grad is not None and p.grad.any() for p in model.policy.network.parameters())
+    assert torch.equal(model.policy.price, before)
 
 
 def test_break_even_is_where_the_line_meets_the_fixed_model():
@@ -379,7 +416,8 @@ def test_the_table_holds_every_goal_and_says_why_a_row_misses():
 def test_the_stored_record_is_found_and_holds_every_row():
     (record,) = cost.speed_records()
     here = {g.key for g in goals.GOALS if g.where == "CPU"}
-    assert set(record["rows"]) == here and set(goals.table(record).index) > here
+    since = {key for key in here if "once" in key or "worth" in key or "plain" in key}  # rows made after it
+    assert set(record["rows"]) | since == here and set(goals.table(record).index) > here
     assert len(cost.ratios(record)) == sum(row["measured"] is not None for row in record["rows"].values())
     assert not any(word in cost.ratios(record).reset_index().to_string() for word in ("goal", "missed", "≤"))
 

@@ -37,11 +37,17 @@ def masked_block(block, x, running, B, L):
     D, H = x.shape[1], block.attention.n_heads
     active = torch.zeros(B * L, dtype=torch.bool).index_fill(0, chosen, True)
     place = torch.arange(L)
-    seen = (place[None, :] <= place[:, None]) & (active.view(B, 1, 1, L) | torch.eye(L, dtype=torch.bool))
+    itself = torch.eye(L, dtype=torch.bool)
+    seen = (place[None, :] <= place[:, None]) & (active.view(B, 1, 1, L) | itself)
+    bias = torch.zeros(B * L)
+    if running.key_bias is not None:
+        bias = bias.index_put((chosen,), running.key_bias)
+    bias = torch.where(itself, torch.zeros(()), bias.view(B, 1, 1, L))
 
     def attention(h):
         q, k, v = block.attention.qkv(h).view(B, L, 3, H, D // H).permute(2, 0, 3, 1, 4)
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(D // H)).masked_fill(~seen, float("-inf")).softmax(-1)
+        logits = q @ k.transpose(-1, -2) / math.sqrt(D // H) + bias
+        weights = logits.masked_fill(~seen, float("-inf")).softmax(-1)
         return block.attention.proj((weights @ v).transpose(1, 2).reshape(B * L, D))
 
     if block.pre:
@@ -83,6 +89,19 @@ def test_packed_execution_equals_the_masked_reference(make_model, monkeypatch, s
     model, x = make_model(routing=routing, estimator=estimator, **shape), tokens()
     packed = assert_equals_masked(model, x, monkeypatch)
     assert (packed.actions == SKIP).any() and (packed.actions >= FORWARD).any()
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_exploring_packed_equals_the_masked_reference(make_model, monkeypatch, shape):
+    """A plan that lasts, weights on changes and biases of keys, and the gradient of what is explored."""
+    model, measured = make_model(routing="worth", target_depth=2.0, **shape).train(), []
+    model.policy.EXPLORED = (0.5, 0.5)
+    decide = model.policy.decide
+    model.policy.decide = lambda step: measured.append(step.memory) or decide(step)
+    packed = assert_equals_masked(model, tokens(), monkeypatch)
+    assert packed.depth.unique().tolist() == [1, 3]
+    of_packed, of_masked = (memory["w"].grad for memory in measured)
+    assert of_packed.abs().max() > 1e-4 and torch.allclose(of_packed, of_masked, atol=1e-6)
 
 
 @pytest.mark.parametrize("action", (SKIP, FORWARD, RECURSE))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import morlib
@@ -64,22 +65,63 @@ class EncoderStack(nn.Module):
         return self.head(self.stack(self.embed(tokens) + self.positions[:L], mask, is_causal=True))
 
 
-def cached_generation(model: Transformer, tokens: int, parts: int) -> Timed:
-    """Greedy generation with a cache, from one token on, as `morlib.generate` does it, less its checks.
+def cached_generation(model: Transformer, prompt: Tensor, tokens: int, parts: int) -> Timed:
+    """Greedy generation with a cache after a prompt [B, P], as `morlib.generate` does it, less its checks.
 
-    A call generates the next of `parts` equal parts of the tokens, and multiplies its seconds by `parts`.
+    A call generates the next of `parts` equal parts of the tokens, and multiplies its seconds by `parts`. The
+    pass over the prompt, but for its last token, is not timed.
     """
-    cache, fresh, some = None, None, tokens // parts
+    cache, fresh, some, P = Cache(), None, tokens // parts, prompt.shape[1]
 
     @torch.inference_mode()
     def call() -> dict:
         nonlocal cache, fresh
         model.eval()
-        if cache is None or cache.length + some > tokens:
-            cache, fresh = Cache(), torch.zeros(1, 1, dtype=torch.long)
+        if fresh is None or cache.length + some > P - 1 + tokens:
+            cache, fresh = Cache(), prompt[:, -1:]
+            if P > 1:
+                model(prompt[:, :-1], cache)
+        began, depth = clock(), 0.0
+        for _ in range(some):
+            out = model(fresh, cache)
+            fresh = out.logits[:, -1].argmax(-1, keepdim=True)
+            depth = depth + out.depth
+        return dict(seconds=(clock() - began) * parts, E=depth.double().mean() / some)
+
+    return call
+
+
+def plain_generation(model: Transformer, prompt: Tensor, tokens: int, parts: int) -> Timed:
+    """The same for a model of fixed depth, as a plain loop over its weights, pre-norm.
+
+    All keys and values lie in one tensor [N, 2, B, H, P + tokens, D/H], made beforehand.
+    """
+    (B, P), N, H, D = prompt.shape, model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model
+    held, start, fresh, some = torch.zeros(N, 2, B, H, P + tokens, D // H), 0, None, tokens // parts
+
+    def step(ids: Tensor, start: int) -> Tensor:
+        L = ids.shape[1]
+        x = model.embed(ids) + model.positions[start : start + L]
+        for block, kv in zip(model.blocks, held):
+            made = block.attention.qkv(block.norm1(x)).view(B, L, 3, H, D // H).permute(2, 0, 3, 1, 4)
+            kv[:, :, :, start : start + L] = made[1:]
+            k, v = kv[:, :, :, : start + L]
+            y = F.scaled_dot_product_attention(made[0], k, v, is_causal=L > 1)
+            x = x + block.attention.proj(y.transpose(1, 2).reshape(B, L, D))
+            x = x + block.feed_forward(block.norm2(x))
+        return model.head(model.norm(x[:, -1])).argmax(-1, keepdim=True)
+
+    @torch.inference_mode()
+    def call() -> dict:
+        nonlocal start, fresh
+        model.eval()
+        if fresh is None or start + some > P - 1 + tokens:
+            start, fresh = P - 1, prompt[:, -1:]
+            if P > 1:
+                step(prompt[:, :-1], 0)
         began = clock()
         for _ in range(some):
-            fresh = model(fresh, cache).logits[:, -1].argmax(-1, keepdim=True)
+            fresh, start = step(fresh, start), start + 1
         return dict(seconds=(clock() - began) * parts)
 
     return call
@@ -318,7 +360,7 @@ class Bench:
         s, parts = self.sizes, 2 * self.sizes.repeats
         model = self.build(s.generated + 1, routing="none")
         calls = {
-            "cached": cached_generation(model, s.generated, parts),
+            "cached": cached_generation(model, torch.zeros(1, 1, dtype=torch.long), s.generated, parts),
             "uncached": uncached_generation(model, s.generated, parts),
         }
         row = self.turns("generation", calls, parts).ratio("cached", "uncached")
@@ -347,6 +389,46 @@ class Bench:
         note = f"{size[6]:,} of {size['fixed']:,} bytes, batch 32, {positions} positions"
         share = size[6] / size["fixed"] / (held[6] / held["fixed"])
         yield "cache", dict(measured=share, E=held[6], note=note, dtype="float32")
+
+    def once(self) -> Rows:
+        """Routing that decides once for all layers: at experiment 1's size with one thread, and decoding."""
+        chosen, threads, s = settings(dict(preset=self.sizes.experiment)), torch.get_num_threads(), self.sizes
+        batch, V = chosen.train().batch_size, self.corpus.vocab_size
+        N = chosen.model(vocab_size=V).n_layers
+        changes = {"fixed": dict(routing="none", target_depth=None)}
+        for name, routing in (("once", "even-once"), ("worth", "worth")):
+            for E in (8, 6):
+                changes[f"{name}-{E}"] = dict(routing=routing, target_depth=E / 12 * N, max_recursions=1)
+        models = {name: build(chosen.model(vocab_size=V, **change)) for name, change in changes.items()}
+        windows = self.windows(batch, models["fixed"].cfg.max_len)
+        torch.set_num_threads(1)
+        try:
+            short = dict(epochs=1, windows=batch * s.router_steps, evaluations=1, eval_windows=8)
+            for name in ("worth-8", "worth-6"):
+                morlib.train(models[name], self.corpus, chosen.train(**short))
+                models[name].policy.price.zero_()  # so each timed step sets it by its own batch
+            timings = self.turns("small, decided once", self.steps(models, windows), 3 * s.repeats)
+        finally:
+            torch.set_num_threads(threads)
+        for name in list(models)[1:]:
+            yield name, timings.ratio(name, "fixed") | dict(note="one thread")
+        yield from self.once_decoding()
+
+    def once_decoding(self) -> Rows:
+        """Cached decoding where a token's depth is decided once, and ours of fixed depth as a plain loop."""
+        s, parts = self.sizes, 2 * self.sizes.repeats
+        build = dict(max_recursions=1, dropout=0.0)
+        fixed = self.build(2 * s.generated, routing="none", **build)
+        once = self.build(2 * s.generated, routing="even-once", target_depth=6.0, **build)
+        for batch in (1, 8, 32):
+            prompt = self.windows(batch, 8)[:, :-1]
+            how = prompt, s.generated, parts
+            calls = {"fixed": cached_generation(fixed, *how), "once": cached_generation(once, *how)}
+            calls["plain"] = plain_generation(fixed, *how)
+            timings = self.turns(f"decoding, decided once, batch {batch}", calls, parts)
+            note = dict(note=f"8 tokens of prompt, {s.generated} new ones", dtype="float32")
+            yield f"decode-once-{batch}", timings.ratio("once", "fixed") | note
+            yield f"decode-plain-{batch}", timings.ratio("fixed", "plain") | note
 
     def share(self) -> Rows:
         """The parts of a training step with a trained router."""
@@ -381,7 +463,7 @@ class Bench:
         yield from self.encoder("cuda")
 
 
-GROUPS = tuple("training small forward long encoder dtypes generation decoding share gpu".split())
+GROUPS = tuple("training small forward long encoder dtypes generation decoding once share gpu".split())
 
 
 # ---- The record ----

@@ -33,10 +33,15 @@ ASKING = (
     "With one sequence a layer is either run or not, but asking who runs costs as many small operations in "
     "each layer."
 )
-GATHERED = (
-    "Weights are read for half of the batch as for all of it, and where sequences differ in what ran, their "
-    "keys and values are gathered for each token."
+APART = (
+    "Weights are read for half of the batch as for all of it, and where sequences differ in what ran, each "
+    "attends in a call of its own."
 )
+READ = (
+    "A layer's weights are read as long as one sequence runs it: with half of the rows its products take "
+    "nearly as long."
+)
+CALLS = "What a module, a packing and a count of what ran cost on top of the same products."
 GROWTH = "Room is made for a 32nd more tokens than are held."
 MOVING = "Gathering, scattering and sorting move memory at every layer, however wide the feed-forward is."
 
@@ -92,7 +97,17 @@ GOALS = [
     Goal("dtype-loss", "validation loss, that dtype minus float32 (nats)", MOST, 0.01, CPU, BITS),
     Goal("generation", "generating 512 tokens, cached / uncached, batch 1", MOST, 0.10, CPU, ONE_TOKEN),
     Goal("decode-1", "cached decoding, blind E = 6 / fixed, batch 1", MOST, 0.65, CPU, ASKING),
-    Goal("decode-32", "cached decoding, blind E = 6 / fixed, batch 32", MOST, 0.65, CPU, GATHERED),
+    Goal("decode-32", "cached decoding, blind E = 6 / fixed, batch 32", MOST, 0.65, CPU, APART),
+    Goal("once-8", "training step at width 64, decided once E = 8 / fixed", MOST, 0.80, CPU, NARROW),
+    Goal("once-6", "training step at width 64, decided once E = 6 / fixed", MOST, 0.62, CPU, NARROW),
+    Goal("worth-8", "training step at width 64, token worth E = 8 / fixed", MOST, 0.80, CPU, NARROW),
+    Goal("worth-6", "training step at width 64, token worth E = 6 / fixed", MOST, 0.62, CPU, NARROW),
+    Goal("decode-once-1", "cached decoding, decided once E = 6 / fixed, batch 1", MOST, 0.56, CPU, READ),
+    Goal("decode-once-8", "cached decoding, decided once E = 6 / fixed, batch 8", MOST, 0.60, CPU, READ),
+    Goal("decode-once-32", "cached decoding, decided once E = 6 / fixed, batch 32", MOST, 0.63, CPU, READ),
+    Goal("decode-plain-1", "cached decoding, fixed, ours / a plain loop, batch 1", MOST, 1.00, CPU, CALLS),
+    Goal("decode-plain-8", "cached decoding, fixed, ours / a plain loop, batch 8", MOST, 1.00, CPU, CALLS),
+    Goal("decode-plain-32", "cached decoding, fixed, ours / a plain loop, batch 32", MOST, 1.00, CPU, CALLS),
     Goal("cache", "cache bytes, blind E = 6 / fixed, over E / N", CLOSE, 0.01, CPU, GROWTH),
     Goal("share", "router and packing, share of a training step, E = 8", MOST, 0.05, CPU, MOVING),
 ]

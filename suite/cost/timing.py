@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import morlib
-from morlib import Cache, ModelConfig, RandomPolicy, Router, Transformer
+from morlib import Cache, Decision, ModelConfig, Policy, RandomPolicy, StepInput, Transformer
 
 GOLDEN = 0.6180339887498949  # golden ratio: its multiples, modulo 1, lie evenly however many there are
 
@@ -39,7 +39,32 @@ class EvenPolicy(RandomPolicy):
         self.table.copy_(((layers[:, None] + positions) % 1)[:, None])  # [N, R, max_len], alike for each R
 
 
-morlib.POLICIES["even"] = EvenPolicy  # known wherever this room is imported, and nowhere else
+class EvenOncePolicy(Policy):
+    """Blind routing that decides once: the first layer runs everyone, all others a share of the tokens.
+
+    In training a random permutation gives the share exactly. In inference draws move on by the golden ratio
+    from position to position and from row to row.
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.share = (cfg.target_depth - 1) / (cfg.n_layers - 1)
+
+    def forward(self, step: StepInput) -> Decision:
+        if step.layer == 0:
+            return Decision()
+        if step.sampling:
+            draw = (torch.randperm(len(step.index), device=step.index.device) + 0.5) / len(step.index)
+        else:
+            draw = GOLDEN * (step.position + step.row) % 1
+        return Decision((draw < self.share).long(), lasts=True)
+
+    def shares(self) -> list[float]:
+        return [1.0] + [self.share] * (self.cfg.n_layers - 1)
+
+
+# known wherever this room is imported, and nowhere else
+morlib.POLICIES |= {"even": EvenPolicy, "even-once": EvenOncePolicy}
 
 
 def build(config: ModelConfig, device: torch.device | str = "cpu") -> Transformer:
@@ -98,16 +123,16 @@ def in_turn(calls: dict[str, Timed], repeats: int = 7, warmup: int = 1) -> Timin
 def training_step(model: nn.Module, windows: Tensor, dtype: torch.dtype = torch.float32) -> Timed:
     """A whole training step on windows [B, L + 1]: forward, backward, clipping, AdamW.
 
-    dtype: of autocast. AdamW runs at rate 0: it does the same work, and the weights stay. A router holds its
-    budget in each batch, as in `morlib.train`, and has its own biases back afterwards.
+    dtype: of autocast. AdamW runs at rate 0: it does the same work, and the weights stay. A policy holds its
+    budget in each batch and learns, as in `morlib.train`, and has its own buffers back afterwards.
     """
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
     ours = isinstance(model, Transformer)
-    router = model.policy if ours and isinstance(model.policy, Router) else None
+    buffers = list(model.policy.buffers()) if ours else []
 
     def step() -> dict:
         model.train()
-        biases = router.bias.clone() if router else None
+        before = [buffer.clone() for buffer in buffers]
         began = clock()
         with torch.autocast(windows.device.type, dtype, enabled=dtype != torch.float32):
             out = model(windows[:, :-1], calibrate=True) if ours else model(windows[:, :-1])
@@ -115,11 +140,14 @@ def training_step(model: nn.Module, windows: Tensor, dtype: torch.dtype = torch.
             loss = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        own = model.policy.own_loss(out.memory, 1.0) if ours else None
+        if own is not None:
+            own.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         seconds = clock() - began
-        if router:
-            router.bias.copy_(biases)
+        for buffer, kept in zip(buffers, before):
+            buffer.copy_(kept)
         return dict(seconds=seconds, E=out.depth.double().mean() if ours else None)
 
     return step
