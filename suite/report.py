@@ -72,7 +72,14 @@ def readme_part() -> str:
         lines.append(f"- *Does its depth follow token difficulty?* {difficulty_sentence(subjects)}")
     text = f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
     known = stored_records("known-depth")
-    return f"{text}\n- *{KNOWN}* {results.hops_sentence(known)}\n\n{HOPS}" if len(known) else text
+    if known.empty:
+        return text
+    told = [
+        results.hops_sentence(known),
+        results.dial_sentence(results.stored_dial()),
+        results.text_sentence(),
+    ]
+    return f"{text}\n- *{KNOWN}* {' '.join(told)}\n\n{HOPS}"
 
 
 def stored_subjects() -> list:
@@ -128,6 +135,10 @@ def known_depth() -> list[str]:
         if experiment == "known-depth":
             dial = results.stored_dial()
             parts += [results.dial_sentence(dial), markdown(results.dial_table(dial))]
+    if len(stored_records("exp2-worth")):
+        pairs = [("token worth", other) for other in ("fixed-shallow", "mor-equal-epochs", "random")]
+        parts += [results.text_sentence() + " In points of accuracy:"]
+        parts += [markdown(results.comparisons(results.worth_on_text("exp2"), pairs))]
     return parts
 
 

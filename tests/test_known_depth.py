@@ -417,16 +417,16 @@ def records_of(accuracy):
 @pytest.mark.parametrize(
     "worth, half, start",
     [
-        ([99, 98, 99, 97, 99, 98], [60, 55, 70, 65, 50, 60], "Yes: at E 3.1, token worth answers 98 "),
-        ([99, 98], [60, 55], "Yes so far: at E 3.1, token worth answers 98 to 99 % "),
-        ([50, 55, 60, 52, 58, 50], [60, 55, 70, 65, 50, 60], "Not shown: at E 3.1, token worth answers 54 "),
-        ([60, 50, 70, 55, 52, 61], [59, 51, 68, 57, 51, 60], "Not shown: at E 3.1, token worth answers 58 "),
+        ([99, 98, 99, 97, 99, 98], [60, 55, 70, 65, 50, 60], "Yes: at E 3.1, WORTH answers 98 "),
+        ([99, 98], [60, 55], "Yes so far: at E 3.1, WORTH answers 98 to 99 % "),
+        ([50, 55, 60, 52, 58, 50], [60, 55, 70, 65, 50, 60], "Not shown: at E 3.1, WORTH answers 54 "),
+        ([60, 50, 70, 55, 52, 61], [59, 51, 68, 57, 51, 60], "Not shown: at E 3.1, WORTH answers 58 "),
     ],
 )
 def test_the_sentence_says_no_more_than_the_seeds(worth, half, start):
     records = records_of({"worth": worth, "fixed-half": half, "fixed-deep": [90] * len(worth)})
     told = results.hops_sentence(records)
-    assert told.startswith(start)
+    assert told.replace("token worth (a router that learns what depth is worth)", "WORTH").startswith(start)
     assert "of the hard questions of 4 to 6 hops" in told and "4,000 steps" in told
 
 
@@ -453,6 +453,25 @@ def test_depth_that_follows_k_is_seen_and_equal_depth_is_none():
     depth[:, places] = torch.where(asked["hard"], -asked["k"], 1)
     assert follows(dict(depth=depth), lines, task) == pytest.approx(-1)
     assert follows(dict(depth=torch.ones(100, 64)), lines, task) == 0
+
+
+def test_a_saved_dial_is_read_again(tmp_path):
+    dial = results.stored_dial()
+    results.save_dial(dial, tmp_path / "dial.json")
+    assert results.stored_dial(tmp_path / "dial.json").equals(dial)
+
+
+def test_token_worth_on_text_stands_beside_the_experiment_s_records():
+    records = results.worth_on_text("exp2")
+    worth, fixed = (records[records["model"] == name] for name in ("token worth", "fixed-shallow"))
+    assert list(worth["seed"]) == list(fixed["seed"]) == list(range(6))
+    assert {r["data"]["sha256"] for r in worth["record"]} == {r["data"]["sha256"] for r in fixed["record"]}
+    gap = (worth["accuracy"].to_numpy() - fixed["accuracy"].to_numpy()).mean()
+    told = results.verdicts(records, [("token worth", "fixed-shallow")])
+    assert told["difference (points)"].iloc[0] == results.signed(gap)
+    assert gap < -1 and results.text_sentence().startswith(
+        f"On text token worth loses: {results.signed(gap)} points"
+    )
 
 
 def test_the_dial_that_ships_is_of_the_stored_runs():

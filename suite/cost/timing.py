@@ -17,7 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import morlib
-from morlib import Cache, Decision, ModelConfig, Policy, RandomPolicy, StepInput, Transformer
+from morlib import Cache, ModelConfig, RandomPolicy, Transformer
+
+from ..runs.known_depth import BlindTokens
 
 GOLDEN = 0.6180339887498949  # golden ratio: its multiples, modulo 1, lie evenly however many there are
 
@@ -39,28 +41,12 @@ class EvenPolicy(RandomPolicy):
         self.table.copy_(((layers[:, None] + positions) % 1)[:, None])  # [N, R, max_len], alike for each R
 
 
-class EvenOncePolicy(Policy):
-    """Blind routing that decides once: the first layer runs everyone, all others a share of the tokens.
-
-    In training a random permutation gives the share exactly. In inference draws move on by the golden ratio
-    from position to position and from row to row.
-    """
+class EvenOncePolicy(BlindTokens):
+    """The same for routing that decides once: draws move on evenly over positions and over rows."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
-        self.share = (cfg.target_depth - 1) / (cfg.n_layers - 1)
-
-    def forward(self, step: StepInput) -> Decision:
-        if step.layer == 0:
-            return Decision()
-        if step.sampling:
-            draw = (torch.randperm(len(step.index), device=step.index.device) + 0.5) / len(step.index)
-        else:
-            draw = GOLDEN * (step.position + step.row) % 1
-        return Decision((draw < self.share).long(), lasts=True)
-
-    def shares(self) -> list[float]:
-        return [1.0] + [self.share] * (self.cfg.n_layers - 1)
+        self.table.copy_(GOLDEN * torch.arange(cfg.max_len) % 1)
 
 
 # known wherever this room is imported, and nowhere else

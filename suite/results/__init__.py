@@ -26,6 +26,7 @@ from .known_depth import (
     known_depth_headline,
     map_table,
     plan_curves,
+    text_sentence,
     worth_on_text,
 )
 from .live import LiveCurve

@@ -59,8 +59,9 @@ def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:
 
 
 def save_dial(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
-    """Write the table as JSON; `stored_dial` reads it."""
-    write_whole(path, (json.dumps(table.to_dict("records"), indent=1) + "\n").encode())
+    """Write the table as JSON, a line a row; `stored_dial` reads it."""
+    rows = ",\n".join(json.dumps(row) for row in table.to_dict("records"))
+    write_whole(path, f"[\n{rows}\n]\n".encode())
 
 
 def stored_dial(path: Path = REFERENCE / FILE) -> pd.DataFrame:

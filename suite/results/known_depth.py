@@ -25,8 +25,8 @@ from .figures import (
     marker_of,
 )
 from .headlines import show
-from .stats import LEAST_SEEDS, compare
-from .tables import count, signed, span, with_interval
+from .stats import LEAST_SEEDS, compare, interval
+from .tables import count, signed, span
 
 LABELS = {
     "fixed-half": "{half} layers",
@@ -127,8 +127,9 @@ def hops_sentence(records: pd.DataFrame) -> str:
     start = "Yes: at" if verdict_of(c) == "better" else "Yes so far: at" if so_far else "Not shown: at"
     seeds = count(c["pairs"]) + (" seeds" if c["pairs"] >= LEAST_SEEDS else f" of {count(LEAST_SEEDS)} seeds")
     told = (
-        f"{start} E {depth:.1f}, token worth answers {right['worth']} % of the hard questions of "
-        f"{most // 2 + 1} to {most} hops, {names['fixed-half']} {right['fixed-half']} %, and "
+        f"{start} E {depth:.1f}, token worth (a router that learns what depth is worth) answers "
+        f"{right['worth']} % of the hard questions of {most // 2 + 1} to {most} hops, "
+        f"{names['fixed-half']} {right['fixed-half']} %, and "
         f"{names['fixed-deep']} {right['fixed-deep']} % ({seeds}, {steps_of(first):,} steps)."
     )
     return told + longer_sentence(
@@ -159,12 +160,23 @@ def worth_on_text(experiment: str) -> pd.DataFrame:
     return pd.concat([own, added.assign(experiment=experiment, model="token worth")], ignore_index=True)
 
 
+def text_sentence() -> str:
+    """How token worth does on the text of experiment 2, against as many layers as it runs."""
+    c = compare(worth_on_text("exp2"), "token worth", "fixed-shallow")
+    verb = "loses" if c["high"] < 0 else "gains" if c["low"] > 0 else "is neither ahead nor behind"
+    interval_of_it = f"{signed(c['mean'])} points, 95 % interval {span(c['low'], c['high'])}"
+    return f"On text token worth {verb}: {interval_of_it} against six layers of the same cost, {count(c['pairs'])} seeds."
+
+
 def shares(values: pd.Series) -> str:
-    """Mean and interval of six seeds or more; of fewer, the range that they span."""
-    if len(values) >= LEAST_SEEDS:
-        return with_interval(values, 0)
-    low, high = f"{values.min():.0f}", f"{values.max():.0f}"
-    return low if low == high else f"{low} to {high}"
+    """Mean and interval of six seeds or more, as far as per cent go; of fewer, the range that they span."""
+    mean, low, high = interval(values)
+    if len(values) < LEAST_SEEDS:
+        low, high = values.min(), values.max()
+        return f"{low:.0f}" if f"{low:.0f}" == f"{high:.0f}" else f"{low:.0f} to {high:.0f}"
+    if np.isnan(low):  # all are the same
+        return f"{mean:.0f}"
+    return f"{mean:.0f} [{max(low, 0):.0f}, {min(high, 100):.0f}]"
 
 
 def known_depth_headline(folder: Path | None = None) -> None:
