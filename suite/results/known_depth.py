@@ -164,8 +164,9 @@ def text_sentence() -> str:
     """How token worth does on the text of experiment 2, against as many layers as it runs."""
     c = compare(worth_on_text("exp2"), "token worth", "fixed-shallow")
     verb = "loses" if c["high"] < 0 else "gains" if c["low"] > 0 else "is neither ahead nor behind"
-    interval_of_it = f"{signed(c['mean'])} points, 95 % interval {span(c['low'], c['high'])}"
-    return f"On text token worth {verb}: {interval_of_it} against six layers of the same cost, {count(c['pairs'])} seeds."
+    gap = f"{signed(c['mean'])} points, 95 % interval {span(c['low'], c['high'])}"
+    seeds = count(c["pairs"])
+    return f"On text token worth {verb}: {gap} against six layers of the same cost, {seeds} seeds."
 
 
 def shares(values: pd.Series) -> str:
