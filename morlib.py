@@ -395,12 +395,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing, past: StepCache | None = None,
                 mask: Tensor | None = None) -> Tensor:  # fmt: skip
-        drop = self.dropout if self.dropout.training else lambda change: change
+        return self.around(x, lambda h: self.attention(h, packing, past, mask), self.feed_forward)
+
+    def around(self, x: Tensor, attention: Callable, feed_forward: Callable) -> Tensor:
+        """x [T, D] through the block, with these two from (normalised) states to a change, each [T, D]."""
         if self.pre:
-            x = x + drop(self.attention(self.norm1(x), packing, past, mask))
-            return x + drop(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + drop(self.attention(x, packing, past, mask)))
-        return self.norm2(x + drop(self.feed_forward(x)))
+            x = x + self.dropout(attention(self.norm1(x)))
+            return x + self.dropout(feed_forward(self.norm2(x)))
+        x = self.norm1(x + self.dropout(attention(x)))
+        return self.norm2(x + self.dropout(feed_forward(x)))
 
 
 # ---- Routing policies: who is executed at a step ----
@@ -434,6 +437,10 @@ class StepInput:
     @property
     def position(self) -> Tensor:
         return self.start + self.index % self.L
+
+    def draw(self, table: Tensor) -> Tensor:
+        """Draws [T] in [0, 1) by position from a table [max_len], spread over rows by the golden ratio."""
+        return table.index_select(0, self.position).add_(self.row, alpha=0.6180339887498949).remainder_(1)
 
 
 class Tokens(NamedTuple):
@@ -513,8 +520,7 @@ class Policy(nn.Module):
 class RandomPolicy(Policy):
     """Blind control: the given action rates a layer, or those of `target_depth`, or one third each.
 
-    In training a random permutation gives each step its share exactly. In inference a draw depends on a
-    token's position and row alone (a table, spread over rows by the golden ratio), so decoding repeats it.
+    In training a random permutation gives each step its share exactly, in inference see `StepInput.draw`.
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -537,8 +543,7 @@ class RandomPolicy(Policy):
         if step.sampling:
             draw = (torch.randperm(len(step.index), device=step.index.device) + 0.5) / len(step.index)
         else:
-            draw = self.table[step.layer, step.recursion].index_select(0, step.position)
-            draw = draw.add_(step.row, alpha=0.6180339887498949).remainder_(1)
+            draw = step.draw(self.table[step.layer, step.recursion])
         skip, forward, _ = self.rates[step.layer, step.recursion].tolist()
         runs_from = (1 - step.full) * skip
         recurses_from = (1 - step.full) * (skip + forward) + step.full
@@ -681,7 +686,7 @@ class WorthRouter(Policy):
         draw, w, stays = torch.rand(3, len(worth), device=worth.device).unbind()
         explored = draw < self.explored(step.done)
         w = torch.where(explored, w, 1.0).requires_grad_()
-        step.memory |= dict(w=w, worth=worth, explored=explored, states=states)
+        step.memory |= dict(w=w, explored=explored, states=states)
         run = run | explored | (stays < step.full)
         return Decision(run.long(), None, torch.stack([w, w]), self.SLOPE * (w - 1), lasts=True)
 
@@ -837,8 +842,7 @@ class Transformer(nn.Module):
                 step = StepInput(layer, recursion, states, asked.places, L, start, trace.actions,
                                  sampling, calibrate, full, done, memory, self.readout)  # fmt: skip
                 decision = self.policy(step)
-                last = decision.lasts or recursion + 1 == cfg.max_recursions
-                running, again = decision.split(asked, last)
+                running, again = decision.split(asked, decision.lasts or recursion + 1 == cfg.max_recursions)
                 trace.add(step, decision, running)
                 if running is not None:
                     layers = range(layer, cfg.n_layers if decision.lasts else layer + 1)

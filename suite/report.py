@@ -120,26 +120,22 @@ def experiments() -> list[str]:
 
 
 def known_depth() -> list[str]:
-    """The task of known depth: each setting's models, the map of fixed ones, and the price as a dial."""
-    parts = []
-    for experiment, title in (("known-depth", KNOWN), ("known-depth-narrow", "The same, four narrow layers")):
-        records = stored_records(experiment)
-        if records.empty:
-            continue
-        parts += [f"## {title}", about(records), results.hops_sentence(records)]
-        parts += ["Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))]
-        parts += ["Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))]
-        fixed = stored_records(experiment.replace("known-depth", "known-depth-map"))
-        if len(fixed):
-            parts += ["Fixed depth, by steps of training:", markdown(results.map_table(fixed))]
-        if experiment == "known-depth":
-            dial = results.stored_dial()
-            parts += [results.dial_sentence(dial), markdown(results.dial_table(dial))]
-    if len(stored_records("exp2-worth")):
-        pairs = [("token worth", other) for other in ("fixed-shallow", "mor-equal-epochs", "random")]
-        parts += [results.text_sentence() + " In points of accuracy:"]
-        parts += [markdown(results.comparisons(results.worth_on_text("exp2"), pairs))]
-    return parts
+    """The task of known depth: its models, the map of fixed ones, the dial; and the same on text."""
+    records = stored_records("known-depth")
+    if records.empty:
+        return []
+    dial = results.stored_dial()
+    pairs = [("token worth", other) for other in ("fixed-shallow", "mor-equal-epochs", "random")]
+    return [
+        *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
+        *("Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))),
+        *("Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))),
+        "Fixed depth, by steps of training:",
+        markdown(results.map_table(stored_records("known-depth-map"))),
+        *(results.dial_sentence(dial), markdown(results.dial_table(dial))),
+        f"{results.text_sentence()} In points of accuracy:",
+        markdown(results.comparisons(results.worth_on_text("exp2"), pairs)),
+    ]
 
 
 def told_by(function: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[pd.DataFrame], str]:

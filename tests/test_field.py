@@ -281,7 +281,10 @@ def test_a_step_of_one_token_does_not_run_everyone(make, name):
 def test_recursions_are_tied_attention_included(make, name):
     model, calls = make(name), []
     for number, block in enumerate(model.blocks):
-        hook = lambda module, inputs, number=number: calls.append((number, id(module.qkv.weight)))  # noqa: E731
+
+        def hook(module, inputs, number=number):
+            calls.append((number, id(module.qkv.weight)))
+
         block.attention.register_forward_pre_hook(hook)
     model(tokens(), sampling=True)
     assert [number for number, _ in calls] == [0, 1, 1, 1, 2] and len(set(calls)) == 3

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import morlib
 from suite import results, runs, texts
 from suite.results.dial import follows
+from suite.runs.runner import stored
 from suite.texts import drawn, known_depth
 from suite.texts.drawn import SEEDS, WINDOWS
 from suite.texts.known_depth import KINDS, Hops
@@ -462,6 +463,8 @@ def test_a_saved_dial_is_read_again(tmp_path):
 
 
 def test_token_worth_on_text_stands_beside_the_experiment_s_records():
+    own = runs.worth_runs(runs.settings(dict(preset="cpu", seeds=6)))
+    assert all(isinstance(record, dict) for record in stored(own))
     records = results.worth_on_text("exp2")
     worth, fixed = (records[records["model"] == name] for name in ("token worth", "fixed-shallow"))
     assert list(worth["seed"]) == list(fixed["seed"]) == list(range(6))
@@ -484,4 +487,20 @@ def test_the_dial_that_ships_is_of_the_stored_runs():
         assert row["loss"] == pytest.approx(losses[row["run"]], abs=0.02)
     by_k = results.dial_table(dial).filter(like="depth at")
     assert ((by_k >= 1) & (by_k <= 6)).all(axis=None)
-    assert "+0." in results.dial_sentence(dial)
+    assert "harder questions get more of it: at E 2, rank correlation" in results.dial_sentence(dial)
+
+
+@pytest.mark.parametrize(
+    "r, told",
+    [
+        ([0.5, 0.6, 0.7, 0.6, 0.5, 0.4], "Where depth is short, harder questions get more of it: at E 2,"),
+        ([0.5, 0.6], "Where depth is short, harder questions get more of it, so far: at E 2"),
+        ([0.5, -0.6, 0.7, -0.6, 0.5, -0.4], "Where depth is short, it is not shown that harder"),
+        ([-0.5, -0.6, -0.7, -0.6, -0.5, -0.4], "Where depth is short, it is not shown that harder"),
+    ],
+)
+def test_the_dial_s_sentence_says_no_more_than_the_seeds(r, told):
+    dial = results.stored_dial()
+    dial = dial[dial["seed"] < len(r)].copy()
+    dial["r"] = [r[seed] for seed in dial["seed"]]
+    assert results.dial_sentence(dial).startswith(told)

@@ -116,7 +116,8 @@ def test_what_it_learns_from_is_minus_the_gradient_of_the_text_s_loss(make):
         torch.manual_seed(3)
         model.policy.price.zero_()
         out = model(windows()[:, :-1], done=0.0)
-        w, explored, predicted = (out.memory[name] for name in ("w", "explored", "worth"))
+        w, explored, states = (out.memory[name] for name in ("w", "explored", "states"))
+        predicted = model.policy.network(states)[:, 0]
         assert 0 < explored.sum() < T and (w[~explored] == 1).all() and (w[explored] < 1).all()
         loss = F.cross_entropy(out.logits.flatten(0, 1), windows()[:, 1:].flatten(), reduction="sum")
         measured = -torch.autograd.grad(loss, w, retain_graph=True)[0]
@@ -162,8 +163,8 @@ def test_all_that_are_explored_run_and_are_seen_as_their_weight_says(make):
     out = model(windows()[:, :-1], calibrate=False)
     memory, decision = out.memory, out.memory["decision"]
     assert decision.actions[memory["explored"]].all() and not decision.actions.all()
-    price = model.policy.price[1]
-    assert torch.equal(decision.actions.bool(), memory["explored"] | (memory["worth"] > price))
+    worth, price = model.policy.network(memory["states"])[:, 0], model.policy.price[1]
+    assert torch.equal(decision.actions.bool(), memory["explored"] | (worth > price))
     assert torch.equal(decision.weights, memory["w"].expand(2, -1))
     assert torch.equal(decision.key_bias, model.policy.SLOPE * (memory["w"] - 1))
     assert torch.equal(out.depth.flatten(), 1 + 3 * decision.actions)

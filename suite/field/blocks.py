@@ -23,14 +23,6 @@ class OfAll(Decision):
 class Apart(Block):
     """A block whose queries come from one set of tokens, keys and values from another."""
 
-    def around(self, x: Tensor, attention: Callable) -> Tensor:
-        """x [T, D] through the block, with this attention of normalised states to a change [T, D]."""
-        if self.pre:
-            x = x + self.dropout(attention(self.norm1(x)))
-            return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(attention(x)))
-        return self.norm2(x + self.dropout(self.feed_forward(x)))
-
     def keys(self, states: Tensor, packing: Packing, past: StepCache | None) -> Tensor:
         """Keys and values [B, P, 2, H, D/H] of what the cache holds and of everyone's states [B * L, D]."""
         D, B, L = states.shape[1], packing.B, packing.L
@@ -76,7 +68,7 @@ class AllKeys(Apart):
         if past is None and not len(x):
             return x
         kv = self.keys(memory["states"], packing, past)
-        return self.around(x, lambda h: self.look(h, kv, packing))
+        return self.around(x, lambda h: self.look(h, kv, packing), self.feed_forward)
 
 
 class FirstKeys(Apart):
@@ -103,4 +95,4 @@ class FirstKeys(Apart):
             return super().forward(x, packing, past, mask)
         if first:
             memory[place] = self.keys(x, packing, past)
-        return self.around(x, lambda h: self.look(h, memory[place], packing))
+        return self.around(x, lambda h: self.look(h, memory[place], packing), self.feed_forward)

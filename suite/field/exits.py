@@ -68,9 +68,7 @@ class Exits(System):
         scores, highest = self.scores(step.states, step), step.memory.setdefault("highest", [])
         highest.append(torch.maximum(scores, highest[-1]) if highest else scores)
         if step.layer == self.cfg.n_layers - 1:
-            further = (self.cfg.target_depth - 1) / (
-                self.cfg.n_layers - 1
-            )  # share of what is beyond one block
+            further = (self.cfg.target_depth - 1) / (self.cfg.n_layers - 1)  # share beyond the first block
             self.threshold.copy_(morlib.quantile(torch.cat(highest), 1 - further))
         return Decision()
 

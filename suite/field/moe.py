@@ -64,14 +64,12 @@ class ExpertBlock(Block):
         return partial(self, memory=memory)
 
     def forward(self, x, packing, past=None, mask=None, memory=None) -> Tensor:
-        if self.pre:
-            x = x + self.dropout(self.attention(self.norm1(x), packing, past, mask))
-            change, even = self.feed_forward(self.norm2(x))
-        else:
-            x = self.norm1(x + self.dropout(self.attention(x, packing, past, mask)))
-            change, even = self.feed_forward(x)
-        memory.setdefault("balance", []).append(even)
-        return x + self.dropout(change) if self.pre else self.norm2(x + self.dropout(change))
+        def experts(h: Tensor) -> Tensor:
+            change, even = self.feed_forward(h)
+            memory.setdefault("balance", []).append(even)
+            return change
+
+        return self.around(x, lambda h: self.attention(h, packing, past, mask), experts)
 
 
 class MixtureOfExperts(System):

@@ -48,9 +48,7 @@ class PonderNet(Universal):
             step.memory.setdefault("exits", []).append(step.readout(step.states))
             step.memory.setdefault("halting", []).append(logits)
             return Decision()
-        draw = self.dice[step.layer].index_select(0, step.position)
-        draw = draw.add_(step.row, alpha=0.6180339887498949).remainder_(1)
-        step.memory["at_work"] &= draw >= logits.sigmoid()
+        step.memory["at_work"] &= step.draw(self.dice[step.layer]) >= logits.sigmoid()
         return OfAll(step.memory["at_work"].long())
 
     def operations(self, actions: Tensor) -> int:

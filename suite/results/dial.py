@@ -20,7 +20,7 @@ import morlib
 from ..files import REFERENCE, write_whole
 from ..runs import Run, trained_model
 from .figures import figure_style
-from .stats import interval
+from .stats import LEAST_SEEDS, interval
 from .tables import count, signed
 
 FILE = "known_depth_dial.json"
@@ -91,15 +91,19 @@ def dial_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def dial_sentence(table: pd.DataFrame) -> str:
-    """Whether depth follows difficulty, at the depth where the router has to choose most."""
-    target = table.groupby("target")["r"].mean().idxmax()
+    """Whether depth follows difficulty, at the depth asked for at which x is nearest to half of its depth."""
+    depth = by_target(table, "depth")
+    target = (depth.mean(axis=1) - (1 + depth.max(axis=None)) / 2).abs().idxmin()
     values = table[table["target"] == target]["r"]
     mean, low, high = interval(values)
+    so_far = len(values) < LEAST_SEEDS and mean > 0
+    found = "harder questions get more of it" + (", so far" if so_far else "")
+    start = found if low > 0 or so_far else "it is not shown that harder questions get more of it"
     told = f"rank correlation of depth with the number of hops {signed(mean, 2)}"
     if not np.isnan(low):
         told += f", 95 % interval {signed(low, 2)} to {signed(high, 2)}"
     seeds = f"{count(len(values))} seed{'' if len(values) == 1 else 's'}"
-    return f"Where depth is short, harder questions get more of it: at E {target:g}, {told} ({seeds})."
+    return f"Where depth is short, {start}: at E {target:g}, {told} ({seeds})."
 
 
 def draw_dial(table: pd.DataFrame) -> Figure:

@@ -26,7 +26,7 @@ from .figures import (
 )
 from .headlines import show
 from .stats import LEAST_SEEDS, compare, interval
-from .tables import count, signed, span
+from .tables import count, plain_names, signed, span
 
 LABELS = {
     "fixed-half": "{half} layers",
@@ -132,9 +132,7 @@ def hops_sentence(records: pd.DataFrame) -> str:
         f"{names['fixed-half']} {right['fixed-half']} %, and "
         f"{names['fixed-deep']} {right['fixed-deep']} % ({seeds}, {steps_of(first):,} steps)."
     )
-    return told + longer_sentence(
-        records["experiment"].iloc[0], first["model"]["n_layers"] // 2, steps_of(first)
-    )
+    return told + longer_sentence(first["model"]["n_layers"] // 2, steps_of(first))
 
 
 def steps_of(config: dict) -> int:
@@ -143,9 +141,9 @@ def steps_of(config: dict) -> int:
     return train["epochs"] * (train["windows"] // train["batch_size"])
 
 
-def longer_sentence(experiment: str, layers: int, steps: int) -> str:
+def longer_sentence(layers: int, steps: int) -> str:
     """What fixed layers reach in twice the steps, where such records ship; else nothing."""
-    stored = stored_records(experiment.replace("known-depth", "known-depth-map"))
+    stored = stored_records("known-depth-map")
     longer = stored[stored["model"] == f"fixed {layers}, {2 * steps} steps"] if len(stored) else stored
     if longer.empty:
         return ""
@@ -162,11 +160,12 @@ def worth_on_text(experiment: str) -> pd.DataFrame:
 
 def text_sentence() -> str:
     """How token worth does on the text of experiment 2, against as many layers as it runs."""
-    c = compare(worth_on_text("exp2"), "token worth", "fixed-shallow")
+    records = worth_on_text("exp2")
+    c = compare(records, "token worth", "fixed-shallow")
     verb = "loses" if c["high"] < 0 else "gains" if c["low"] > 0 else "is neither ahead nor behind"
     gap = f"{signed(c['mean'])} points, 95 % interval {span(c['low'], c['high'])}"
-    seeds = count(c["pairs"])
-    return f"On text token worth {verb}: {gap} against six layers of the same cost, {seeds} seeds."
+    names = plain_names(records)
+    return f"On text token worth {verb}: {gap} against {names['fixed-shallow']}, {count(c['pairs'])} seeds."
 
 
 def shares(values: pd.Series) -> str:

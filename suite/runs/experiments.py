@@ -136,21 +136,15 @@ def exp2_models(s: Settings, target: float) -> Changes:
     }
 
 
-def worth_models(s: Settings, target: float) -> Changes:
-    """Token worth on text, with the settings of the task of known depth: the tokens run all layers or one."""
-    routed = dict(routing="worth", target_depth=target, max_recursions=1)
-    return {"worth": (routed, dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2))}
-
-
 def worth_runs(s: Settings) -> list[Run]:
-    """Token worth on the texts of experiment 1, at 2/3 of the layers, and 2, at half: exp1-worth, exp2-worth.
+    """Token worth on the text of experiment 2, at half of the layers: named exp2-worth.
 
-    Models of one seed see the same text as those of the experiments, so they can be compared.
+    Its settings are those of the task of known depth. Models of one seed see the same text as those of the
+    experiment, so they can be compared.
     """
-    N = s.model(vocab_size=1).n_layers
-    depths = {"exp1": 2 * N / 3, "exp2": N / 2}
-    made = [experiment_runs(s, f"{e}-worth", text_of(s, e), worth_models(s, depths[e])) for e in depths]
-    return sum(made, [])
+    routed = dict(routing="worth", target_depth=s.model(vocab_size=1).n_layers / 2, max_recursions=1)
+    models = {"worth": (routed, dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2))}
+    return experiment_runs(s, "exp2-worth", text_of(s, "exp2"), models)
 
 
 def bangla_models(s: Settings, deep: float | None, half: float | None) -> Changes:

@@ -46,9 +46,8 @@ class PlantedChains(Planted):
 class BlindTokens(morlib.Policy):
     """The control of a router that decides once: as many tokens run all layers, drawn blindly.
 
-    Training draws anew, with the share exact in each batch. In inference a token's draw depends on its
-    position and its row alone, as in RandomPolicy. (Blind draws for each layer apart, which "random" makes,
-    are a weaker control: hardly any token runs all layers then.)
+    Training draws anew, with the share exact in each batch; in inference see `StepInput.draw`. (Blind draws
+    for each layer apart, which "random" makes, are a weaker control: hardly any token runs all layers then.)
     """
 
     ALWAYS = morlib.WorthRouter.ALWAYS
@@ -70,8 +69,8 @@ class BlindTokens(morlib.Policy):
             return Decision()
         if step.sampling:
             draw = (torch.randperm(len(step.index), device=step.index.device) + 0.5) / len(step.index)
-        else:  # spread over rows by the golden ratio
-            draw = (self.table[step.position] + 0.6180339887498949 * step.row).remainder(1)
+        else:
+            draw = step.draw(self.table)
         return Decision((draw < self.share + (1 - self.share) * step.full).long(), lasts=True)
 
 
@@ -88,8 +87,6 @@ SIZES = {
     "quick": dict(task="hops-8-3", layers=4, width=32, steps=400, target=2.4, heldout=500),
     "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1),
 }
-# In a first try of this setting two layers stayed behind four; it has no records yet
-NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, target=2.3)
 
 
 def size_of(s: Settings) -> dict:
@@ -97,9 +94,9 @@ def size_of(s: Settings) -> dict:
     return SIZES.get(s.preset, SIZES["usual"])
 
 
-def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
+def known_depth_models(s: Settings) -> Changes:
     """Fixed depth whole and halved, and five ways to choose who is deep at about half of the cost."""
-    size = size or size_of(s)
+    size = size_of(s)
     N, target = size["layers"], size["target"]
     fixed, routed = dict(routing="none"), dict(target_depth=target)
     return {
@@ -113,14 +110,9 @@ def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
     }
 
 
-def known_depth_runs(
-    s: Settings, models: Changes, experiment: str = "known-depth", size: dict | None = None
-) -> list[Run]:
-    """One Run per seed and model label on the task of a preset: windows without end, each seen once.
-
-    size: in place of the preset's, for instance NARROW.
-    """
-    size = size or size_of(s)
+def known_depth_runs(s: Settings, models: Changes, experiment: str = "known-depth") -> list[Run]:
+    """One Run per seed and model label on the task of a preset: windows without end, each seen once."""
+    size = size_of(s)
     width, steps = size["width"], size["steps"]
     base = ModelConfig(
         vocab_size=1, n_layers=size["layers"], d_model=width, n_heads=4, d_ff=4 * width, max_len=64,
