@@ -8,8 +8,7 @@ What is unusual here:
 - At a step a token attends to the tokens executed at that step, at or before its own position
   (recursion-wise cache). Training does the same, so cached and uncached generation agree.
 
-Read from top to bottom: configurations, packing, cache, block, routing policies, model, training, measuring,
-generating, saving. Nothing here reads the environment, a folder or a text. `train` takes any corpus that has
+Read from top to bottom. Nothing here reads the environment, a folder or a text. `train` takes any corpus with
 
     vocab_size                          how many kinds of tokens there are
     draw(windows, length, generator)    random training windows, int64 [windows, length + 1]
@@ -206,8 +205,7 @@ class Packing:
 
     `pad` moves [T, ...] to [B, M, ...], `unpad` back; M holds the fullest row. Tokens keep their order, so
     attention that is causal over packed places is causal over positions. Padding stands at the ends of the
-    rows, where no token before it sees it. A longer M is a multiple of 16, since attention on a CPU takes so
-    many places at a time.
+    rows, where no token before it sees it. A longer M is a multiple of 16, which suits attention on a CPU.
     """
 
     def __init__(self, index: Tensor, B: int, L: int):
@@ -327,9 +325,7 @@ class Cache:
         self.prefix: dict[tuple[int, int], Tensor] = {}  # [B, 1, D]
 
     def step(self, layer: int, recursion: int, B: int, N: int) -> StepCache:
-        if (layer, recursion) not in self.steps:
-            self.steps[layer, recursion] = StepCache(B, layer / N)
-        return self.steps[layer, recursion]
+        return self.steps.setdefault((layer, recursion), StepCache(B, layer / N))
 
     def tokens(self) -> int:
         """Executed tokens that the cache holds, over all steps."""
@@ -619,7 +615,7 @@ class Router(Policy):
         if further:  # recurse is for the share of those who would run that favours it most
             favour = recurse - forward
             favour = favour[forward - skip > quantile(forward - skip, run)] if run < 1 else favour
-            bias[RECURSE] = -quantile(favour, again) if len(favour) else -1e9
+            bias[RECURSE] = -apart(quantile(favour, again), favour, step) if len(favour) else -1e9
         else:
             bias[RECURSE] = -1e9 if left else 0.0  # at the last recursion both run once
         if run in (0, 1):  # holds for tokens not seen here too
@@ -629,7 +625,7 @@ class Router(Policy):
         margin, order = (torch.maximum(forward, recurse) - skip).sort(descending=True)
         cost = 1 + (further / again if further else 0) * (recurse > forward)[order]
         paid = int((cost.cumsum(0) <= run * (1 + further) * len(skip)).sum())  # the keenest that are paid for
-        bias[SKIP] = margin[min(paid, len(margin) - 1)]
+        bias[SKIP] = apart(margin[min(paid, len(margin) - 1)], margin, step)
         return bias
 
 
@@ -679,7 +675,7 @@ class WorthRouter(Policy):
         price = self.price[int(learning)]
         if step.calibrate:
             rate = self.RATE if learning and price else 1.0
-            price.lerp_(quantile(worth, self.share).to(price), rate)
+            price.lerp_(apart(quantile(worth, self.share), worth, step).to(price), rate)
         run = worth > price
         if not learning:
             return Decision(run.long(), lasts=True)
@@ -708,6 +704,15 @@ class WorthRouter(Policy):
 def quantile(values: Tensor, share: float) -> Tensor:
     """The value [] that the given share of values [T] exceeds."""
     return values.kthvalue(min(max(round((1 - share) * len(values)), 1), len(values)))[0]
+
+
+def apart(threshold: Tensor, values: Tensor, step: StepInput) -> Tensor:
+    """A threshold that is one of the values [T], in inference raised to where rounding changes nothing."""
+    if step.sampling:
+        return threshold
+    above = values[values >= threshold].sort()[0]
+    gaps = above.diff(append=above[-1:] + 1)
+    return above[(gaps > 2e-5).nonzero()[0, 0]] + 1e-5
 
 
 def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
@@ -873,11 +878,8 @@ class Transformer(nn.Module):
         for block, past in zip(blocks, pasts):
             after = block(states, packing, past, mask)
             states = after if weight is None else torch.lerp(states, after, weight[:, None].to(after.dtype))
-        if packing.full:
-            return states
-        if torch.is_grad_enabled():
-            return x.index_copy(0, running.places, states)
-        return x.index_copy_(0, running.places, states)  # no gradient needs the old states
+        put = x.index_copy if torch.is_grad_enabled() else x.index_copy_  # where no gradient needs the old
+        return states if packing.full else put(0, running.places, states)
 
     def _router_input(self, x: Tensor, B: int, L: int, step: tuple[int, int], cache: Cache | None) -> Tensor:
         """[B * L, D] what the policy reads: the states, or the mean of those at or before each position."""
@@ -893,8 +895,7 @@ class Transformer(nn.Module):
     def check(self, tokens: Tensor, start: int = 0) -> None:
         """Raises ValueError if tokens that follow `start` others cannot be read."""
         if tokens.dim() != 2 or tokens.dtype != torch.long or tokens.numel() == 0:
-            shape = list(tokens.shape)
-            raise ValueError(f"tokens must be a non-empty int64 tensor [B, L], not {tokens.dtype} {shape}")
+            raise ValueError(f"tokens must be a non-empty int64 tensor, not {tokens.dtype} {[*tokens.shape]}")
         length, most = start + tokens.shape[1], self.cfg.max_len
         if length > most:
             raise ValueError(f"{length} tokens are longer than the model's max_len of {most}: shorten it")
@@ -1125,8 +1126,7 @@ def calibrate_on_validation(model: Transformer, corpus, windows: int = 256, full
 
     Not on training text, whose states drift as it is learnt; never on held-out text.
     """
-    if model.policy.holds_budget:
-        calibrate(model, corpus.windows("val", model.cfg.max_len, windows)[:, :-1], full)
+    calibrate(model, corpus.windows("val", model.cfg.max_len, windows)[:, :-1], full)
 
 
 @torch.no_grad()

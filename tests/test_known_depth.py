@@ -230,6 +230,19 @@ def test_depth_by_kind_is_that_of_the_plan():
     assert task.depth_by_kind(dict(depth=depth)) == dict(table=0, k=1, x=2, answer=3)
 
 
+def test_where_no_answer_is_hard_nothing_is_scored():
+    """On one line some k has none; JSON has no word for nan."""
+    task = Hops(5, 3, length=20)
+    rows = [
+        row
+        for line in task.draw(20, 20, generator())
+        for row in task.by_hops(invented(line[None]), line[None])
+    ]
+    assert {row["accuracy"] for row in rows if not row["answers"]} == {None}
+    assert None not in {row["accuracy"] for row in rows if row["answers"]}
+    json.dumps(rows, allow_nan=False)
+
+
 def test_a_record_keeps_both_as_json(make_model):
     task = Hops(5, 3, length=20)
     model = make_model(vocab_size=8, routing="random", target_depth=2.0, max_len=20)

@@ -281,6 +281,29 @@ def test_cached_equals_uncached(make_model, shape, routing):
     assert held == 2 * 16 * 4 * int(whole.depth.sum()), "and nothing more is allocated"
 
 
+@pytest.mark.parametrize("routing", ("mor", "worth"))
+def test_no_token_stands_on_a_threshold(make_model, routing):
+    """The tokens that set the thresholds take the same way one by one, to the last of them."""
+    for seed in range(4):
+        model, x = make_model(seed, routing=routing, target_depth=2.0, max_len=48), tokens(B=32, L=48)
+        with torch.no_grad():
+            model.embed.weight *= 20  # differently sure of different tokens
+        morlib.calibrate(model, x)
+        whole, cache = model(x).actions, morlib.Cache()
+        pieces = torch.cat([model(piece, cache).actions for piece in x.split(1, dim=1)], -1)
+        assert (whole == pieces).all()
+
+
+def test_a_threshold_keeps_clear_of_values_that_rounding_could_move():
+    step = morlib.StepInput(0, 0, *[torch.zeros(1)] * 2, 1, 0, torch.zeros(1), False, True, 0.0)
+    values = torch.tensor([0.0, 1.0, 1.000001, 1.000002, 1.5])
+    stands = morlib.apart(values[1], values, step)
+    assert 1.000005 < stands < 1.1 and (values - stands).abs().min() > 5e-6
+    assert morlib.apart(values[4], values, step) > 1.5
+    step.sampling = True  # a batch in training holds for itself alone
+    assert morlib.apart(values[1], values, step) == 1.0
+
+
 @pytest.mark.parametrize("target", (6.0, 8.0, 12.0))
 @torch.no_grad()
 def test_a_large_batch_decodes_as_it_reads_and_its_cache_follows_the_depth(make_model, target):

@@ -555,6 +555,25 @@ def test_what_ships_has_no_code_in_its_identity(corpus, quick_training):
     )
 
 
+def test_what_a_tokenizer_of_ones_own_does_is_part_of_the_identity(corpus, small_text, quick_training):
+    class Lower(texts.CharTokenizer):
+        kind, fold = "lower", str.lower
+
+        def encode(self, text):
+            return super().encode(type(self).fold(text))
+
+    class Upper(Lower):
+        fold = str.upper
+
+    letters = "".join(corpus.tokenizer.itos) + "ABCDEFGHIJKLMNOPQRSTUVWXYZL"
+    ids = []
+    for kind in (Lower, Upper, Lower):
+        own = texts.load_corpus(small_text, tokenizer=kind(letters))
+        ids.append(runs.run_id(config(own), quick_training, own))
+    assert ids[0] == ids[2] != ids[1]
+    assert "ids" not in texts.load_corpus(small_text, tokenizer=corpus.tokenizer).describe()
+
+
 def test_a_registered_policy_works_in_workers(small_text, monkeypatch):
     """Defined in a function, so that no worker could import it."""
 

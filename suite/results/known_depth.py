@@ -272,7 +272,7 @@ def plan_curves(records: pd.DataFrame, model: str = "worth") -> Figure:
 def upper_half(rows: list[dict]) -> float:
     """Mean accuracy (%) at the hard answers of the upper half of k."""
     most = max(row["k"] for row in rows)
-    return float(np.mean([row["accuracy"] for row in rows if row["k"] > most / 2]))
+    return float(np.mean([row["accuracy"] for row in rows if row["k"] > most / 2], dtype=float))
 
 
 def map_table(records: pd.DataFrame) -> pd.DataFrame:

@@ -117,6 +117,9 @@ class Corpus:
         )
         if self.given_tokenizer:  # else the text says which tokens there are
             description["vocabulary"] = self.vocabulary
+        if type(self.tokenizer) not in (CharTokenizer, SubwordTokenizer):  # its code may be edited
+            all_ids = torch.cat(list(self.ids.values()))
+            description["ids"] = files.sha256(all_ids.numpy().tobytes())[:12]
         return description
 
     def _part(self, part: str) -> Tensor:

@@ -105,17 +105,22 @@ class Drawn:
         """One row a k, from `morlib.score` of lines [n, L + 1].
 
         accuracy and all: share right (%) of the hard and of all answers; depth: mean depth where the hard
-        ones are predicted; answers: how many are hard.
+        ones are predicted; answers: how many are hard. None where there are no such answers.
         """
+
+        def mean(values: Tensor) -> float | None:
+            return values.mean().item() if len(values) else None
+
         asked, places = self.answers(lines), self.places(lines.shape[1] - 1)
         correct, depth = seen["correct"][:, places].double(), seen["depth"][:, places].double()
         rows = []
         for k in self.numbers():
             every = asked["k"] == k
             hard = every & asked["hard"]
-            right, among_all = 100 * correct[hard].mean().item(), 100 * correct[every].mean().item()
-            mean_depth, n = depth[hard].mean().item(), int(hard.sum())
-            rows.append(dict(k=k, accuracy=right, all=among_all, depth=mean_depth, answers=n))
+            right, among_all = mean(100 * correct[hard]), mean(100 * correct[every])
+            rows.append(
+                dict(k=k, accuracy=right, all=among_all, depth=mean(depth[hard]), answers=int(hard.sum()))
+            )
         return rows
 
     def details(self, seen: dict[str, Tensor], lines: Tensor) -> dict:
