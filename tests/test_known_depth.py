@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -450,6 +451,22 @@ def test_the_sentence_tells_what_longer_training_reaches():
     upper = [row["accuracy"] for r in longer for row in r["metrics"]["details"]["by_hops"] if row["k"] > 3]
     told = results.hops_sentence(runs.stored_records("known-depth"))
     assert f"In twice the steps, three layers come to {sum(upper) / len(upper):.0f} %" in told
+
+
+def test_each_stored_record_can_be_trained_again_by_its_name():
+    s = runs.settings(dict(preset="cpu", seeds=6))
+    made = runs.known_depth_runs(s, runs.known_depth_models(s))
+    stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field")]
+    made += runs.random_controls(stored[0], made, "worth")
+    ids = set()
+    for spec in made + runs.map_runs(s) + runs.narrow_runs(s):
+        corpus = texts.load_corpus(**dict(spec.corpus))
+        cfg = replace(spec.config, vocab_size=corpus.vocab_size)
+        ids.add((spec.model, spec.train.seed, runs.run_id(cfg, spec.train, corpus, spec.code)))
+    named = set(runs.known_depth_models(s)) | {"fixed-half-long", "random"}
+    for record in [r for table in stored if len(table) for r in table["record"]]:
+        if record["model"] in named or record["experiment"] == "known-depth-map":
+            assert (record["model"], record["seed"], record["id"]) in ids
 
 
 # ---- The price as a dial ----

@@ -30,6 +30,7 @@ from .tables import count, plain_names, signed, span
 
 LABELS = {
     "fixed-half": "{half} layers",
+    "fixed-half-long": "{half} layers, twice the steps",
     "fixed-deep": "{N} layers",
     "planted": "the plan written down",
     "worth": "token worth",
@@ -42,6 +43,7 @@ DRAWN = {
     "worth": Look(BLUE, "s"),
     "planted": Look(SKY, "P", "--", False),
     "fixed-half": Look(BLACK, "o", "--", False),
+    "fixed-half-long": Look(GREY, "v", "--", False),
 }
 SOLVED = 99.0  # per cent of the hard answers, at every k
 KINDS = ("table", "k", "x", "answer")

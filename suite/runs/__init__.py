@@ -18,7 +18,7 @@ from .experiments import (
     vocabulary_runs,
     worth_runs,
 )
-from .known_depth import known_depth_models, known_depth_runs, size_of
+from .known_depth import NARROW, known_depth_models, known_depth_runs, map_runs, narrow_runs, size_of
 from .records import (
     check_one_kind,
     evaluate_following,

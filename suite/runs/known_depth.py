@@ -87,6 +87,8 @@ SIZES = {
     "quick": dict(task="hops-8-3", layers=4, width=32, steps=400, target=2.4, heldout=500),
     "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1),
 }
+# The setting of the field: half of its layers are still behind after all steps
+NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, batch=32, target=2.3)
 
 
 def size_of(s: Settings) -> dict:
@@ -94,9 +96,12 @@ def size_of(s: Settings) -> dict:
     return SIZES.get(s.preset, SIZES["usual"])
 
 
-def known_depth_models(s: Settings) -> Changes:
-    """Fixed depth whole and halved, and five ways to choose who is deep at about half of the cost."""
-    size = size_of(s)
+def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
+    """Fixed depth whole and halved, and five ways to choose who is deep at about half of the cost.
+
+    size: in place of the preset's, for instance NARROW.
+    """
+    size = size or size_of(s)
     N, target = size["layers"], size["target"]
     fixed, routed = dict(routing="none"), dict(target_depth=target)
     return {
@@ -110,16 +115,21 @@ def known_depth_models(s: Settings) -> Changes:
     }
 
 
-def known_depth_runs(s: Settings, models: Changes, experiment: str = "known-depth") -> list[Run]:
-    """One Run per seed and model label on the task of a preset: windows without end, each seen once."""
-    size = size_of(s)
-    width, steps = size["width"], size["steps"]
+def known_depth_runs(
+    s: Settings, models: Changes, experiment: str = "known-depth", size: dict | None = None
+) -> list[Run]:
+    """One Run per seed and model label on the task of a preset: windows without end, each seen once.
+
+    size: in place of the preset's, for instance NARROW.
+    """
+    size = size or size_of(s)
+    width, steps, batch = size["width"], size["steps"], size.get("batch", 64)
     base = ModelConfig(
         vocab_size=1, n_layers=size["layers"], d_model=width, n_heads=4, d_ff=4 * width, max_len=64,
         dropout=0.0, max_recursions=1,
     )  # fmt: skip
     train = TrainConfig(
-        epochs=10, windows=64 * steps // 10, batch_size=64, lr=2e-3, evaluations=max(steps // 500, 2),
+        epochs=10, windows=batch * steps // 10, batch_size=batch, lr=2e-3, evaluations=max(steps // 500, 2),
         heldout_windows=size.get("heldout"),
     )  # fmt: skip
     corpus = (("name", size["task"]), ("split", "full"))
@@ -129,3 +139,22 @@ def known_depth_runs(s: Settings, models: Changes, experiment: str = "known-dept
             cfg, tc = replace(base, **model), replace(train, seed=seed, **training)
             runs.append(Run(experiment, label, cfg, tc, corpus, s.preset, s.recipe, s.device))
     return runs
+
+
+def map_runs(s: Settings, steps: tuple[int, ...] = (4000, 8000)) -> list[Run]:
+    """The map of fixed depth: which k so many layers follow after so many steps."""
+    size, mapped = size_of(s), []
+    for layers in (2, 3, 4, 6):
+        for length in steps:
+            models = {f"fixed {layers}, {length} steps": (dict(routing="none", n_layers=layers), {})}
+            mapped += known_depth_runs(s, models, "known-depth-map", size | dict(steps=length))
+    return mapped
+
+
+def narrow_runs(s: Settings) -> list[Run]:
+    """The models of the known depth in the setting NARROW, and half of its layers in twice the steps."""
+    models = known_depth_models(s, NARROW)
+    longer = known_depth_runs(
+        s, {"fixed-half-long": models["fixed-half"]}, "field", NARROW | dict(steps=2 * NARROW["steps"])
+    )
+    return known_depth_runs(s, models, "field", NARROW) + longer
