@@ -1,9 +1,14 @@
 """Seeing a model learn: the bar, a live curve, stopping early."""
 
+import re
+from types import SimpleNamespace
+
 import matplotlib.pyplot as plt
+import pandas as pd
 
 import morlib
 from suite import results
+from suite.files import ROOT
 
 
 def test_the_bar_shows_loss_and_depth(make_model, corpus, quick_training, capsys, monkeypatch):
@@ -36,3 +41,17 @@ def test_a_hook_stops_a_training_which_is_then_measured(make_model, corpus, quic
     assert training.step == 3 < training.steps
     assert training.history[-1]["step"] == 3
     assert not model.training
+
+
+def test_the_readme_says_how_to_keep_a_curve(make_model, corpus, quick_training, tmp_path, monkeypatch):
+    """Its own lines, with something that takes what TensorBoard's writer takes."""
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    sent = []
+    writer = SimpleNamespace(add_scalar=lambda tag, value, step: sent.append((tag, value, step)))
+    hook = eval(re.search(r"`after_step=(lambda .*?)`", readme)[1], dict(writer=writer))
+    model = make_model(vocab_size=corpus.vocab_size)
+    training = morlib.train(model, corpus, quick_training, after_step=hook)
+    assert [(tag, step) for tag, _, step in sent] == [("loss", i + 1) for i in range(training.steps)]
+    exec(re.search(r"`(pandas\.[^`]*to_csv[^`]*)`", readme)[1], dict(pandas=pd, training=training))
+    assert list(pd.read_csv("curve.csv")["val_loss"]) == [point["val_loss"] for point in training.history]
