@@ -125,7 +125,6 @@ def known_depth() -> list[str]:
     if records.empty:
         return []
     dial = results.stored_dial()
-    pairs = [("token worth", other) for other in ("fixed-shallow", "mor-equal-epochs", "random")]
     return [
         *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
         *("Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))),
@@ -134,7 +133,7 @@ def known_depth() -> list[str]:
         markdown(results.map_table(stored_records("known-depth-map"))),
         *(results.dial_sentence(dial), markdown(results.dial_table(dial))),
         f"{results.text_sentence()} In points of accuracy:",
-        markdown(results.comparisons(results.worth_on_text("exp2"), pairs)),
+        markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
     ]
 
 

@@ -412,6 +412,17 @@ def test_blind_tokens_need_a_target_that_leaves_a_choice(make_model, target):
         make_model(n_layers=6, routing="blind-tokens", target_depth=target, max_recursions=1)
 
 
+@pytest.mark.parametrize("routing", ["worth-above-5", "blind-tokens-above-5"])
+def test_five_layers_for_all_leave_a_seventh_of_the_tokens_to_run_twelve(make_model, routing):
+    model = make_model(n_layers=12, routing=routing, target_depth=6.0, max_recursions=1, max_len=64)
+    tokens = torch.randint(11, (64, 64), generator=torch.Generator().manual_seed(0))
+    morlib.calibrate(model, tokens)
+    depth = model(tokens).depth
+    assert depth.unique().tolist() == [5, 12]
+    assert depth.double().mean().item() == pytest.approx(6, abs=0.15)
+    assert model.policy.shares() == [1.0] * 5 + [pytest.approx(1 / 7)] * 7
+
+
 # ---- The answer in words ----
 
 
@@ -494,7 +505,7 @@ def test_a_saved_dial_is_read_again(tmp_path):
 
 def test_token_worth_on_text_stands_beside_the_experiment_s_records():
     own = runs.worth_runs(runs.settings(dict(preset="cpu", seeds=6)))
-    assert all(isinstance(record, dict) for record in stored(own))
+    assert all(isinstance(record, dict) for record in stored([r for r in own if r.model == "worth"]))
     records = results.worth_on_text("exp2")
     worth, fixed = (records[records["model"] == name] for name in ("token worth", "fixed-shallow"))
     assert list(worth["seed"]) == list(fixed["seed"]) == list(range(6))

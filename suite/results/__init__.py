@@ -17,6 +17,7 @@ from .figures import (
 )
 from .headlines import headline, sentence, show
 from .known_depth import (
+    TEXT_PAIRS,
     by_hops,
     draw_known_depth,
     hops_curves,
@@ -25,6 +26,7 @@ from .known_depth import (
     hops_verdicts,
     known_depth_headline,
     map_table,
+    narrow_records,
     plan_curves,
     text_sentence,
     worth_on_text,

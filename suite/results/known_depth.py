@@ -45,6 +45,17 @@ DRAWN = {
     "fixed-half": Look(BLACK, "o", "--", False),
     "fixed-half-long": Look(GREY, "v", "--", False),
 }
+ON_TEXT = {  # policies of `runs.worth_runs`
+    "worth": "token worth",
+    "blind-tokens": "blind, whole tokens",
+    "worth-above-5": "token worth, five layers for all",
+    "blind-tokens-above-5": "blind, whole tokens, five layers for all",
+}
+WORTH, BLIND, WORTH_5, BLIND_5 = ON_TEXT.values()
+TEXT_PAIRS = (
+    *((WORTH, other) for other in ("fixed-shallow", "mor-equal-epochs", "random", BLIND)),
+    *((WORTH_5, other) for other in (WORTH, BLIND_5, "fixed-shallow")),
+)  # fmt: skip
 SOLVED = 99.0  # per cent of the hard answers, at every k
 KINDS = ("table", "k", "x", "answer")
 KIND_NAMES = ("table", "number k", "symbol x", "answer")
@@ -55,6 +66,13 @@ def names_of(records: pd.DataFrame) -> dict[str, str]:
     N = max(r["config"]["model"]["n_layers"] for r in records["record"])
     names = {label: words.format(N=count(N), half=count(N // 2)) for label, words in LABELS.items()}
     return {label: names.get(label, label) for label in records["model"].unique()}
+
+
+def narrow_records() -> pd.DataFrame:
+    """The records that ship of `runs.narrow_runs`. They stand among those of the field, with which they share
+    a setting."""
+    stored = stored_records("field")
+    return stored[stored["model"].isin(LABELS)] if len(stored) else stored
 
 
 def by_hops(records: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +152,7 @@ def hops_sentence(records: pd.DataFrame) -> str:
         f"{names['fixed-half']} {right['fixed-half']} %, and "
         f"{names['fixed-deep']} {right['fixed-deep']} % ({seeds}, {steps_of(first):,} steps)."
     )
-    return told + longer_sentence(first["model"]["n_layers"] // 2, steps_of(first))
+    return told + longer_sentence(first["model"]["n_layers"] // 2, steps_of(first)) + narrow_sentence()
 
 
 def steps_of(config: dict) -> int:
@@ -154,16 +172,37 @@ def longer_sentence(layers: int, steps: int) -> str:
     return f" In twice the steps, {count(layers)} layers come to {shares(values)} % ({seeds})."
 
 
+def narrow_sentence() -> str:
+    """What the narrow setting shows, where its records ship; else nothing."""
+    records = narrow_records()
+    if not {"worth", "fixed-half", "fixed-half-long", "fixed-deep"} <= set(records.get("model", ())):
+        return ""
+    scored, names = with_hops(records), names_of(records)
+    groups = scored.groupby("model")
+    right = {label: shares(group["hops"]) for label, group in groups}
+    first = records[records["model"] == "worth"]["record"].iloc[0]["config"]
+    depth = groups["effective_depth"].mean()["worth"]
+    n = min(groups.size()[["worth", "fixed-half", "fixed-half-long", "fixed-deep"]])
+    seeds = count(n) + (" seeds" if n >= LEAST_SEEDS else f" of {count(LEAST_SEEDS)} seeds")
+    return (
+        f" In a narrower model (width {first['model']['d_model']}, {steps_of(first):,} steps) token worth "
+        f"comes to {right['worth']} % at E {depth:.1f}, {names['fixed-deep']} to {right['fixed-deep']} %, "
+        f"{names['fixed-half']} to {right['fixed-half']} %, and in twice the steps to "
+        f"{right['fixed-half-long']} % ({seeds})."
+    )
+
+
 def worth_on_text(experiment: str) -> pd.DataFrame:
-    """The stored records of an experiment on text, with those of token worth on the same text and seeds."""
+    """The stored records of an experiment on text, with those of `runs.worth_runs` on its text and seeds."""
     own, added = stored_records(experiment), stored_records(f"{experiment}-worth")
-    return pd.concat([own, added.assign(experiment=experiment, model="token worth")], ignore_index=True)
+    added = added.assign(experiment=experiment, model=added["model"].replace(ON_TEXT))
+    return pd.concat([own, added], ignore_index=True)
 
 
 def text_sentence() -> str:
     """How token worth does on the text of experiment 2, against as many layers as it runs."""
     records = worth_on_text("exp2")
-    c = compare(records, "token worth", "fixed-shallow")
+    c = compare(records, WORTH, "fixed-shallow")
     verb = "loses" if c["high"] < 0 else "gains" if c["low"] > 0 else "is neither ahead nor behind"
     gap = f"{signed(c['mean'])} points, 95 % interval {span(c['low'], c['high'])}"
     names = plain_names(records)

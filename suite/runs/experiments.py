@@ -137,13 +137,17 @@ def exp2_models(s: Settings, target: float) -> Changes:
 
 
 def worth_runs(s: Settings) -> list[Run]:
-    """Token worth on the text of experiment 2, at half of the layers: named exp2-worth.
+    """Token worth and blind whole tokens on the text of experiment 2, at half of the layers: exp2-worth.
 
-    Its settings are those of the task of known depth. Models of one seed see the same text as those of the
-    experiment, so they can be compared.
+    Either with one layer that runs every token, or with five. The settings are those of the task of known
+    depth. Models of one seed see the same text as those of the experiment, so they can be compared.
     """
-    routed = dict(routing="worth", target_depth=s.model(vocab_size=1).n_layers / 2, max_recursions=1)
-    models = {"worth": (routed, dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2))}
+    routed = dict(target_depth=s.model(vocab_size=1).n_layers / 2, max_recursions=1)
+    training = dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2)
+    policies = ["worth", "blind-tokens"]
+    if routed["target_depth"] > 5:
+        policies += ["worth-above-5", "blind-tokens-above-5"]
+    models = {policy: (routed | dict(routing=policy), training) for policy in policies}
     return experiment_runs(s, "exp2-worth", text_of(s, "exp2"), models)
 
 

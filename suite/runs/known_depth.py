@@ -74,7 +74,21 @@ class BlindTokens(morlib.Policy):
         return Decision((draw < self.share + (1 - self.share) * step.full).long(), lasts=True)
 
 
+class FiveThenWorth(morlib.WorthRouter):
+    """Token worth, but five layers run every token, as in MoR's budget of six layers in twelve."""
+
+    ALWAYS = 5
+
+
+class FiveThenBlind(BlindTokens):
+    """Its control: as many tokens run the layers above the fifth, drawn blindly."""
+
+    ALWAYS = 5
+
+
 morlib.POLICIES |= {
+    "worth-above-5": FiveThenWorth,
+    "blind-tokens-above-5": FiveThenBlind,
     "planted-hops-8": PlantedHops,
     "planted-chains-12": PlantedChains,
     "blind-tokens": BlindTokens,
