@@ -115,7 +115,7 @@ class ModelConfig(Checked):
     estimator: Literal["scaled", "gumbel", "cut"] = "scaled"  # see Router
     temperature: Positive = 1.0  # tau of the Gumbel-Softmax
     scaled_init: bool = True  # see Transformer._scaled_init; False: PyTorch's own
-    options: dict | None = None  # settings of a policy's own, by name
+    options: dict | None = None  # settings of a policy's own, by name: those in its OPTIONS
 
     def rules(self):
         N, R, k, E = self.n_layers, self.max_recursions, self.shared_blocks, self.target_depth
@@ -124,6 +124,9 @@ class ModelConfig(Checked):
         yield self.routing in POLICIES, f"routing must be one of {', '.join(POLICIES)}, not {self.routing!r}"
         yield k is None or k <= N, f"shared_blocks must be in 1..{N} or None, not {k}"
         yield (E or 0) <= N * R, f"target_depth must be in 0..N*R = {N * R}, not {E}"
+        known, given = getattr(POLICIES.get(self.routing), "OPTIONS", {}), self.options or {}
+        unknown, allowed = ", ".join(sorted(set(given) - set(known))), ", ".join(known) or "none"
+        yield not unknown, f"options of {self.routing} are {allowed}, not {unknown}"
         if self.action_rates is not None:
             rates = np.empty(0)
             with contextlib.suppress(ValueError, TypeError):
@@ -333,8 +336,7 @@ class Cache:
 
     def bytes(self) -> int:
         """Allocated bytes of all tensors."""
-        held = [kv for step in self.steps.values() for kv in step.kv]
-        return sum(t.nbytes for t in [*held, *self.prefix.values()])
+        return sum(t.nbytes for t in (*self.prefix.values(), *sum((s.kv for s in self.steps.values()), [])))
 
 
 # ---- The block ----
@@ -711,8 +713,7 @@ def apart(threshold: Tensor, values: Tensor, step: StepInput) -> Tensor:
     if step.sampling:
         return threshold
     above = values[values >= threshold].sort()[0]
-    gaps = above.diff(append=above[-1:] + 1)
-    return above[(gaps > 2e-5).nonzero()[0, 0]] + 1e-5
+    return above[(above.diff(append=above[-1:] + 1) > 2e-5).nonzero()[0, 0]] + 1e-5
 
 
 def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
@@ -1063,9 +1064,8 @@ class Training:
         """Raises ValueError that says since when a loss, or that a weight, is nan or infinite."""
         bad = (~torch.stack(self.losses).isfinite()).nonzero() if self.losses else ()
         if len(bad):
-            first = int(bad[0])
-            step = self.step - len(self.losses) + first + 1
-            trouble = f"the loss became {float(self.losses[first])} at step {step}"
+            step = self.step - len(self.losses) + int(bad[0]) + 1
+            trouble = f"the loss became {float(self.losses[int(bad[0])])} at step {step}"
         elif all(bool(p.isfinite().all()) for p in self.model.parameters()):
             return
         else:

@@ -444,6 +444,7 @@ def test_balance_is_least_where_all_are_used_evenly():
     (dict(routing="act", options=dict(tua=1.0)), "options of act are tau, epsilon, bias, not tua"),
     (dict(routing="act", options=dict(tau="much")), "option tau must be float, not str 'much'"),
     (dict(routing="mod", options=dict(k=1)), "options of mod are none, not k"),
+    (dict(routing="mor", options=dict(k=1)), "options of mor are none, not k"),
     (dict(routing="act", granularity="sample"), "needs granularity token"),
     (dict(routing="mor-token", n_layers=3), "needs n_layers of 2 more"),
     (dict(routing="moe", options=dict(top=3)), "top in 1..4 that divides d_ff"),
