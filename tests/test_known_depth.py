@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import morlib
 from suite import results, runs, texts
 from suite.results.dial import follows
+from suite.runs import leads
 from suite.runs.runner import stored
 from suite.texts import drawn, known_depth
 from suite.texts.drawn import SEEDS, WINDOWS
@@ -421,6 +422,20 @@ def test_five_layers_for_all_leave_a_seventh_of_the_tokens_to_run_twelve(make_mo
     assert depth.unique().tolist() == [5, 12]
     assert depth.double().mean().item() == pytest.approx(6, abs=0.15)
     assert model.policy.shares() == [1.0] * 5 + [pytest.approx(1 / 7)] * 7
+
+
+def test_each_lead_changes_what_its_name_says_and_is_a_run_of_its_own():
+    s = runs.settings(dict(preset="cpu", seeds=6))
+    tried = runs.lead_runs(s)
+    corpus = texts.load_corpus("hops-8-6")
+    ids = {runs.run_id(replace(r.config, vocab_size=14), r.train, corpus, r.code) for r in tried}
+    assert len(ids) == len(tried) and {r.train.seed for r in tried}.isdisjoint(range(6))
+    for run in tried:
+        policy = morlib.POLICIES[run.config.routing]
+        for name, value in leads.CONSTANTS.get(run.model, {}).items():
+            assert getattr(policy, name) == value != getattr(morlib.WorthRouter, name)
+        for name, value in leads.TRAINING.get(run.model, {}).items():
+            assert getattr(run.train, name) == value != getattr(tried[0].train, name)
 
 
 # ---- The answer in words ----

@@ -25,6 +25,7 @@ from .known_depth import (
     hops_table,
     hops_verdicts,
     known_depth_headline,
+    leads_table,
     map_table,
     narrow_records,
     plan_curves,

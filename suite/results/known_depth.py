@@ -316,6 +316,22 @@ def upper_half(rows: list[dict]) -> float:
     return float(np.mean([row["accuracy"] for row in rows if row["k"] > most / 2], dtype=float))
 
 
+def leads_table(records: pd.DataFrame) -> pd.DataFrame:
+    """One row a lead, the best first: seeds, E, loss, hard answers right at the upper half of k (%), and the
+    depth of each kind of token."""
+    scored = with_hops(records)
+    groups = scored.groupby("model")
+    table = pd.DataFrame({"seeds": groups.size(), "E": groups["effective_depth"].mean().round(2)})
+    table["loss (nats)"] = groups["loss"].mean().round(3)
+    table["right (%)"] = groups["hops"].mean().round(0).astype(int)
+    for kind, name in zip(KINDS, KIND_NAMES):
+        depth = scored["record"].map(
+            lambda record, kind=kind: record["metrics"]["details"]["depth_by_kind"][kind]
+        )
+        table[name] = depth.groupby(scored["model"]).mean().round(1)
+    return table.sort_values("loss (nats)").rename_axis("token worth")
+
+
 def map_table(records: pd.DataFrame) -> pd.DataFrame:
     """One row a fixed model and length of training: seeds, loss, accuracy at the hard answers by k (%)."""
     wide = by_hops(records).pivot_table(index="model", columns="k", values="accuracy")

@@ -19,6 +19,7 @@ from .experiments import (
     worth_runs,
 )
 from .known_depth import NARROW, known_depth_models, known_depth_runs, map_runs, narrow_runs, size_of
+from .leads import lead_runs
 from .records import (
     check_one_kind,
     evaluate_following,

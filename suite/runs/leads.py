@@ -1,0 +1,47 @@
+"""How the router learns: what was tried on token worth, one change at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import morlib
+
+from .experiments import Run
+from .known_depth import NARROW, known_depth_models, known_depth_runs
+from .settings import Settings
+
+CONSTANTS = {  # of `morlib.WorthRouter`, each lead with what it changes
+    "explores a third as much": dict(EXPLORED=(0.05, 0.007)),
+    "explores 40 % at first": dict(EXPLORED=(0.4, 0.02)),
+    "goes on exploring 15 %": dict(EXPLORED=(0.15, 0.15)),
+    "a key's slope of 8": dict(SLOPE=8.0),
+    "a key's slope of 1": dict(SLOPE=1.0),
+    "what is measured clipped at 3": dict(CLIP=3.0),
+    "what is measured clipped at 100": dict(CLIP=100.0),
+    "two layers for all": dict(ALWAYS=2),
+}
+TRAINING = {  # of `morlib.TrainConfig`
+    "no warm-up from full depth": dict(depth_warmup=0.0),
+    "a warm-up of 5 %": dict(depth_warmup=0.05),
+    "a warm-up of 50 %": dict(depth_warmup=0.5),
+    "router at a quarter of the rate": dict(router_lr=5e-4),
+    "router at four times the rate": dict(router_lr=8e-3),
+    "rarely run blocks at a lower rate": dict(share_power=0.5),
+    "a constant learning rate": dict(schedule="constant"),
+}
+SEEDS = (10, 11)  # none that a claim is made on
+
+for _label, _changes in CONSTANTS.items():
+    own = dict(_changes, version=repr(_changes), __module__=__name__)
+    morlib.POLICIES[f"worth: {_label}"] = type("Lead", (morlib.WorthRouter,), own)
+
+
+def lead_runs(s: Settings) -> list[Run]:
+    """Token worth as it is and with each lead, in the setting NARROW with half of its steps."""
+    model, training = known_depth_models(s, NARROW)["worth"]
+    models = {"as it is": (model, training)}
+    models |= {label: (model | dict(routing=f"worth: {label}"), training) for label in CONSTANTS}
+    models |= {label: (model, training | changes) for label, changes in TRAINING.items()}
+    size = NARROW | dict(steps=NARROW["steps"] // 2)
+    tried = known_depth_runs(replace(s, seeds=max(SEEDS) + 1), models, "leads", size)
+    return [run for run in tried if run.train.seed in SEEDS]
