@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ..results import figure_style
 from ..results.figures import AMBER, BLACK, BLUE, GREEN, GREY, PINK, SKY, VERMILLION, legend_of
@@ -182,6 +183,8 @@ def _one_growth(ax: Axes, points: pd.DataFrame, base: int | None) -> None:
         ax.set_xscale("log", base=base)
         ax.set_yscale("log")
         ax.set_xticks(points["value"], [f"{value:g}" for value in points["value"]])
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
         ax.minorticks_off()
     else:
         ax.set_ylim(0, None)
