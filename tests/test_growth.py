@@ -173,6 +173,8 @@ def test_a_point_is_of_the_size_that_it_names(kind):
     assert len(seen["batch"]["fixed"][1]) == 2 and seen["width"]["fixed"][0].cfg.d_model == 32
     length = seen["length"]["fixed"][1].shape[1]
     assert length == (17 if kind == growth.TRAINING else 16)
+    windows = len(seen["length"]["fixed"][1])
+    assert windows == (4 if kind == growth.TRAINING else 1), "of training, as many tokens at each length"
     assert [E for E in seen["depth"]] == ["fixed", 2.0, 3.0]
     assert seen["batch"][2.0][0].cfg.target_depth == 2.0 and seen["batch"][2.0][0].cfg.n_layers == 4
 
