@@ -71,7 +71,8 @@ notebooks: $(VENV)/ready
 	MORLIB_OUTPUTS=$$scratch $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False $(NOTEBOOKS); \
 	status=$$?; rm -rf $$scratch; exit $$status
 
-# The table of speed, measured again: about ten minutes on 2 quiet cores. BENCH=--reference keeps the record among those that ship.
+# The table of speed, measured again: 40 minutes at most, and run again it goes on where it was. BENCH=--quick takes ten at most,
+# BENCH=--growth measures how cost grows, and --reference beside it keeps the record among those that ship.
 bench: $(VENV)/ready
 	@MORLIB_OUTPUTS="$(OUT)" $(BIN)/python -m suite.cost.bench $(BENCH)
 

@@ -56,7 +56,15 @@ How to read the tables:
 
 def results_page() -> str:
     """The whole of RESULTS.md."""
-    parts = [INTRODUCTION.strip(), *experiments(), *known_depth(), *studies(), *speed(), *difficulty()]
+    parts = [
+        INTRODUCTION.strip(),
+        *experiments(),
+        *known_depth(),
+        *studies(),
+        *speed(),
+        *growth(),
+        *difficulty(),
+    ]
     parts += price_of_many()
     return "\n\n".join(parts) + "\n"
 
@@ -178,6 +186,15 @@ def speed() -> list[str]:
         table = cost.ratios(record).rename_axis("side by side, in one process")
         parts += ["## Is skipped work saved time?", f"*{cost.about(record)}*", cost.sentence(record)]
         parts += [markdown(table)]
+    return parts
+
+
+def growth() -> list[str]:
+    """How cost grows, from each stored sweep, and the estimate that rests on it."""
+    parts = []
+    for record in cost.growth_records():
+        parts += ["## How cost grows", f"*{cost.about(record)}*", lines_of(cost.findings(record))]
+        parts += [markdown(cost.estimate(record)), cost.basis(record)]
     return parts
 
 

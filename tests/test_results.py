@@ -526,8 +526,7 @@ def test_what_is_said_of_other_studies_holds_in_the_records():
     assert below.tolist() == [True, False, False, True]
     assert bits["model"].is_monotonic_decreasing and bits["2-gram table"].is_monotonic_decreasing
     speed = {key: row["measured"] for record in cost.speed_records() for key, row in record["rows"].items()}
-    assert max(speed["train-8"], speed["forward-8"]) < 0.8 and 0.7 < speed["decode-1"] < 1
-    assert 0.9 < speed["decode-32"] and 0.9 < speed["train-small"]
+    assert max(speed["train-8"], speed["forward-8"]) < 0.8 and 0.9 < speed["train-small"]
 
 
 def test_what_ships_about_bangla_is_whole():

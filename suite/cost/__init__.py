@@ -2,6 +2,7 @@
 
 from .figures import (
     break_even_rates,
+    growth_curves,
     milliseconds_against_depth,
     parts_of_a_step,
     shares_of_a_step,
@@ -9,6 +10,7 @@ from .figures import (
 )
 from .flops import arithmetic, flops, training_flops
 from .goals import GOALS, Goal, misses, table
+from .grown import basis, estimate, findings, growth_records, show_growth, table_of
 from .probes import (
     NOT_MEASURABLE,
     PARTS,
@@ -23,6 +25,8 @@ from .probes import (
 )
 from .speed import (
     about,
+    beyond_operations,
+    cache_sentence,
     first_table,
     headline,
     kind_of,

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ..results import figure_style
 from ..results.figures import AMBER, BLACK, BLUE, GREEN, GREY, PINK, SKY, VERMILLION, legend_of
@@ -25,12 +26,16 @@ def time_against_depth(record: dict) -> Figure:
         "decoding, 1 sequence": (("decode-1",), "^", VERMILLION, "-."),
         "decoding, 32 sequences": (("decode-32",), "D", PINK, ":"),
         "training step at width 64": (("train-small",), "v", AMBER, (0, (5, 1))),
+        "decided once: decoding, 1 sequence": (("decode-once-1",), "<", SKY, "-"),
+        "decided once: decoding, 32 sequences": (("decode-once-32",), ">", BLACK, "--"),
     }
     figure, ax = plt.subplots(figsize=(7, 4.2))
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (1, 2)))
     along = dict(rotation=45, rotation_mode="anchor", transform_rotates_text=True, va="top")
     ax.text(0.14, 0.125, "time follows depth", color=GREY, fontsize=9, **along)
     for name, (keys, marker, colour, line) in lines.items():
+        if keys[0] not in record["rows"]:
+            continue
         rows = [record["rows"][key] for key in keys if key in record["rows"]]
         x = [1.0, *(row["E"] / N for row in rows)]
         y = [1.0, *(row["measured"] for row in rows)]
@@ -134,3 +139,52 @@ def break_even_rates(even: pd.DataFrame, skipped: float) -> Figure:
     ax.set_yticks((*ticks, 110), (*ticks, "never"))
     legend_of(figure, ax)
     return figure
+
+
+GROWTH = {  # the axes of a sweep: what stands below them, and the base of a logarithmic scale
+    "batch": ("batch", 2),
+    "length": ("length (tokens)", 2),
+    "width": ("width", 2),
+    "depth": ("effective depth E", None),
+}
+
+
+def growth_curves(points: pd.DataFrame) -> Figure:
+    """Time a token against batch, length, width and depth, a row of panels a kind.
+
+    points: columns kind, axis, value; fixed, routed, ideal (seconds a token); high (ratio's upper quartile).
+    A ring marks where routing is faster than the fixed model.
+    """
+    figure_style()
+    kinds = list(points["kind"].unique())
+    figure, axes = plt.subplots(len(kinds), 4, figsize=(11, 0.6 + 2.7 * len(kinds)), squeeze=False)
+    for row, kind in zip(axes, kinds):
+        for ax, (axis, (label, base)) in zip(row, GROWTH.items()):
+            own = points[(points["kind"] == kind) & (points["axis"] == axis)]
+            _one_growth(ax, own, base)
+            ax.set(xlabel=label, title=kind if ax is row[0] else "")
+        row[0].set_ylabel("microseconds a token")
+    legend_of(figure, axes.flat[0], 4)
+    return figure
+
+
+def _one_growth(ax: Axes, points: pd.DataFrame, base: int | None) -> None:
+    looks = {
+        "fixed": ("fixed", dict(color=BLACK, marker="*", markersize=9)),
+        "routed": ("routing that decides once", dict(color=BLUE, marker="o")),
+        "ideal": ("if time followed depth", dict(color=GREY, linestyle=":")),
+    }
+    for column, (label, look) in looks.items():
+        ax.plot(points["value"], 1e6 * points[column], label=label, **look)
+    faster = points[points["high"] < 1]
+    ring = dict(marker="o", markersize=12, markerfacecolor="none", markeredgecolor=GREEN, linestyle="")
+    ax.plot(faster["value"], 1e6 * faster["routed"], label="faster than fixed", **ring)
+    if base:
+        ax.set_xscale("log", base=base)
+        ax.set_yscale("log")
+        ax.set_xticks(points["value"], [f"{value:g}" for value in points["value"]])
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+        ax.minorticks_off()
+    else:
+        ax.set_ylim(0, None)

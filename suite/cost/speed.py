@@ -16,7 +16,7 @@ import morlib
 
 from ..files import REFERENCE, ROOT, outputs, sha256, write_whole
 from ..results import show
-from ..results.tables import share_words
+from ..results.tables import share_words, span
 from ..runs import pick_device
 from .figures import time_against_depth
 from .flops import flops, training_flops
@@ -28,12 +28,20 @@ SHOWN = {
     "train-8": "training step",
     "train-8-router": "training step, trained router",
     "train-6-router": "training step, trained router",
+    "train-once-8": "training step, decided once",
+    "train-once-6": "training step, decided once",
     "forward-8": "forward pass",
     "forward-8-router": "forward pass, trained router",
     "forward-6-router": "forward pass, trained router",
     "decode-1": "decoding, 1 sequence",
     "decode-32": "decoding, 32 sequences",
+    "decode-router-1": "decoding, 1 sequence, routers of two recursions",
+    "decode-router-32": "decoding, 32 sequences, routers of two recursions",
+    "decode-once-1": "decoding, 1 sequence, decided once",
+    "decode-once-32": "decoding, 32 sequences, decided once",
     "train-small": "training step at experiment 1's size, trained router",
+    "worth-8": "training step at experiment 1's size, token worth",
+    "worth-6": "training step at experiment 1's size, token worth",
 }
 # The bench's models: routing, target depth, and what their rows' keys end in
 BENCHED = {
@@ -91,7 +99,7 @@ def _commit() -> str | None:
 def speed_records(folder: Path | None = None) -> list[dict]:
     """The records of whole benches in a folder, by default those that ship."""
     paths = sorted((folder or REFERENCE).glob("speed_*.json"))
-    whole = [path for path in paths if not path.stem.endswith("_quick")]
+    whole = [path for path in paths if not path.stem.endswith(("_quick", "_tiny"))]
     return [json.loads(path.read_text(encoding="utf-8")) for path in whole]
 
 
@@ -171,7 +179,20 @@ def sentence(record: dict) -> str:
     last = f"it saves nothing ({many['measured']:.2f})" if nothing else f"{many['measured']:.2f}"
     return (
         f"{first}; decoding that skips {share_words(1 - one['E'] / N)} takes {one['measured']:.2f} with one "
-        f"sequence, and with 32 {last}."
+        f"sequence, and with 32 {last}.{once_sentence(rows, N)}"
+    )
+
+
+def once_sentence(rows: dict, N: int) -> str:
+    """The same of routing that decides once for all layers; nothing where a record has no such rows."""
+    needed = ("once-6", "decode-once-1", "decode-once-32")
+    if not all(key in rows for key in needed):
+        return ""
+    small, one, many = (rows[key] for key in needed)
+    return (
+        f" Where all layers are decided at once, decoding that skips {share_words(1 - one['E'] / N)} takes "
+        f"{one['measured']:.2f} with one sequence and {many['measured']:.2f} with 32, and a training step at "
+        f"experiment 1's size {small['measured']:.2f}."
     )
 
 
@@ -213,6 +234,27 @@ def operations_and_time(record: dict) -> pd.DataFrame:
         columns[words, "time"] = time[kind]
     table = pd.DataFrame(columns).astype(float)
     return table / table.loc["fixed"]
+
+
+def beyond_operations(table: pd.DataFrame) -> str:
+    """How much more time than operations routing takes, in a sentence; table: `operations_and_time`."""
+    kinds = ("forward pass", "training step")
+    routed = table.drop("fixed")
+    more = pd.concat([routed[kind, "time"] - routed[kind, "operations"] for kind in kinds])
+    return f"Time less operations, in shares of the fixed model's: {span(more.min(), more.max())}."
+
+
+def cache_sentence(record: dict) -> str:
+    """What a cache saves, and what skipping saves of the cache; empty where a record has no such rows."""
+    rows = record["rows"]
+    if not {"generation", "cache"} <= set(rows):
+        return ""
+    faster = 1 / rows["generation"]["measured"]
+    length, held = record["sizes"]["generated"], rows["cache"]
+    return (
+        f"A cache makes generation of {length} tokens {faster:.0f} times as fast. At E = {held['E']:.0f} it "
+        f"holds {held['note']}."
+    )
 
 
 def stored_milliseconds(record: dict) -> pd.DataFrame:
