@@ -35,6 +35,7 @@ from .speed import (
     speed_records,
     stored_milliseconds,
 )
+from .systems import measure_systems, save_systems, stored_systems
 from .timing import (
     EvenPolicy,
     Timings,
