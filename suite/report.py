@@ -23,6 +23,7 @@ QUESTIONS = {
     "bangla": "Does the same hold for Bangla?",
 }
 KNOWN = "Where depth is known to matter, does a router find it?"
+FIELD = "Which other system of the field finds depth where it matters?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
 HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
 INTRODUCTION = """# Results
@@ -56,16 +57,8 @@ How to read the tables:
 
 def results_page() -> str:
     """The whole of RESULTS.md."""
-    parts = [
-        INTRODUCTION.strip(),
-        *experiments(),
-        *known_depth(),
-        *studies(),
-        *speed(),
-        *growth(),
-        *difficulty(),
-    ]
-    parts += price_of_many()
+    parts = [INTRODUCTION.strip(), *experiments(), *known_depth(), *field(), *studies(), *speed()]
+    parts += [*growth(), *difficulty(), *price_of_many()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -137,11 +130,28 @@ def known_depth() -> list[str]:
         *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
         *("Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))),
         *("Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))),
+        "In the narrow setting, hard answers right (%) by k, and the differences at its upper half:",
+        *(markdown(table(results.narrow_records())) for table in (results.hops_table, results.hops_verdicts)),
         "Fixed depth, by steps of training:",
         markdown(results.map_table(stored_records("known-depth-map"))),
         *(results.dial_sentence(dial), markdown(results.dial_table(dial))),
+        "Token worth with one change at a time, in the narrow setting at half of its steps:",
+        markdown(results.leads_table(stored_records("leads"))),
         f"{results.text_sentence()} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
+    ]
+
+
+def field() -> list[str]:
+    """Other systems of the field on the task of known depth: their answer, their table, which to choose."""
+    records, costs = stored_records("field"), cost.stored_systems()
+    if records.empty:
+        return []
+    seeds = int(records.groupby("model").size().max())
+    return [
+        *(f"## {FIELD}", about(records), results.field_sentence(records, costs)),
+        markdown(results.field_table(records, costs, seeds)),
+        *("Which to choose, by what matters:", markdown(results.choices_table(records, costs))),
     ]
 
 

@@ -27,7 +27,9 @@ SYSTEMS = {
     "exit-confidence": dict(routing="exit-confidence", n_layers=4, options=dict(threshold=0.03)),
     "mor-expert": dict(routing="mor-expert", n_layers=5),
     "mor-expert, two blocks": dict(routing="mor-expert", n_layers=6, shared_blocks=2),
+    "mor-expert, one block": dict(routing="mor-expert", n_layers=3, options=dict(ends=False)),
     "mor-token": dict(routing="mor-token", n_layers=5),
+    "mor-token, one block": dict(routing="mor-token", n_layers=3, options=dict(ends=False)),
     "mor-token, two blocks": dict(routing="mor-token", n_layers=6, shared_blocks=2),
     "mor-expert-sharing": dict(routing="mor-expert-sharing", n_layers=6, shared_blocks=2),
     "mor-token-sharing": dict(routing="mor-token-sharing", n_layers=5),
@@ -131,11 +133,11 @@ def reference(model, x, ran):
         after = apply(block, before, shown, others)
         if name == "mod" and n % 2:
             after = s + policy.routers[str(n)](s) * (after - s)
-        if name.startswith("mor") and 0 < n < N - 1:
-            recursion, place = divmod(n - 1, policy.cycle)
+        if name.startswith("mor") and n in policy.inside:
+            recursion, place = divmod(n - policy.inside.start, policy.cycle)
             if place == 0 and ("token" not in name or recursion == 0):
                 start = s
-            if "token" in name and n == N - 2:
+            if "token" in name and n == policy.inside[-1]:
                 g = policy.router(start).softmax(-1).max(-1, keepdim=True).values
                 s = start + g * torch.where(run, after, s)
                 continue
@@ -467,8 +469,9 @@ def smoke(monkeypatch):
 
 
 LABELS = [
-    "act", "exit", "exit-confidence", "fixed-deep", "fixed-half", "lora", "mod", "moe-top1", "moe-top2",
-    "mor-expert", "mor-expert-sharing", "mor-moe", "mor-token", "mor-token-sharing", "ponder",
+    "act", "blind", "exit", "exit-confidence", "fixed-between", "fixed-deep", "fixed-half", "lora", "mod",
+    "moe-top1", "moe-top2", "mor-expert", "mor-expert-cycle", "mor-expert-sharing", "mor-moe", "mor-token",
+    "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "worth",
 ]  # fmt: skip
 
 

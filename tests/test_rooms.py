@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import morlib
+import suite.field  # noqa: F401  registers the policies that stored records name
 from suite import files, runs, texts
 from suite.runs import records, runner
 from suite.runs.code import code_of

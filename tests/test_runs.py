@@ -808,7 +808,7 @@ FIRST_CELL = [
 
 def test_there_is_a_notebook_for_each_question():
     names = "01_data 02_exp1_efficiency 03_exp2_equal_cost 04_bangla 05_routing_analysis 06_deployment"
-    assert [path.stem for path in NOTEBOOKS] == [*names.split(), "07_known_depth"]
+    assert [path.stem for path in NOTEBOOKS] == [*names.split(), "07_known_depth", "08_field"]
 
 
 def made_of(target):

@@ -39,6 +39,7 @@ from .speed import (
     speed_records,
     stored_milliseconds,
 )
+from .systems import measure_systems, save_systems, stored_systems
 from .timing import (
     EvenPolicy,
     Timings,

@@ -4,7 +4,8 @@ from .act import AdaptiveComputation
 from .exits import ConfidenceExit, DepthAdaptive
 from .lora import Relaxed
 from .mod import MixtureOfDepths, agreement
-from .models import field_models, field_runs, uptrained
+from .models import QUICK, field_models, field_runs, field_size, uptrained
 from .moe import MixtureOfExperts, RecursionsOfExperts
 from .mor import ExpertChoice, TokenChoice
 from .ponder import PonderNet
+from .trials import trial_runs

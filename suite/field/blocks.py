@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from morlib import Block, Decision, ModelConfig, Packing, StepCache, Tokens
+from morlib import POLICIES, Block, Decision, ModelConfig, Packing, StepCache, Tokens
 
 
 class OfAll(Decision):
@@ -80,12 +80,12 @@ class FirstKeys(Apart):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
-        self.cycle, self.layers = cfg.shared_blocks or 1, cfg.n_layers
+        self.cycle, self.inside = cfg.shared_blocks or 1, POLICIES[cfg.routing].inner_layers(cfg)
 
     def at(self, layer: int, memory: dict) -> Callable:
-        if layer in (0, self.layers - 1):
+        if layer not in self.inside:
             return self
-        recursion, place = divmod(layer - 1, self.cycle)
+        recursion, place = divmod(layer - self.inside.start, self.cycle)
         return partial(self, first=recursion == 0, place=("keys", place), memory=memory)
 
     def forward(self, x: Tensor, packing: Packing, past: StepCache | None = None,

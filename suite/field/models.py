@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..runs import Run, Settings, known_depth_runs, run, size_of
+from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, run
 from ..runs.experiments import Changes
+
+CONTROLS = ("fixed-deep", "planted", "blind", "worth")  # as `known_depth_models` makes them
+SEEDS = 3
+# Where a preset has no time for the setting that is stored: that of a test, and that of a try
+SMALL = {
+    "smoke": dict(task="hops-8-2", layers=4, width=16, steps=30, batch=16, target=2.3, heldout=100),
+    "quick": dict(task="hops-8-3", layers=4, width=32, steps=150, batch=32, target=2.3, heldout=300),
+}
+QUICK = ("fixed-half", "fixed-deep", "act", "exit", "mor-expert")  # what `quick` has time for
+
+
+def field_size(s: Settings) -> dict:
+    """Task, depth, width and steps of the field under a preset: NARROW, or the preset's own small ones."""
+    return SMALL.get(s.preset, NARROW)
 
 
 def field_models(s: Settings) -> Changes:
-    """Each system by its name, at about half of the cost of N layers, beside fixed depth.
+    """Each system by its name, at about half of the cost of N layers, beside fixed depth and the controls.
 
     Where E follows from the system's own settings, these are near: see each class.
     """
-    size = size_of(s)
+    size = field_size(s)
     N, target = size["layers"], size["target"]
-    recursive = dict(n_layers=max(N // 2 + 1, 4))  # two blocks of its own and as many recursions as fit
-    models = {
-        "fixed-half": dict(routing="none", n_layers=N // 2),
-        "fixed-deep": dict(routing="none"),
+    recursive = dict(n_layers=max(N // 2 + 1, 4))  # two blocks of their own and as many recursions as fit
+    cycle = dict(options=dict(ends=False))  # N recursions of one block: E is (N + 1) / 2
+    systems = {
         "act": dict(routing="act"),
         "ponder": dict(routing="ponder", options=dict(prior=round(1 / target, 3))),
         "exit": dict(routing="exit", target_depth=target),
@@ -26,27 +39,34 @@ def field_models(s: Settings) -> Changes:
         "mod": dict(routing="mod"),
         "mor-expert": recursive | dict(routing="mor-expert"),
         "mor-token": recursive | dict(routing="mor-token"),
+        "mor-expert-cycle": cycle | dict(routing="mor-expert"),
+        "mor-token-cycle": cycle | dict(routing="mor-token"),
+        "mor-expert-sharing": recursive | dict(routing="mor-expert-sharing"),
+        "mor-token-sharing": recursive | dict(routing="mor-token-sharing"),
         "lora": dict(routing="lora", n_layers=N // 2),
         "moe-top1": dict(routing="moe", n_layers=N // 2),
         "moe-top2": dict(routing="moe", n_layers=N // 2, options=dict(top=2)),
-        "mor-expert-sharing": recursive | dict(routing="mor-expert-sharing"),
-        "mor-token-sharing": recursive | dict(routing="mor-token-sharing"),
         "mor-moe": recursive | dict(routing="mor-moe"),
     }
     same_rate = dict(router_lr=2e-3, share_power=0.0)  # routers learn as everything else, as their authors do
-    return {label: (changes, same_rate) for label, changes in models.items()}
+    known = known_depth_models(s, size)
+    between = dict(routing="none", n_layers=max(3 * N // 4, 1))
+    models = {"fixed-half": known["fixed-half"], "fixed-between": (between, {})}
+    models |= {label: known[label] for label in CONTROLS}
+    return models | {label: (changes, same_rate) for label, changes in systems.items()}
 
 
 def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
-    """One Run per seed and system on the task of a preset. labels: some of `field_models`; None: all.
+    """One Run per seed, three at most, and system on the task of a preset.
 
-    `suite.runs.run(field_runs(s, ["act"])[0])` trains one row. Raises ValueError that names the labels.
+    labels: some of `field_models`; None: all. `suite.runs.run(field_runs(s, ["act"])[0])` trains one row.
+    Raises ValueError that names the labels.
     """
     models = field_models(s)
     if unknown := sorted(set(labels or ()) - set(models)):
         raise ValueError(f"no system {', '.join(unknown)}: choose among {', '.join(models)}")
     chosen = {label: changes for label, changes in models.items() if labels is None or label in labels}
-    return known_depth_runs(s, chosen, "field")
+    return known_depth_runs(replace(s, seeds=min(s.seeds, SEEDS)), chosen, "field", field_size(s))
 
 
 def uptrained(s: Settings, label: str, **changes) -> list[Run]:

@@ -15,35 +15,45 @@ from .common import System, keep, learning, top_k
 
 class Recursive(System):
     """ "Middle-Cycle" sharing (section 2.1): a first and a last block of their own, and `shared_blocks` (by
-    default one) between them that are passed through again and again. Each pass is one recursion.
+    default one) between them that are passed through again and again. Each pass is one recursion. Without
+    `ends` all layers are recursions, which they call "Cycle".
 
     A token that has stopped shows no keys to a later recursion (recursion-wise caching, section 2.2.2). With
     `block = FirstKeys` it shows those of the first (recursive sharing).
     """
 
+    OPTIONS = dict(ends=True)
+
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
-        self.cycle = cfg.shared_blocks or 1
-        self.recursions, rest = divmod(cfg.n_layers - 2, self.cycle)
+        self.cycle, self.inside = cfg.shared_blocks or 1, self.inner_layers(cfg)
+        self.recursions, rest = divmod(len(self.inside), self.cycle)
         if rest or self.recursions < 2:
-            wanted = f"n_layers of 2 more than a multiple of shared_blocks ({self.cycle}), at least twice it"
+            more = "2 more than " if self.options["ends"] else ""
+            wanted = f"n_layers of {more}a multiple of shared_blocks ({self.cycle}), at least twice it"
             raise ValueError(f"ModelConfig: routing {cfg.routing} needs {wanted}, not {cfg.n_layers}")
 
     @classmethod
+    def inner_layers(cls, cfg: ModelConfig) -> range:
+        """The layers that are passes of the shared blocks."""
+        return range(1, cfg.n_layers - 1) if cls.options_of(cfg)["ends"] else range(cfg.n_layers)
+
+    @classmethod
     def layout(cls, cfg: ModelConfig) -> list[int]:
-        cycle = cfg.shared_blocks or 1
-        return [0, *(1 + layer % cycle for layer in range(cfg.n_layers - 2)), cycle + 1]
+        inside, cycle = cls.inner_layers(cfg), cfg.shared_blocks or 1
+        shared = [inside.start + layer % cycle for layer in range(len(inside))]
+        return [0, *shared, cycle + 1] if inside.start else shared
 
     def forward(self, step: StepInput) -> Decision:
-        if step.layer in (0, self.cfg.n_layers - 1):
+        if step.layer not in self.inside:
             return Decision()
-        recursion, place = divmod(step.layer - 1, self.cycle)
+        recursion, place = divmod(step.layer - self.inside.start, self.cycle)
         if place == 0:
             self.choose(step, recursion)
         return Decision(step.memory["run"].long())
 
     def shows(self, layer: int) -> str:
-        later = self.cycle < layer < self.cfg.n_layers - 1
+        later = layer in self.inside[self.cycle :]
         return "first" if later and self.block is FirstKeys else "run"
 
     def operations(self, actions: Tensor) -> int:
@@ -65,7 +75,7 @@ class ExpertChoice(Recursive):
     `sampling=True` decides by top-k there too.
     """
 
-    OPTIONS = dict(alpha=0.1, weight=0.001)
+    OPTIONS = Recursive.OPTIONS | dict(alpha=0.1, weight=0.001)
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
@@ -86,7 +96,7 @@ class ExpertChoice(Recursive):
         step.memory |= dict(run=run, gate=gate[:, None], start=keep(step.states))
 
     def settle(self, x: Tensor, layer: int, memory: dict) -> Tensor:
-        if layer == 0 or layer == self.cfg.n_layers - 1 or layer % self.cycle:
+        if layer not in self.inside or (layer - self.inside.start + 1) % self.cycle:
             return x
         return torch.where(memory["run"][:, None], memory["start"] + memory["gate"].to(x.dtype) * x, x)
 
@@ -107,7 +117,7 @@ class TokenChoice(Recursive):
     Differs: the z-loss, an option of theirs, is left out.
     """
 
-    OPTIONS = dict(alpha=1.0, weight=0.1)
+    OPTIONS = Recursive.OPTIONS | dict(alpha=1.0, weight=0.1)
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
@@ -122,7 +132,7 @@ class TokenChoice(Recursive):
         step.memory["run"] = step.memory["number"] >= recursion
 
     def settle(self, x: Tensor, layer: int, memory: dict) -> Tensor:
-        last = layer == self.cfg.n_layers - 2
+        last = layer == self.inside[-1]
         return memory["start"] + memory["gate"].to(x.dtype) * x if last else x
 
     def objective(self, loss: Tensor, out: Output, targets: Tensor) -> Tensor:

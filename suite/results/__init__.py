@@ -1,6 +1,17 @@
 """What the records say: statistics, tables, figures, and each experiment's answer."""
 
 from .dial import dial_sentence, dial_table, draw_dial, draw_line, measure_dial, save_dial, stored_dial
+from .field import (
+    answers_table,
+    choices_table,
+    field_headline,
+    field_sentence,
+    field_table,
+    loss_against_operations,
+    sampled_table,
+    trials_table,
+    way_to_all_layers,
+)
 from .figures import (
     accuracy_against_depth,
     actions_by_layer,

@@ -1,0 +1,47 @@
+"""The settings of each system that were tried before its rows were trained."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+from morlib import ModelConfig, TrainConfig
+
+from ..runs import Run, Settings
+from .models import field_runs
+
+STEPS, SEED = 1500, 10  # a seed that no row of the field has
+# Of each system its trials: fields of ModelConfig or TrainConfig, or options, that differ from its row
+TRIALS: dict[str, list[dict]] = {
+    "fixed-half": [dict(lr=1e-3), dict(lr=2e-3), dict(lr=4e-3)],
+    "fixed-deep": [dict(lr=1e-3), dict(lr=2e-3), dict(lr=4e-3)],
+    "act": [dict(tau=0.001), dict(tau=0.01), dict(tau=0.03), dict(tau=0.1)],
+    "ponder": [dict(beta=0.01), dict(beta=0.1), dict(beta=1.0)],
+    "exit": [dict(cost=0.01), dict(cost=0.05), dict(cost=0.2)],
+    "mod": [dict(router_lr=5e-4), dict(router_lr=2e-3), dict(capacity=0.5)],
+    "mor-expert": [
+        dict(alpha=0.1, weight=0.001),
+        dict(alpha=1.0, weight=0.001),
+        dict(alpha=1.0, weight=0.01),
+    ],
+    "mor-token": [dict(alpha=1.0, weight=0.1), dict(alpha=1.0, weight=0.01)],
+}
+
+
+def trial_runs(s: Settings) -> list[Run]:
+    """One Run a trial on the task of a preset: few steps, judged by the end of its validation curve."""
+    return [trial(field_runs(replace(s, seeds=1), [label])[0], changes)
+            for label, several in TRIALS.items() for changes in several]  # fmt: skip
+
+
+def trial(spec: Run, changes: dict) -> Run:
+    """A short run of a row of the field with some settings changed; its name says which."""
+    named = {kind: {f.name for f in fields(kind)} for kind in (ModelConfig, TrainConfig)}
+    of_model = {k: v for k, v in changes.items() if k in named[ModelConfig]}
+    of_training = {k: v for k, v in changes.items() if k in named[TrainConfig]}
+    options = {k: v for k, v in changes.items() if k not in of_model and k not in of_training}
+    options = (spec.config.options or {}) | options
+    short = dict(windows=spec.train.batch_size * STEPS // spec.train.epochs, evaluations=3, seed=SEED)
+    train = replace(spec.train, **short | dict(heldout_windows=300) | of_training)
+    config = replace(spec.config, options=options or None, **of_model)
+    told = ", ".join(f"{name} {value:g}" for name, value in changes.items())
+    return replace(spec, experiment="field-trials", model=f"{spec.model}, {told}", config=config, train=train)

@@ -1,0 +1,329 @@
+"""What the records of the field say: one row a system, what it answers and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..runs import stored_records
+from .figures import BLACK, BLUE, COLOURS, GREY, MARKERS, Look, figure_style, legend_of, marker_of
+from .headlines import show
+from .known_depth import by_hops, steps_of, with_hops
+from .tables import count
+
+# Each row of the field in words. n: layers of the model, N: of the deepest
+NAMES = {
+    "fixed-half": "{n} layers",
+    "fixed-between": "{n} layers",
+    "fixed-deep": "{n} layers",
+    "planted": "the plan written down",
+    "blind": "blind, whole tokens",
+    "worth": "token worth",
+    "act": "Universal Transformer with ACT",
+    "ponder": "PonderNet",
+    "exit": "Depth-Adaptive Transformer",
+    "exit-confidence": "early exit by confidence",
+    "mod": "Mixture-of-Depths",
+    "mor-expert": "MoR of Bae et al., expert choice",
+    "mor-token": "MoR of Bae et al., token choice",
+    "mor-expert-cycle": "MoR of Bae et al., expert choice, one block",
+    "mor-token-cycle": "MoR of Bae et al., token choice, one block",
+    "mor-expert-sharing": "MoR of Bae et al., expert choice, keys shared",
+    "mor-token-sharing": "MoR of Bae et al., token choice, keys shared",
+    "lora": "relaxed recursive (LoRA by depth)",
+    "moe-top1": "mixture of experts, top 1",
+    "moe-top2": "mixture of experts, top 2",
+    "mor-moe": "MoR of Bae et al. with experts",
+}
+FIXED = ("fixed-half", "fixed-between", "fixed-deep")
+NO_CHOICE = (*FIXED, "planted", "blind", "lora", "moe-top1", "moe-top2")  # nothing learns who is deep
+EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
+NO_RECORD = "no record yet"
+COST_NAMES = ("operations", "cache", "decode", "r", "balance")
+
+
+# ---- Of one run ----
+
+
+def chose_nothing(record: dict) -> bool:
+    """Whether a router collapsed: on held-out lines each step runs all of the tokens asked, or none."""
+    rates = np.asarray(record["metrics"]["action_rates"])  # [N, R, 3]
+    run = 1 - rates[..., 0]
+    return not ((run > EDGE) & (run < 1 - EDGE)).any()
+
+
+def collapsed(row: pd.Series) -> bool:
+    """Whether a run's router, or its experts, chose nothing. Experts: as uneven as with half of them idle."""
+    if row["model"] in NO_CHOICE:
+        return bool(row["balance"] >= 2)
+    return chose_nothing(row["record"])
+
+
+def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Records with what was measured of their models, by run, `hops`, `way`, and `collapsed`.
+
+    way: per cent of the way from half of the layers to all, in held-out loss, paired by seed where both are
+    there, else by their mean.
+    """
+    if records.empty:
+        return pd.DataFrame(columns=["model", "seed", "loss", *COST_NAMES, "hops", "way", "collapsed"])
+    own = costs.set_index("run")[list(COST_NAMES)].astype(float)
+    own = own[~own.index.duplicated()]
+    ids = records["record"].map(lambda record: record["id"])
+    table = with_hops(records).join(own.reindex(ids).set_axis(records.index))
+    wide = records.pivot_table(index="seed", columns="model", values="loss")
+    table["way"] = np.nan
+    if {"fixed-half", "fixed-deep"} <= set(wide):
+        half, deep = (wide[name].fillna(wide[name].mean()) for name in ("fixed-half", "fixed-deep"))
+        table["way"] = 100 * (half[table["seed"]].to_numpy() - table["loss"]) / (half - deep).mean()
+    table["collapsed"] = table.apply(collapsed, axis=1)
+    return table
+
+
+# ---- Tables ----
+
+
+def names_of(records: pd.DataFrame, labels: Sequence[str]) -> dict[str, str]:
+    """Each label in words; a fixed model by its number of layers, where a record says it."""
+    layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records.get("record", ())}
+    unknown = dict(zip(FIXED, ("half of the layers", "three quarters of the layers", "all layers")))
+    names = {}
+    for label in labels:
+        named = NAMES.get(label, label)
+        n = layers.get(label)
+        names[label] = unknown.get(label, named) if n is None else named.format(n=count(n))
+    return names
+
+
+def field_table(records: pd.DataFrame, costs: pd.DataFrame, seeds: int, rows=tuple(NAMES)) -> pd.DataFrame:
+    """One row a system, whether it has records or not: means over seeds.
+
+    way: per cent of the way from half of the layers to all, in loss. costs: of `suite.cost`, by run. seeds:
+    how many there are to be. Empty where nothing was measured.
+    """
+    names, table = names_of(records, rows), {}
+    scored = with_costs(records, costs)
+    for label in rows:
+        own = scored[scored["model"] == label]
+        table[names[label]] = row_of(own, seeds) if len(own) else {"seeds": NO_RECORD}
+    return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis("system")
+
+
+def row_of(own: pd.DataFrame, seeds: int) -> dict:
+    """The row of one system from its records."""
+    chooses = own["model"].iloc[0] not in NO_CHOICE or own["balance"].notna().any()
+    mean = own.mean(numeric_only=True)
+    cells = {
+        "seeds": f"{len(own)} of {max(seeds, len(own))}",
+        "E": f"{mean['effective_depth']:.2f}",
+        "loss (nats)": f"{mean['loss']:.3f}",
+        "hard answers right (%)": f"{mean['hops']:.0f}",
+        "way (%)": f"{mean['way']:.0f}",
+        "parameters (thousands)": f"{mean['parameters'] / 1e3:.0f}",
+        "operations a token (thousands)": f"{mean['operations'] / 1e3:.0f}",
+        "training (s)": f"{mean['train_seconds']:.0f}",
+        "decoding (ms a token)": f"{mean['decode']:.2f}",
+        "cache (bytes a token)": f"{mean['cache']:.0f}",
+        "depth follows hops": f"{mean['r']:+.2f}".replace("-", "\u2212") if chooses else "",
+        "collapsed": f"{own['collapsed'].sum()} of {len(own)}" if chooses else "",
+    }
+    return {name: "" if cell.endswith("nan") else cell for name, cell in cells.items()}
+
+
+def answers_table(records: pd.DataFrame, rows=tuple(NAMES)) -> pd.DataFrame:
+    """Hard answers right (%) by the number of hops, and how deep the tokens of each kind are; no row without
+    a record."""
+    if records.empty:
+        return pd.DataFrame({"seeds": []}).rename_axis("system")
+    names, table = names_of(records, rows), {}
+    hops = by_hops(records)
+    for label in [label for label in rows if label in set(records["model"])]:
+        own = records[records["model"] == label]
+        right = hops[hops["model"] == label].groupby("k")["accuracy"].mean()
+        depth = pd.DataFrame([r["metrics"]["details"]["depth_by_kind"] for r in own["record"]]).mean()
+        cells = {"seeds": len(own)} | {f"k = {k}": round(value) for k, value in right.items()}
+        table[names[label]] = cells | {f"depth of {kind}": f"{value:.1f}" for kind, value in depth.items()}
+    return pd.DataFrame.from_dict(table, orient="index").rename_axis("system")
+
+
+def sampled_table(records: pd.DataFrame) -> pd.DataFrame:
+    """Systems that train by top-k of a whole row: what deciding token by token changes. Means over seeds."""
+    rows = {}
+    for label, own in records.groupby("model", sort=False) if len(records) else ():
+        if label == "mod" or label.startswith(("mor-expert", "mor-moe")):
+            trained = pd.DataFrame(list(own["sampled"])).mean()
+            rows[NAMES[label]] = {
+                "E by top-k": trained["effective_depth"].round(2),
+                "E in use": own["effective_depth"].mean().round(2),
+                "loss by top-k": trained["loss"].round(3),
+                "loss in use": own["loss"].mean().round(3),
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+
+
+def trials_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """Every setting that was tried, on validation lines: the best of each system first."""
+    rows = []
+    for record in trials["record"] if len(trials) else ():
+        system, _, changed = record["model"].partition(", ")
+        last = record["history"][-1]
+        rows.append({
+            "system": system, "setting": changed, "steps": last["step"], "seed": record["seed"],
+            "validation loss (nats)": round(last["val_loss"], 3), "E": round(last["val_effective_depth"], 2),
+        })  # fmt: skip
+    names = ["system", "setting", "steps", "seed", "validation loss (nats)", "E"]
+    return pd.DataFrame(rows, columns=names).sort_values(["system", "validation loss (nats)"])
+
+
+# ---- The answer in words ----
+
+
+def fixed_line(scored: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Operations and mean loss of the fixed models, from the cheapest on."""
+    own = scored[scored["model"].isin(FIXED)].groupby("model")[["operations", "loss"]].mean().dropna()
+    own = own.sort_values("operations")
+    return own["operations"].to_numpy(), own["loss"].to_numpy()
+
+
+def ahead_of_fixed(scored: pd.DataFrame, label: str) -> float:
+    """Mean loss (nats) of the fixed models at a system's operations, less its own: above 0 it is ahead.
+
+    Between fixed models the line is straight, beyond them it is level. NaN where something is missing.
+    """
+    operations, loss = fixed_line(scored)
+    own = scored[scored["model"] == label][["operations", "loss"]].mean()
+    if len(loss) < 2 or own.isna().any():
+        return np.nan
+    return float(np.interp(own["operations"], operations, loss) - own["loss"])
+
+
+def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
+    """The answer of notebook 08 in plain words: who is ahead of fixed depth at equal operations."""
+    scored = with_costs(records, costs)
+    systems = [label for label in NAMES if label not in (*FIXED, "planted", "blind", "worth")]
+    there = [label for label in (*systems, "worth") if label in set(scored["model"])]
+    gaps = {label: ahead_of_fixed(scored, label) for label in there}
+    known = {label: gap for label, gap in gaps.items() if not np.isnan(gap)}
+    if not known:
+        return "Not known yet: fixed models of two depths, and their costs, must be measured first."
+    best = max(known, key=known.get)
+    ahead = [NAMES[label] for label in known if known[label] > 0]
+    seeds = sorted({len(scored[scored["model"] == label]) for label in known})
+    told = f"{count(len(ahead)).capitalize()} of {count(len(known))} systems"
+    told += f" lie below the line of fixed depth at equal operations, in loss ({', '.join(ahead) or 'none'})"
+    told += f"; the furthest from it is {NAMES[best]} ({known[best]:+.3f} nats)".replace("-", "\u2212")
+    fallen = [NAMES[label] for label in there if scored[scored["model"] == label]["collapsed"].any()]
+    told += f". Routers that chose nothing, in a seed or more: {', '.join(fallen) or 'none'}"
+    each = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{count(seeds[0])} seeds"
+    each = "one seed" if seeds == [1] else each
+    return f"{told} ({each} a system, which suggests and proves nothing)."
+
+
+def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
+    """Show the answer of notebook 08 from the records that ship. costs: those that ship with them."""
+    records = stored_records("field", folder)
+    if records.empty:
+        print("No stored record of the field ships with this copy: run the notebook to make some.")
+        return
+    first = records["record"].iloc[0]
+    width, steps = first["config"]["model"]["d_model"], steps_of(first["config"])
+    note = (
+        f"Held-out lines of {first['data']['name']}, width {width}, {steps:,} steps. *way*: of the way from "
+        "half of the layers to all, in loss."
+    )
+    table = field_table(records, costs, int(records.groupby("model").size().max()))
+    shown = ["seeds", "loss (nats)", "way (%)", "operations a token (thousands)"]
+    show(field_sentence(records, costs), table[table["seeds"] != NO_RECORD][shown], note)
+    loss_against_operations(records, costs)
+
+
+def choices_table(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Which system to choose by what matters: of all that learn who is deep, and of those without a choice.
+
+    Left out are the plan written down, which nobody has on another task, and the blind control.
+    """
+    columns = ["what matters", "system", "loss (nats)", "operations a token (thousands)"]
+    scored = with_costs(records, costs)
+    scored = scored[~scored["model"].isin(["planted", "blind"])]
+    if not {"fixed-half", "fixed-deep"} <= set(scored["model"]):
+        return pd.DataFrame(columns=columns)
+    names, means = names_of(scored, list(NAMES)), scored.groupby("model").mean(numeric_only=True)
+    half = means.loc["fixed-half"]
+    good = means[means["way"] >= 50]
+    questions = {
+        "the loss alone": (means, "loss"),
+        "the loss, at the operations of half the layers or a fifth more": (
+            means[means["operations"] <= 1.2 * half["operations"]],
+            "loss",
+        ),
+        "the loss, on no more parameters than half the layers have": (
+            means[means["parameters"] <= half["parameters"]],
+            "loss",
+        ),
+        "operations, half of the way to all layers at least": (good, "operations"),
+        "bytes of the cache, half of the way at least": (good, "cache"),
+        "time to decode, half of the way at least": (good, "decode"),
+    }
+    rows = []
+    for question, (among, what) in questions.items():
+        if among[what].notna().any():
+            best = among[what].idxmin()
+            loss, operations = means.loc[best, ["loss", "operations"]]
+            rows.append([question, names[best], f"{loss:.3f}", f"{operations / 1e3:.0f}"])
+    return pd.DataFrame(rows, columns=columns)
+
+
+# ---- Figures ----
+
+
+def field_look(label: str) -> Look:
+    """How a system is drawn: fixed depth black, token worth blue, the others by their place in NAMES."""
+    if label in FIXED:
+        return Look(BLACK, "o", "-")
+    if label == "worth":
+        return Look(BLUE, "*")
+    index = list(NAMES).index(label) if label in NAMES else 0
+    return Look(COLOURS[1:][index % 5], MARKERS[index % 10], "-", index % 2 == 0)
+
+
+def loss_against_operations(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:
+    """Held-out loss against operations a token; the line is fixed depth, dots are seeds."""
+    figure_style()
+    figure, ax = plt.subplots(figsize=(9.5, 4.6))
+    scored = with_costs(records, costs).dropna(subset=["operations"])
+    names = names_of(records, list(NAMES))
+    operations, loss = fixed_line(scored)
+    ax.plot(operations / 1e3, loss, color=BLACK, linewidth=1, linestyle="-", label="fixed depth", marker="o")
+    for label in [label for label in NAMES if label in set(scored["model"])]:
+        own, look = scored[scored["model"] == label], field_look(label)
+        ax.scatter(own["operations"] / 1e3, own["loss"], s=7, alpha=0.5, color=look.colour)
+        if label not in FIXED:
+            middle = own["operations"].mean() / 1e3, own["loss"].mean()
+            ax.plot(*middle, linestyle="", markersize=8, label=names[label], **marker_of(look))
+    ax.set(xlabel="operations of a forward pass, a token (thousands)", ylabel="held-out loss (nats a token)")
+    legend_of(figure, ax)
+    return figure
+
+
+def way_to_all_layers(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:
+    """How far each system is from half of the layers to all, in loss: mean over seeds, and each seed."""
+    figure_style()
+    scored = with_costs(records, costs).dropna(subset=["way"])
+    means = scored.groupby("model")["way"].mean().sort_values()
+    names = names_of(records, list(NAMES))
+    figure, ax = plt.subplots(figsize=(8.5, 1 + 0.28 * len(means)))
+    for place, label in enumerate(means.index):
+        own, look = scored[scored["model"] == label]["way"], field_look(label)
+        ax.scatter(own, np.full(len(own), place), s=9, alpha=0.5, color=look.colour)
+        ax.plot(means[label], place, linestyle="", markersize=8, **marker_of(look))
+    for level in (0, 100):
+        ax.axvline(level, color=GREY, linewidth=1, linestyle=":")
+    ax.set_yticks(range(len(means)), [names.get(label, label) for label in means.index])
+    ax.set(xlabel="way from half of the layers to all, in loss (%)")
+    ax.tick_params(axis="y", length=0)
+    return figure

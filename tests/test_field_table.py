@@ -1,0 +1,196 @@
+"""The table of the field: from whole records, from some, from none; and what its systems cost."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+import morlib
+from suite import cost, field, results, runs, texts
+from suite.results.field import NAMES, NO_RECORD, ahead_of_fixed, chose_nothing, collapsed, with_costs
+
+LOSSES = {"fixed-half": [1.5, 1.7], "fixed-between": [1.4, 1.4], "fixed-deep": [1.2, 1.4]}
+OPERATIONS = {"fixed-half": 100.0, "fixed-between": 150.0, "fixed-deep": 200.0}
+
+
+def rates(*run):
+    return [[[1 - share, share, 0.0]] for share in run]
+
+
+def records_of(losses, run=(1.0, 1.0)):
+    """Records like stored ones: of each system the loss of each seed, and the shares that its layers run."""
+    template = runs.stored_records("known-depth").iloc[0]["record"]
+    made = []
+    for model, values in losses.items():
+        for seed, loss in enumerate(values):
+            record = json.loads(json.dumps(template)) | dict(model=model, seed=seed, id=f"{model}-{seed}")
+            record["metrics"] |= dict(loss=loss, action_rates=rates(*run))
+            record["config"]["model"]["n_layers"] = dict(zip(OPERATIONS, (2, 3, 4))).get(model, 4)
+            made.append(record)
+    return runs.table_of(made)
+
+
+def costs_of(records, **of_system):
+    """Costs of each run: the operations of its system; all else alike."""
+    rows = []
+    for record in records["record"]:
+        model = record["model"]
+        operations = (OPERATIONS | of_system).get(model, 120.0)
+        same = dict(cache=512.0, decode=1.5, r=0.25, balance=float("nan"))
+        rows.append(dict(run=record["id"], model=model, seed=record["seed"], operations=operations) | same)
+    return pd.DataFrame(rows)
+
+
+NO_COSTS = cost.stored_systems(texts.corpus.Path("no such file"))
+
+
+def test_there_is_a_row_for_each_system():
+    s = runs.settings(dict(preset="cpu"))
+    assert list(NAMES) == list(field.field_models(s))
+    assert (
+        set(field.QUICK) <= set(NAMES) and len(set(NAMES.values())) == len(NAMES) - 2
+    )  # the fixed are alike
+    found = field.field_runs(s)
+    assert {run.train.seed for run in found} == {0, 1, 2} and len(found) == 3 * len(NAMES)
+
+
+def test_partial_records_say_how_many_and_which_are_missing():
+    records = records_of(LOSSES | {"act": [1.45]})
+    table = results.field_table(records, costs_of(records), 3)
+    assert len(table) == len(NAMES)
+    assert table.loc["two layers", "seeds"] == "2 of 3" and table.loc[NAMES["act"], "seeds"] == "1 of 3"
+    assert table.loc["PonderNet"].tolist() == [NO_RECORD, *[""] * (table.shape[1] - 1)]
+    assert (table["seeds"] == NO_RECORD).sum() == len(NAMES) - 4
+    none = results.field_table(runs.stored_records("no-such-experiment"), NO_COSTS, 3)
+    assert none["seeds"].tolist() == [NO_RECORD] * len(NAMES) and "all layers" in none.index
+
+
+def test_the_way_is_from_half_of_the_layers_to_all_paired_by_seed():
+    records = records_of(LOSSES | {"act": [1.35, 1.55], "ponder": [1.2]})
+    scored = with_costs(records, costs_of(records))
+    way = scored.groupby("model")["way"].apply(list)
+    assert way["fixed-half"] == pytest.approx([0, 0]) and way["act"] == pytest.approx([50, 50])
+    assert way["fixed-deep"] == pytest.approx([100, 100]) and way["ponder"] == pytest.approx([100])
+    alone = records_of({"act": [1.0]})
+    assert with_costs(alone, NO_COSTS)["way"].isna().all(), "nothing to compare with"
+    table = results.field_table(alone, NO_COSTS, 3)
+    row = table.loc[NAMES["act"]]
+    assert row["way (%)"] == row["operations a token (thousands)"] == "" and row["loss (nats)"] == "1.000"
+
+
+def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_at_its_operations():
+    losses = LOSSES | {"act": [1.45], "mod": [1.55], "exit": [1.25]}
+    records = records_of(losses)
+    scored = with_costs(records, costs_of(records, act=125.0, mod=125.0, exit=500.0))
+    gaps = {name: ahead_of_fixed(scored, name) for name in ("act", "mod", "exit", "ponder")}
+    assert gaps.pop("ponder") != gaps.get("ponder")  # NaN
+    assert gaps == pytest.approx(dict(act=0.05, mod=-0.05, exit=0.05)), "the line is level beyond all layers"
+    told = results.field_sentence(records, costs_of(records, act=125.0, mod=125.0, exit=500.0))
+    assert told.startswith("Two of three systems lie below the line of fixed depth at equal operations")
+    assert f"({NAMES['act']}, {NAMES['exit']})" in told and "one seed a system" in told
+    assert results.field_sentence(records, NO_COSTS).startswith("Not known yet")
+
+
+@pytest.mark.parametrize(
+    "run, fallen",
+    [((1, 1, 0), True), ((1, 0.995), True), ((1, 0.005), True), ((1, 0.5, 0), False), ((0.98, 1), False)],
+)
+def test_a_router_has_collapsed_if_each_layer_runs_all_or_none(run, fallen):
+    records = records_of({"act": [1.0]}, run)
+    assert chose_nothing(records["record"][0]) is fallen
+    row = with_costs(records, NO_COSTS).iloc[0].to_dict()
+    assert row["collapsed"] is fallen
+    assert not collapsed(pd.Series(row | dict(model="fixed-half"))), "which has no choice to lose"
+    for balance, uneven in ((2.5, True), (1.1, False)):
+        assert collapsed(pd.Series(row | dict(model="moe-top1", balance=balance))) is uneven
+    shown = results.field_table(records, NO_COSTS, 3).loc[NAMES["act"], "collapsed"]
+    assert shown == f"{int(fallen)} of 1"
+
+
+def test_the_best_by_each_price_is_named():
+    losses = LOSSES | {"act": [1.31], "mod": [1.34], "worth": [1.7], "planted": [1.0]}
+    records = records_of(losses)
+    costs = costs_of(records, act=190.0, mod=110.0, worth=90.0, planted=90.0)
+    table = results.choices_table(records, costs).set_index("what matters")["system"]
+    assert table["the loss alone"] == "four layers", "by the mean over seeds; the plan is left out"
+    assert table["the loss, at the operations of half the layers or a fifth more"] == NAMES["mod"]
+    assert table["operations, half of the way to all layers at least"] == NAMES["mod"]
+    assert results.choices_table(runs.stored_records("no-such-experiment"), NO_COSTS).empty
+
+
+def test_figures_draw_what_is_there():
+    records = records_of(LOSSES | {"act": [1.45], "ponder": [1.3]})
+    costs = costs_of(records)
+    for costs_known in (costs, NO_COSTS):
+        axes = results.loss_against_operations(records, costs_known).axes[0]
+        drawn = [line.get_label() for line in axes.get_lines()]
+        assert drawn == ["fixed depth", *([NAMES["act"], NAMES["ponder"]] if len(costs_known) else [])]
+    axes = results.way_to_all_layers(records, costs).axes[0]
+    assert len(axes.get_yticks()) == 5
+    nothing = runs.stored_records("no-such-experiment")
+    for draw in (results.loss_against_operations, results.way_to_all_layers):
+        assert draw(nothing, NO_COSTS).axes[0].get_lines() is not None
+
+
+# ---- Costs ----
+
+
+@pytest.fixture
+def smoke(monkeypatch):
+    monkeypatch.setattr(texts.Hops, "floors", {"2": {"heldout": dict(loss=3.0)}})
+    return runs.settings(dict(preset="smoke"))
+
+
+def test_costs_are_those_of_the_trained_model(smoke, tmp_path):
+    specs = [replace(spec, train=replace(spec.train, epochs=1, heldout_windows=20, eval_windows=20))
+             for spec in field.field_runs(smoke, ["fixed-half", "act", "moe-top2"])]  # fmt: skip
+    table = cost.measure_systems(specs, lines=30, repeats=1)
+    assert table["model"].tolist() == ["fixed-half", "act", "moe-top2"]
+    rows = {row["model"]: row for row in table.to_dict("records")}
+    assert rows["fixed-half"]["cache"] == 2 * 2 * 16 * 4, "layers, keys and values, width, bytes"
+    assert rows["act"]["cache"] == 4 * 2 * 16 * 4, "who has stopped is still seen"
+    for spec in specs:
+        model, record, task = runs.trained_model(spec)
+        with torch.no_grad():
+            out = model(task.windows("heldout", 64, 30)[:, :-1])
+        row = rows[spec.model]
+        assert row["operations"] == cost.flops(model, out.actions)["total"] / out.depth.numel()
+        assert row["run"] == record["id"] and row["decode"] > 0 and -1 <= row["r"] <= 1
+    assert 1 <= rows["moe-top2"]["balance"] <= 4 and rows["act"]["balance"] != rows["act"]["balance"]
+    cost.save_systems(table, tmp_path / "costs.json")
+    pd.testing.assert_frame_equal(cost.stored_systems(tmp_path / "costs.json"), table)
+
+
+# ---- Trials ----
+
+
+def test_trials_differ_from_their_rows_in_what_their_names_say(smoke):
+    trials, task = field.trial_runs(smoke), texts.load_corpus("hops-8-2")
+    assert {run.train.seed for run in trials} == {10} and {run.experiment for run in trials} == {
+        "field-trials"
+    }
+    ids = {runs.run_id(run.config, run.train, task) for run in trials}
+    assert len(ids) == len(trials) == len({run.model for run in trials})
+    found = {run.model: run for run in trials}
+    assert found["act, tau 0.1"].config.options == dict(tau=0.1)
+    assert found["fixed-half, lr 0.004"].train.lr == 0.004
+    assert found["mod, capacity 0.5"].config.capacity == 0.5
+    (row,) = field.field_runs(smoke, ["mod"])
+    shorter = dict(windows=16, evaluations=1, seed=1, heldout_windows=1)
+    as_it_is = found["mod, router_lr 0.002"]
+    assert as_it_is.config == row.config
+    assert replace(as_it_is.train, **shorter) == replace(row.train, **shorter)
+    for run in trials:
+        morlib.Transformer(replace(run.config, vocab_size=9))
+
+
+def test_trials_are_listed_the_best_of_each_system_first():
+    trials = records_of({"act, tau 0.1": [1.0], "act, tau 0.2": [1.0], "mod, capacity 0.5": [1.0]})
+    for record, loss in zip(trials["record"], (1.9, 1.8, 1.7)):
+        record["history"][-1]["val_loss"] = loss
+    table = results.trials_table(trials)
+    assert table["system"].tolist() == ["act", "act", "mod"]
+    assert table["setting"].tolist() == ["tau 0.2", "tau 0.1", "capacity 0.5"]
+    assert results.trials_table(runs.stored_records("no-such-experiment")).empty
