@@ -144,7 +144,7 @@ def known_depth() -> list[str]:
 
 def field() -> list[str]:
     """Other systems of the field on the task of known depth: their answer, their table, which to choose."""
-    records, costs = stored_records("field"), cost.stored_systems()
+    records, costs = results.stored_field(), cost.stored_systems()
     if records.empty:
         return []
     seeds = int(records.groupby("model").size().max())

@@ -9,6 +9,7 @@ from .field import (
     field_table,
     loss_against_operations,
     sampled_table,
+    stored_field,
     trials_table,
     way_to_all_layers,
 )

@@ -24,6 +24,7 @@ NAMES = {
     "planted": "the plan written down",
     "blind": "blind, whole tokens",
     "worth": "token worth",
+    "mor": "MoR of version 0.2.0",
     "act": "Universal Transformer with ACT",
     "ponder": "PonderNet",
     "exit": "Depth-Adaptive Transformer",
@@ -45,6 +46,12 @@ NO_CHOICE = (*FIXED, "planted", "blind", "lora", "moe-top1", "moe-top2")  # noth
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
 NO_RECORD = "no record yet"
 COST_NAMES = ("operations", "cache", "decode", "r", "balance")
+
+
+def stored_field(folder: Path | None = None) -> pd.DataFrame:
+    """The records of the field that ship. Those of notebook 07 alone, which lie among them, are left out."""
+    stored = stored_records("field", folder)
+    return stored[stored["model"].isin(NAMES)] if len(stored) else stored
 
 
 # ---- Of one run ----
@@ -226,7 +233,7 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
 
 def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     """Show the answer of notebook 08 from the records that ship. costs: those that ship with them."""
-    records = stored_records("field", folder)
+    records = stored_field(folder)
     if records.empty:
         print("No stored record of the field ships with this copy: run the notebook to make some.")
         return
