@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 OUT := $(if $(MORLIB_OUTPUTS),$(shell realpath -m -- "$(MORLIB_OUTPUTS)"),$(CURDIR)/outputs)
 
+# A compiled module is kept: else each of the many processes here compiles torch and the suite anew, for 6 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install run paper test stored properties-a-to-m properties-n-to-z notebooks bench reference report clean
 
 install: $(VENV)/ready
@@ -36,10 +39,9 @@ $(EXECUTED): execute-%:
 paper: export MORLIB_PRESET := paper
 paper: run
 
-# Style; then, two at a time: the properties; the committed notebooks against the stored records; every training path at a
-# test's size. Notebooks 02 and 03 are executed so by tests/test_runs.py and tests/test_kaggle.py.
-SMOKE := $(patsubst notebooks/%.ipynb,smoke-%,$(filter-out notebooks/02_% notebooks/03_%,$(NOTEBOOKS)))
-CHECKS := properties-n-to-z properties-a-to-m stored $(SMOKE)
+# Style; then, two at a time: the properties, with every training path at a test's size (tests/test_notebooks.py); and the
+# committed notebooks against the stored records.
+CHECKS := properties-n-to-z properties-a-to-m stored
 
 test: export TQDM_DISABLE := 1
 test: export OMP_NUM_THREADS := 1
@@ -58,9 +60,6 @@ properties-a-to-m:
 
 stored:
 	MORLIB_PRESET=stored MORLIB_OUTPUTS="$(OUT)/stored" $(BIN)/python -m pytest -q --nbval-lax -p no:cacheprovider notebooks
-
-$(SMOKE): smoke-%:
-	MORLIB_PRESET=smoke $(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --output-dir "$(OUT)" notebooks/$*.ipynb
 
 # The notebooks as committed: executed in place from the stored records, nothing is trained.
 notebooks: export MORLIB_PRESET := stored

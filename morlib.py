@@ -710,10 +710,10 @@ def quantile(values: Tensor, share: float) -> Tensor:
 
 def apart(threshold: Tensor, values: Tensor, step: StepInput) -> Tensor:
     """A threshold that is one of the values [T], in inference raised to where rounding changes nothing."""
-    if step.sampling:
+    if step.sampling or not threshold.isfinite():
         return threshold
     above = values[values >= threshold].sort()[0]
-    return above[(above.diff(append=above[-1:] + 1) > 2e-5).nonzero()[0, 0]] + 1e-5
+    return above[(above.diff(append=above.new_tensor([torch.inf])) > 2e-5).nonzero()[0, 0]] + 1e-5
 
 
 def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -584,12 +585,15 @@ def test_the_bench_names_its_groups(capsys):
     assert "--turns must be 7 or more" in capsys.readouterr().err
 
 
-def test_the_bench_is_a_command():
-    program = [sys.executable, "-m", "suite.cost.bench", "--help"]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_bench_is_a_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("suite.cost.bench", run_name="__main__")
+    told = capsys.readouterr()
+    assert ended.value.code == 0 and not told.err
     for option in "turns only quick tiny growth reference threads router-steps".split():
-        assert f"--{option}" in done.stdout
+        assert f"--{option}" in told.out
 
 
 # ---- Cards ----

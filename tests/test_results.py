@@ -467,6 +467,20 @@ def test_what_is_said_of_mor_holds_in_the_records(experiment):
     assert records["did_train"].all()
 
 
+def test_under_quick_bangla_has_one_depth_and_can_be_shown():
+    """Routed models of half the depth are left out: notebook 04 compares what is there."""
+    quick, cpu = (runs.bangla_models(runs.settings(dict(preset=name)), 8.0, 6.0) for name in ("quick", "cpu"))
+    assert set(cpu) - set(quick) == {"mor-half", "frozen-half"}
+    records = runs.stored_records("bangla")
+    few = records[records["model"].isin([*quick, "random-deep"])]
+    assert runs.random_controls(few, [], "mor-half") == []
+    shown = results.comparisons(few, runs.PAIRS["bangla"])
+    assert len(shown) == 5 and set(shown.index) == {"mor-deep"}
+    assert len(results.answers(few, runs.PAIRS["bangla"])) == 5
+    drawn = results.learning_curves(few, "loss", minus="fixed-deep")
+    assert drawn.axes and not results.summary(few).index.str.contains("half").any()
+
+
 def test_loss_and_accuracy_order_the_models_of_experiment_1_alike():
     means = runs.stored_records("exp1").groupby("model")[["loss", "accuracy"]].mean()
     assert list(means.sort_values("loss").index) == list(means.sort_values("accuracy", ascending=False).index)

@@ -91,7 +91,7 @@ def undisturbed(small_text, tmp_path, monkeypatch):
 
 
 def test_ten_kills_at_random_moments_change_nothing(small_text, undisturbed, monkeypatch):
-    one = spec(small_text, dataclasses.replace(TINY, epochs=8, evaluations=16))
+    one = spec(small_text, dataclasses.replace(TINY, epochs=4, evaluations=8))
     expected, seconds = undisturbed(one)
     phase = mmap.mmap(-1, 1)  # shared with the children: what they are at
     places = [(morlib.Training, "gradients"), (morlib, "evaluate"), (checkpoint, "save_state"),

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import runpy
 import subprocess
 import sys
 
@@ -16,10 +17,10 @@ from suite import files, texts
 SHAPE = dict(n_layers=3, d_model=16, n_heads=2, d_ff=40, max_len=12, dropout=0.0, routing="mor")
 SENTENCE = "the quick brown fox of ঢাকা jumps.\n"
 WRITE_AGAIN = """
-import sys
+import json, sys
 from suite import texts
-model, tokenizer = texts.load_model(sys.argv[1])
-sys.stdout.buffer.write(texts.write(model, tokenizer, sys.argv[2], 60, seed=3).encode())
+loaded = [texts.load_model(path) for path in sys.argv[1:]]
+print(json.dumps([texts.write(*one, "the fox", 60, seed=3) for one in loaded]))
 """
 
 
@@ -28,11 +29,15 @@ def new_model(tokenizer, **changes):
     return morlib.Transformer(morlib.ModelConfig(tokenizer.vocab_size, **(SHAPE | changes))).eval()
 
 
-@pytest.fixture(params=["char", "sentencepiece"])
+TOKENIZERS = {
+    "char": lambda: texts.CharTokenizer(SENTENCE),
+    "sentencepiece": lambda: texts.SubwordTokenizer(SENTENCE * 30, 290),
+}
+
+
+@pytest.fixture(params=TOKENIZERS)
 def tokenizer(request):
-    if request.param == "char":
-        return texts.CharTokenizer(SENTENCE)
-    return texts.SubwordTokenizer(SENTENCE * 30, 290)
+    return TOKENIZERS[request.param]()
 
 
 @pytest.fixture
@@ -48,15 +53,18 @@ def python(*arguments):
 # ---- Saving and loading ----
 
 
-def test_another_process_goes_on_word_for_word(tokenizer, tmp_path):
-    model = new_model(tokenizer, target_depth=2.5)
-    path = tmp_path / "new folder" / "model.safetensors"
-    texts.save_model(model, tokenizer, path, dict(author="me"))
-    written = texts.write(model, tokenizer, "the fox", 60, seed=3)
-    assert written.startswith("the fox") and len(written) > 20
-    done = python("-c", WRITE_AGAIN, path, "the fox")
-    assert done.stdout.decode() == written, done.stderr.decode()
-    assert morlib.load_model(path)[1]["author"] == "me"
+def test_another_process_goes_on_word_for_word(tmp_path):
+    written = {}
+    for kind, make in TOKENIZERS.items():
+        model = new_model(tokenizer := make(), target_depth=2.5)
+        path = tmp_path / "new folder" / f"{kind}.safetensors"
+        texts.save_model(model, tokenizer, path, dict(author="me"))
+        written[path] = texts.write(model, tokenizer, "the fox", 60, seed=3)
+        assert written[path].startswith("the fox") and len(written[path]) > 20
+        assert morlib.load_model(path)[1]["author"] == "me"
+    done = python("-c", WRITE_AGAIN, *written)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout) == list(written.values())
 
 
 def test_a_tokenizer_comes_back_as_it_was(tokenizer):
@@ -277,6 +285,7 @@ def test_the_command_writes_what_the_function_does(letters, tmp_path):
     assert done.stdout.decode() == written + "\n" and not done.stderr
 
 
-def test_the_command_explains_what_is_wrong(tmp_path):
-    done = python("-m", "suite.texts.write", tmp_path / "nothing", "--prompt", "abc")
-    assert done.returncode == 1 and done.stderr.decode().startswith("error: no model file at")
+def test_the_command_explains_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["write", str(tmp_path / "nothing"), "--prompt", "abc"])
+    with pytest.raises(SystemExit, match="^error: no model file at"):
+        runpy.run_module("suite.texts.write", run_name="__main__")

@@ -152,10 +152,13 @@ def worth_runs(s: Settings) -> list[Run]:
 
 
 def bangla_models(s: Settings, deep: float | None, half: float | None) -> Changes:
-    """Bangla: MoR held to two depths (None: as it falls out), fixed depths, and controls."""
+    """Bangla: MoR held to two depths (None: as it falls out), fixed depths, and controls.
+
+    Under the preset "quick" the routed models of half the depth are left out.
+    """
     N = s.model(vocab_size=1).n_layers
     fixed = dict(routing="none", target_depth=None)
-    return {
+    models = {
         "fixed-deep": (fixed, {}),
         "mor-deep": (dict(routing="mor", target_depth=deep), {}),
         "fixed-at-E": (fixed | dict(n_layers=max(round(2 * N / 3), 1)), {}),
@@ -165,6 +168,8 @@ def bangla_models(s: Settings, deep: float | None, half: float | None) -> Change
         "frozen-half": (dict(routing="frozen", target_depth=half), {}),
         "fixed-shared": (fixed | dict(shared_blocks=max(N // 2, 1)), {}),
     }
+    left_out = ("mor-half", "frozen-half") if s.preset == "quick" else ()
+    return {label: changes for label, changes in models.items() if label not in left_out}
 
 
 def vocabulary_runs(s: Settings, vocabularies: list[str]) -> list[Run]:

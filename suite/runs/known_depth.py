@@ -97,8 +97,8 @@ morlib.POLICIES |= {
 # Of each preset: the task, its models' depth and width, steps of training, the depth that is asked for, and
 # how many held-out lines a model is judged on where it is not all
 SIZES = {
-    "smoke": dict(task="hops-8-2", layers=3, width=16, steps=40, target=2.0, heldout=100),
-    "quick": dict(task="hops-8-3", layers=4, width=32, steps=400, target=2.4, heldout=500),
+    "smoke": dict(task="hops-8-2", layers=3, width=16, steps=20, target=2.0, heldout=100),
+    "quick": dict(task="hops-8-3", layers=4, width=32, steps=200, target=2.4, heldout=200),
     "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1),
 }
 # The setting of the field: half of its layers are still behind after all steps

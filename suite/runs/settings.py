@@ -22,13 +22,13 @@ RECIPES = {
     ),
 }  # fmt: skip
 SMOKE = dict(
-    n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=5,
+    n_layers=4, d_model=32, n_heads=4, d_ff=96, max_len=32, dropout=0.0, batch_size=16, windows=400, epochs=2,
     lr=1e-2, router_lr=1e-3, evaluations=5, eval_windows=16, heldout_windows=64, max_chars=120_000,
     subwords=500, seeds=1, jobs=1,
 )  # fmt: skip
 QUICK = dict(
     d_model=64, n_heads=4, d_ff=256, dropout=0.0, batch_size=16, windows=880, epochs=6, lr=4e-3,
-    router_lr=5e-4, evaluations=6, eval_windows=100, heldout_windows=500, max_chars=1_200_000, subwords=500,
+    router_lr=5e-4, evaluations=6, eval_windows=50, heldout_windows=200, max_chars=1_200_000, subwords=500,
     seeds=1, jobs=2,
 )  # fmt: skip
 CPU = QUICK | dict(

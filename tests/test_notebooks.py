@@ -1,0 +1,72 @@
+"""What each notebook trains and draws where records are not at hand, at a test's size.
+
+Notebook 03 is left to test_kaggle.py, which executes it as Kaggle does. `make test` also compares what all
+notebooks show under the preset `stored`, each in a kernel of its own. Here they run in IPython's shell and
+without a kernel, so that torch is imported once.
+"""
+
+import sys
+
+import matplotlib
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from suite import files, runs
+
+NOTEBOOKS = ["01_data", "04_bangla", "05_routing_analysis", "06_deployment", "07_known_depth"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Outputs of all notebooks: 05 finds the models of 04."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture
+def execute(monkeypatch, tmp_path):
+    """Run a notebook under the preset smoke, with parameters where papermill puts them."""
+    monkeypatch.chdir(files.ROOT / "notebooks")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])  # the shell puts its own there
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("MORLIB_PRESET", "smoke")
+
+    def execute(name, **given):
+        prepared = tmp_path / f"{name}.ipynb"
+        papermill.execute_notebook(f"{name}.ipynb", prepared, given, prepare_only=True, progress_bar=False)
+        shell = InteractiveShell(config=Config(HistoryManager=dict(enabled=False)))
+        for cell in nbformat.read(prepared, 4).cells:
+            if cell.cell_type == "code":
+                shell.run_cell(cell.source, store_history=True).raise_error()
+
+    with matplotlib.rc_context(), pd.option_context("display.max_colwidth", None):
+        yield execute
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_trains_and_draws(name, execute, shared, monkeypatch):
+    monkeypatch.setenv("MORLIB_OUTPUTS", str(shared))
+    execute(name)
+    assert list((shared / "figures").glob(f"{name[:2]}_*.png"))
+
+
+def test_the_studies_of_notebook_02_run(execute):
+    """They ship as records; here they are trained, as small as can be."""
+    execute("02_exp1_efficiency", studies="run", epochs=1, windows=32, eval_windows=8, heldout_windows=8,
+            evaluations=1)  # fmt: skip
+    paths = list((files.outputs() / "results").glob("*.json"))
+    experiments = {path.name.split("_")[0] for path in paths}
+    assert experiments == {"exp1", "pareto", "estimators", "recursions", "collapse", "sources"}
+    of_sources = [path for path in paths if path.name.startswith("sources_")]
+    assert {runs.read_record(path)["recipe"] for path in of_sources} == {"source"}
+
+
+def test_papermill_s_unknown_parameter_is_refused(execute):
+    with pytest.raises(ValueError, match="unknown parameter sedes; allowed are"):
+        execute("03_exp2_equal_cost", sedes=2)
