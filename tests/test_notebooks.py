@@ -18,7 +18,7 @@ from traitlets.config import Config
 
 from suite import files, runs
 
-NOTEBOOKS = ["01_data", "04_bangla", "05_routing_analysis", "06_deployment", "07_known_depth"]
+NOTEBOOKS = ["01_data", "04_bangla", "05_routing_analysis", "06_deployment", "07_known_depth", "08_field"]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import nbclient
 import nbformat
 import numpy as np
 import pytest
@@ -779,9 +780,22 @@ def test_what_papermill_sets_is_judged_and_taken():
 
 NOTEBOOKS = sorted((files.ROOT / "notebooks").glob("*.ipynb"))
 FIRST_CELL = [
-    "import pathlib, sys",
+    'import pathlib, sys  # "No module named suite"? It needs the checkout: README, "Kaggle and Colab"',
     'sys.path[:0] = ["..", ".", *(str(p.parent) for p in pathlib.Path("/kaggle/input").rglob("morlib.py"))]',
 ]
+
+
+def test_a_notebook_that_comes_alone_says_where_it_belongs(tmp_path):
+    """The line stands in what is shown of the error, and the README has the chapter that it names."""
+    alone = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("\n".join([*FIRST_CELL, "import suite"]))]
+    )
+    with pytest.raises(nbclient.exceptions.CellExecutionError) as error:
+        nbclient.NotebookClient(
+            alone, kernel_name="python3", resources=dict(metadata=dict(path=tmp_path))
+        ).execute()
+    assert "No module named" in str(error.value) and "It needs the checkout" in str(error.value)
+    assert "## Kaggle and Colab" in (files.ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_there_is_a_notebook_for_each_question():
