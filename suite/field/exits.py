@@ -69,7 +69,8 @@ class Exits(System):
         highest.append(torch.maximum(scores, highest[-1]) if highest else scores)
         if step.layer == self.cfg.n_layers - 1:
             further = (self.cfg.target_depth - 1) / (self.cfg.n_layers - 1)  # share beyond the first block
-            self.threshold.copy_(morlib.quantile(torch.cat(highest), 1 - further))
+            every = torch.cat(highest)
+            self.threshold.copy_(morlib.apart(morlib.quantile(every, 1 - further), every, step))
         return Decision()
 
 
