@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, run
 from ..runs.experiments import Changes
 
-CONTROLS = ("fixed-deep", "planted", "blind", "worth")  # as `known_depth_models` makes them
+CONTROLS = ("fixed-deep", "planted", "blind", "worth", "mor")  # as `known_depth_models` makes them
 SEEDS = 3
 # Where a preset has no time for the setting that is stored: that of a test, and that of a try
 SMALL = {
