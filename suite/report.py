@@ -148,9 +148,10 @@ def field() -> list[str]:
     if records.empty:
         return []
     seeds = int(records.groupby("model").size().max())
+    rows = [label for label in results.field.NAMES if label in set(records["model"])]
     return [
         *(f"## {FIELD}", about(records), results.field_sentence(records, costs)),
-        markdown(results.field_table(records, costs, seeds)),
+        markdown(results.field_table(records, costs, seeds, rows)),
         *("Which to choose, by what matters:", markdown(results.choices_table(records, costs))),
     ]
 

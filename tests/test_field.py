@@ -470,8 +470,8 @@ def smoke(monkeypatch):
 
 LABELS = [
     "act", "blind", "exit", "exit-confidence", "fixed-between", "fixed-deep", "fixed-half", "lora", "mod",
-    "moe-top1", "moe-top2", "mor-expert", "mor-expert-cycle", "mor-expert-sharing", "mor-moe", "mor-token",
-    "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "worth",
+    "moe-top1", "moe-top2", "mor", "mor-expert", "mor-expert-cycle", "mor-expert-sharing", "mor-moe",
+    "mor-token", "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "worth",
 ]  # fmt: skip
 
 

@@ -89,7 +89,10 @@ def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_at_its_operati
     assert gaps == pytest.approx(dict(act=0.05, mod=-0.05, exit=0.05)), "the line is level beyond all layers"
     told = results.field_sentence(records, costs_of(records, act=125.0, mod=125.0, exit=500.0))
     assert told.startswith("Two of three systems lie below the line of fixed depth at equal operations")
-    assert f"({NAMES['act']}, {NAMES['exit']})" in told and "one seed a system" in told
+    assert (
+        f"in loss: {NAMES['act']}, {NAMES['exit']}; the furthest ahead is" in told
+        and "one seed a system" in told
+    )
     assert results.field_sentence(records, NO_COSTS).startswith("Not known yet")
 
 

@@ -44,15 +44,15 @@ def measured(model: Transformer, task, lines: int, repeats: int) -> dict:
     """What a trained model costs, and what its depth follows."""
     windows = task.windows("heldout", model.cfg.max_len, lines)
     seen, device = morlib.score(model, windows), next(model.parameters()).device
-    out, cache = model(windows[:8, :-1].to(device)), Cache()
-    model(windows[:1, :-1].to(device), cache)
+    cache = Cache()
+    out = model(windows[:8, :-1].to(device), cache)
     kept = cache.tokens() * 2 * model.cfg.d_model * out.logits.element_size()
     decode = decoding(model, windows[:1, : task.symbols + 4].to(device), 32)
     each = [seconds for _ in range(repeats + 1) for seconds in decode()["each"]]
     even = out.memory.get("balance")
     return dict(
         operations=flops(model, seen["actions"])["total"] / seen["depth"].numel(),
-        cache=kept / cache.length,
+        cache=kept / out.depth.numel(),
         decode=1000 * float(np.median(each)),
         r=follows(seen, windows, task),
         balance=float(torch.stack(even).mean()) if even else float("nan"),

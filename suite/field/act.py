@@ -13,7 +13,7 @@ from .common import System
 
 
 class UniversalBlock(AllKeys):
-    """The one block of all steps. It adds to the states a signal of the step (Dehghani 2019, section 2.1)."""
+    """The one block of all steps. It adds to the states a signal of the step (Dehghani et al. 2019)."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
@@ -52,10 +52,10 @@ class AdaptiveComputation(Universal):
 
     After step n a token's state s_n gives h_n = sigmoid(w s_n + b). It stops at the first step M at which
     h_1 + ... + h_M reaches 1 - epsilon, at step N at the latest. Its weights are p_n = h_n before that step,
-    and there the remainder R = 1 - (h_1 + ... + h_(M - 1)), so they add up to 1 (Graves 2016, section 2).
+    and there the remainder R = 1 - (h_1 + ... + h_(M - 1)), so they add up to 1 (Graves 2016).
     What is read out is the mean state sum_n p_n s_n; s_n itself goes on from step to step, and the last one
-    is what others see (Dehghani 2019, section 2.2). The loss is L + tau times the mean of M + R (Graves,
-    section 2.1), whose gradient is that of R.
+    is what others see (Dehghani et al. 2019). The loss is L + tau times the mean of M + R (Graves 2016),
+    whose gradient is that of R.
 
     Differs: b begins at -3, so that at first nearly all steps run; Graves' 1 falls to one step at once. A
     position's signal is added at the embedding, that of the step at each step; the paper adds both at each.

@@ -53,7 +53,7 @@ class AllKeys(Apart):
     """A block in which tokens that run see all tokens before them, also those that have stopped.
 
     Keys and values of a token that has stopped are the layer's own, of the token's last state: it is copied
-    up (Elbayad et al. 2020, section 2; Dehghani et al. 2019, section 2.2). So of a token that has stopped
+    up (Elbayad et al. 2020; Dehghani et al. 2019). So of a token that has stopped
     the query, the output projection and the feed-forward are saved. The policy puts the states [B * L, D]
     into the pass' memory, and answers with OfAll.
     """
@@ -72,7 +72,7 @@ class AllKeys(Apart):
 
 
 class FirstKeys(Apart):
-    """A block of Mixture-of-Recursions with recursive KV sharing (Bae et al. 2025, section 2.2.2).
+    """A block of Mixture-of-Recursions with recursive KV sharing (Bae et al. 2025).
 
     In the first recursion, which everybody runs, keys and values are computed and cached. Later recursions
     look at these, whoever runs, and compute and cache none.

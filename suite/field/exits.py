@@ -16,9 +16,9 @@ from .common import System, learning
 class Exits(System):
     """Every depth can be read out. A token leaves after the first block at which it scores above a threshold.
 
-    Training runs everybody through all blocks and reads at each (aligned training, Elbayad 2020, section
-    2.2); one head serves all exits, as in CALM. In inference the state of a token that has left is copied up,
-    and others see its keys at every later layer. With a target depth, `calibrate` sets the threshold.
+    Training runs everybody through all blocks and reads at each (aligned training, Elbayad et al. 2020); one
+    head serves all exits, as in CALM. In inference the state of a token that has left is copied up, and
+    others see its keys at every later layer. With a target depth, `calibrate` sets the threshold.
     """
 
     block = AllKeys
@@ -78,8 +78,8 @@ class DepthAdaptive(Exits):
     """A halting network a depth, taught by an oracle that sees the loss at each exit ("geometric-like").
 
     chi_n = sigmoid(w_n s_n + b_n) is the probability to leave after block n if a token came so far: q(n) =
-    chi_n (1 - chi_1) ... (1 - chi_(n-1)) (section 3.2). The oracle is the exit of the highest log-likelihood
-    less `cost` (nats) a block (section 3), and -log q of it is added to the mean loss of the exits, `weight`
+    chi_n (1 - chi_1) ... (1 - chi_(n-1)). The oracle is the exit of the highest log-likelihood
+    less `cost` (nats) a block, and -log q of it is added to the mean loss of the exits, `weight`
     times. A token leaves where chi exceeds 1/2, or the threshold of a target depth.
 
     Differs: the oracle looks at one token, where the paper also smooths over its neighbours; halting reads
@@ -107,8 +107,8 @@ class DepthAdaptive(Exits):
 class ConfidenceExit(Exits):
     """Control: a token leaves when the head is sure of its prediction (CALM, Schuster et al. 2022).
 
-    Sure is the likeliest token's probability less that of the second (section 3, softmax response). The loss
-    is the mean over the exits, exit n with weight n (the same section). Reading out costs a pass of the head
+    Sure is the likeliest token's probability less that of the second (softmax response). The loss
+    is the mean over the exits, exit n with weight n. Reading out costs a pass of the head
     for each token that is still there, at each layer.
 
     Differs: one threshold for all positions, without the decay over a text.

@@ -41,8 +41,8 @@ class RelaxedBlock(Block):
 class Relaxed(System):
     """Every token runs all layers; `shared_blocks` blocks (by default one) are passed in a cycle.
 
-    From scratch, B begins at 0. `adopt` begins with a trained model of as many layers, as the paper does
-    (section 2.4): a shared matrix is the mean of those of its layers, and B A the best approximation of rank
+    From scratch, B begins at 0. `adopt` begins with a trained model of as many layers, as the paper does:
+    a shared matrix is the mean of those of its layers, and B A the best approximation of rank
     `rank` to what each layer differs from it by, from its singular values.
 
     Differs: norms and biases are shared too. The products B A are made anew in each pass.

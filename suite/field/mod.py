@@ -15,11 +15,11 @@ from .common import System, top_k
 class MixtureOfDepths(System):
     """Every other layer runs the `capacity` of a row's tokens that score highest; the others skip it.
 
-    x + r f(x) for those that run (equation 1): the raw score r = w x scales the layer's change, so the loss
-    reaches w. Top-k looks at the whole row (section 3.4), which decoding can't. So a second network, which
-    reads the same states without a gradient to them, learns to say who is among the top k (section 3.5), and
-    decides in inference. `sampling=True` decides by top-k there too: what the predictor costs in loss.
-    Keys and values are of those that run.
+    x + r f(x) for those that run: the raw score r = w x scales the layer's change, so the loss reaches w.
+    Top-k looks at the whole row, which decoding can't. So a second network, which reads the same states
+    without a gradient to them, learns to say who is among the top k, and decides in inference.
+    `sampling=True` decides by top-k there too: what the predictor costs in loss. Keys and values are of those
+    that run.
 
     Differs: the score's network has a bias, as torch's own; the paper writes none.
     """

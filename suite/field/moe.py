@@ -22,8 +22,8 @@ class Experts(nn.Module):
     """Feed-forward networks of width d_ff / top, of which each token uses its `top` likeliest.
 
     So a token uses as many parameters as in the dense network, but for the router. With one, the output is
-    scaled by its probability among all (Switch, equation 2); with more, by the softmax among those chosen
-    (Mixtral, section 2.1).
+    scaled by its probability among all (Switch); with more, by the softmax among those chosen
+    (Mixtral).
     """
 
     def __init__(self, cfg: ModelConfig, experts: int, top: int):
@@ -73,9 +73,9 @@ class ExpertBlock(Block):
 
 
 class MixtureOfExperts(System):
-    """Every token runs every layer once; experts stand in the feed-forward (Switch, section 2.1).
+    """Every token runs every layer once; experts stand in the feed-forward (Switch).
 
-    The loss gets `balance` times the mean of n sum_i f_i P_i over the layers (Switch, equation 4).
+    The loss gets `balance` times the mean of n sum_i f_i P_i over the layers (Switch).
 
     Differs: no expert has a capacity beyond which it drops tokens. Switch has one for the sake of many
     devices; it would let a token's output depend on later tokens. Mixtral has none.

@@ -14,11 +14,11 @@ from .common import System, keep, learning, top_k
 
 
 class Recursive(System):
-    """ "Middle-Cycle" sharing (section 2.1): a first and a last block of their own, and `shared_blocks` (by
+    """ "Middle-Cycle" sharing: a first and a last block of their own, and `shared_blocks` (by
     default one) between them that are passed through again and again. Each pass is one recursion. Without
     `ends` all layers are recursions, which they call "Cycle".
 
-    A token that has stopped shows no keys to a later recursion (recursion-wise caching, section 2.2.2). With
+    A token that has stopped shows no keys to a later recursion (recursion-wise caching). With
     `block = FirstKeys` it shows those of the first (recursive sharing).
     """
 
@@ -69,7 +69,7 @@ class ExpertChoice(Recursive):
 
     Of Nr recursions, recursion r runs (Nr - r + 1) / Nr of a row's tokens (of three: all, 2/3, 1/3), chosen
     among those of the recursion before (hierarchical filtering). The state becomes H + g f(H), where f is a
-    whole pass with its residual connections, as in their code, and g = alpha sigmoid(w H) (section 2.2.1).
+    whole pass with its residual connections, as in their code, and g = alpha sigmoid(w H).
     Top-k looks at the whole row, which decoding can't. So an auxiliary loss (`weight` times a cross-entropy)
     teaches the very router to be above 1/2 for those that are chosen, and inference runs these.
     `sampling=True` decides by top-k there too.
@@ -110,8 +110,8 @@ class TokenChoice(Recursive):
     """Before the first recursion a router gives each token its number of recursions, once and for all.
 
     The likeliest of g = alpha softmax(W H) is taken: i recursions, and then the state is H + g_i f(...f(H)),
-    with the state H before the first (section 2.2.1). So everybody runs one at least. `weight` times the
-    balance loss Nr sum_i f_i P_i (Fedus et al. 2022, equation 4) keeps the numbers in use: f_i is the share
+    with the state H before the first. So everybody runs one at least. `weight` times the
+    balance loss Nr sum_i f_i P_i (Fedus et al. 2022) keeps the numbers in use: f_i is the share
     of tokens that take i, P_i its mean probability.
 
     Differs: the z-loss, an option of theirs, is left out.

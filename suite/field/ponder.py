@@ -19,10 +19,10 @@ from .exits import exit_losses, log_stopping
 class PonderNet(Universal):
     """A token stops after step n with probability lambda_n = sigmoid(w s_n + b).
 
-    p_n = lambda_n (1 - lambda_1) ... (1 - lambda_(n-1)), and the last step takes what is left (section 2).
+    p_n = lambda_n (1 - lambda_1) ... (1 - lambda_(n-1)), and the last step takes what is left.
     Training runs all steps and minimises sum_n p_n L_n + beta KL(p || p_G), where L_n is the loss of what
     step n predicts and p_G a geometric distribution of parameter `prior`, cut at N steps. In inference
-    a token stops by a throw of dice with lambda_n, and predicts from there (the same section). The dice
+    a token stops by a throw of dice with lambda_n, and predicts from there. The dice
     are a table of the model's own, by position and spread over rows, so that decoding repeats them.
     Others see the last state of a token that has stopped.
 

@@ -136,10 +136,10 @@ def row_of(own: pd.DataFrame, seeds: int) -> dict:
         "training (s)": f"{mean['train_seconds']:.0f}",
         "decoding (ms a token)": f"{mean['decode']:.2f}",
         "cache (bytes a token)": f"{mean['cache']:.0f}",
-        "depth follows hops": f"{mean['r']:+.2f}".replace("-", "\u2212") if chooses else "",
+        "depth follows hops": f"{mean['r']:+.2f}" if chooses else "",
         "collapsed": f"{own['collapsed'].sum()} of {len(own)}" if chooses else "",
     }
-    return {name: "" if cell.endswith("nan") else cell for name, cell in cells.items()}
+    return {name: "" if cell.endswith("nan") else cell.replace("-", "\u2212") for name, cell in cells.items()}
 
 
 def answers_table(records: pd.DataFrame, rows=tuple(NAMES)) -> pd.DataFrame:
@@ -212,8 +212,8 @@ def ahead_of_fixed(scored: pd.DataFrame, label: str) -> float:
 def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     """The answer of notebook 08 in plain words: who is ahead of fixed depth at equal operations."""
     scored = with_costs(records, costs)
-    systems = [label for label in NAMES if label not in (*FIXED, "planted", "blind", "worth")]
-    there = [label for label in (*systems, "worth") if label in set(scored["model"])]
+    systems = [label for label in NAMES if label not in (*FIXED, "planted", "blind")]
+    there = [label for label in systems if label in set(scored["model"])]
     gaps = {label: ahead_of_fixed(scored, label) for label in there}
     known = {label: gap for label, gap in gaps.items() if not np.isnan(gap)}
     if not known:
@@ -221,9 +221,13 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     best = max(known, key=known.get)
     ahead = [NAMES[label] for label in known if known[label] > 0]
     seeds = sorted({len(scored[scored["model"] == label]) for label in known})
-    told = f"{count(len(ahead)).capitalize()} of {count(len(known))} systems"
-    told += f" lie below the line of fixed depth at equal operations, in loss ({', '.join(ahead) or 'none'})"
-    told += f"; the furthest from it is {NAMES[best]} ({known[best]:+.3f} nats)".replace("-", "\u2212")
+    lie = "lies" if len(ahead) == 1 else "lie"
+    told = (
+        f"{count(len(ahead)).capitalize()} of {count(len(known))} systems {lie} below the line of fixed depth"
+    )
+    told += f" at equal operations, in loss{': ' if ahead else ''}{', '.join(ahead)}"
+    how = "furthest ahead" if known[best] > 0 else "nearest to it"
+    told += f"; the {how} is {NAMES[best]} ({known[best]:+.3f} nats)".replace("-", "\u2212")
     fallen = [NAMES[label] for label in there if scored[scored["model"] == label]["collapsed"].any()]
     told += f". Routers that chose nothing, in a seed or more: {', '.join(fallen) or 'none'}"
     each = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{count(seeds[0])} seeds"
