@@ -1,6 +1,7 @@
 """The table of the field: from whole records, from some, from none; and what its systems cost."""
 
 import json
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import morlib
-from suite import cost, field, results, runs, texts
+from suite import cost, field, files, results, runs, texts
 from suite.results.field import NAMES, NO_RECORD, ahead_of_fixed, chose_nothing, collapsed, with_costs
 
 LOSSES = {"fixed-half": [1.5, 1.7], "fixed-between": [1.4, 1.4], "fixed-deep": [1.2, 1.4]}
@@ -164,6 +165,35 @@ def test_costs_are_those_of_the_trained_model(smoke, tmp_path):
     assert 1 <= rows["moe-top2"]["balance"] <= 4 and rows["act"]["balance"] != rows["act"]["balance"]
     cost.save_systems(table, tmp_path / "costs.json")
     pd.testing.assert_frame_equal(cost.stored_systems(tmp_path / "costs.json"), table)
+
+
+# ---- How to add one ----
+
+
+def test_the_page_adds_a_system(smoke, monkeypatch, capsys):
+    page = (files.ROOT / "suite" / "field" / "README.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(morlib, "POLICIES", dict(morlib.POLICIES))
+    names = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.S)), names)
+    found = names["records"].set_index("model")
+    assert found["effective_depth"]["fixed-deep"] == 4 and 2 <= found["effective_depth"]["gated"] <= 4
+    assert "operations" in capsys.readouterr().out
+    task = texts.load_corpus("hops-8-2")
+    model = runs.trained_model(names["gated"])[0]
+    windows = task.windows("heldout", 64, 8)[:, :-1]
+    with torch.no_grad():
+        for gate in model.policy.gates:
+            gate.weight.mul_(100)
+        whole, cache = model(windows), morlib.Cache()
+        parts = [model(part, cache) for part in windows.split([40, 1, 1, 22], 1)]
+    assert len(whole.depth.unique()) > 1, "the gates open for some"
+    assert torch.allclose(torch.cat([part.logits for part in parts], 1), whole.logits, atol=1e-4)
+    for row in re.findall(r"^\| .+? \| .*?`(\w+)[`(]", page, flags=re.M):
+        assert (
+            hasattr(names["Gated"], row)
+            or any(hasattr(kind, row) for kind in morlib.POLICIES.values())
+            or row == "step"
+        )
 
 
 # ---- Trials ----
