@@ -49,9 +49,10 @@ def test_the_readme_says_how_to_keep_a_curve(make_model, corpus, quick_training,
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     sent = []
     writer = SimpleNamespace(add_scalar=lambda tag, value, step: sent.append((tag, value, step)))
-    hook = eval(re.search(r"`after_step=(lambda .*?)`", readme)[1], dict(writer=writer))
+    names = dict(writer=writer)
+    exec("hook = " + re.search(r"`after_step=(lambda .*?)`", readme)[1], names)
     model = make_model(vocab_size=corpus.vocab_size)
-    training = morlib.train(model, corpus, quick_training, after_step=hook)
+    training = morlib.train(model, corpus, quick_training, after_step=names["hook"])
     assert [(tag, step) for tag, _, step in sent] == [("loss", i + 1) for i in range(training.steps)]
     exec(re.search(r"`(pandas\.[^`]*to_csv[^`]*)`", readme)[1], dict(pandas=pd, training=training))
     assert list(pd.read_csv("curve.csv")["val_loss"]) == [point["val_loss"] for point in training.history]

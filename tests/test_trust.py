@@ -37,6 +37,8 @@ OWN_CODE = {
     "test_cost.py",
     "test_own_text.py",
     "test_field_table.py",
+    "test_live.py",
+    "test_runs.py",
 }  # cells and README lines
 
 
