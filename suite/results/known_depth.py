@@ -48,8 +48,8 @@ DRAWN = {
 ON_TEXT = {  # policies of `runs.worth_runs`
     "worth": "token worth",
     "blind-tokens": "blind, whole tokens",
-    "worth-above-5": "token worth, five layers for all",
-    "blind-tokens-above-5": "blind, whole tokens, five layers for all",
+    "worth-above-5": "worth above 5 layers",
+    "blind-tokens-above-5": "blind above 5 layers",
 }
 WORTH, BLIND, WORTH_5, BLIND_5 = ON_TEXT.values()
 TEXT_PAIRS = (
