@@ -45,6 +45,7 @@ FIXED = ("fixed-half", "fixed-between", "fixed-deep")
 NO_CHOICE = (*FIXED, "planted", "blind", "lora", "moe-top1", "moe-top2")  # nothing learns who is deep
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
 NO_RECORD = "no record yet"
+ASKED = 3  # seeds that a row is to have
 COST_NAMES = ("operations", "cache", "decode", "r", "balance")
 
 
@@ -247,7 +248,7 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
         f"Held-out lines of {first['data']['name']}, width {width}, {steps:,} steps. *way*: of the way from "
         "half of the layers to all, in loss."
     )
-    table = field_table(records, costs, int(records.groupby("model").size().max()))
+    table = field_table(records, costs, ASKED)
     shown = ["seeds", "loss (nats)", "way (%)", "operations a token (thousands)"]
     show(field_sentence(records, costs), table[table["seeds"] != NO_RECORD][shown], note)
     loss_against_operations(records, costs)
