@@ -17,7 +17,9 @@ from .figures import (
     COLOURS,
     GREY,
     LINES,
+    PINK,
     SKY,
+    VERMILLION,
     Look,
     figure_style,
     legend_of,
@@ -44,6 +46,8 @@ DRAWN = {
     "planted": Look(SKY, "P", "--", False),
     "fixed-half": Look(BLACK, "o", "--", False),
     "fixed-half-long": Look(GREY, "v", "--", False),
+    "mor": Look(VERMILLION, "D", "-."),
+    "blind": Look(PINK, "v", ":"),
 }
 ON_TEXT = {  # policies of `runs.worth_runs`
     "worth": "token worth",
