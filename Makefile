@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 OUT := $(if $(MORLIB_OUTPUTS),$(shell realpath -m -- "$(MORLIB_OUTPUTS)"),$(CURDIR)/outputs)
 
-# A compiled module is kept: else each of the many processes here compiles torch and the suite anew, for 6 seconds.
+# A compiled module is kept: else each of the many processes here compiles torch and the suite anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install run paper test stored properties-a-to-m properties-n-to-z notebooks bench reference report clean

@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -124,9 +124,9 @@ class ModelConfig(Checked):
         yield self.routing in POLICIES, f"routing must be one of {', '.join(POLICIES)}, not {self.routing!r}"
         yield k is None or k <= N, f"shared_blocks must be in 1..{N} or None, not {k}"
         yield (E or 0) <= N * R, f"target_depth must be in 0..N*R = {N * R}, not {E}"
-        known, given = getattr(POLICIES.get(self.routing), "OPTIONS", {}), self.options or {}
-        unknown, allowed = ", ".join(sorted(set(given) - set(known))), ", ".join(known) or "none"
-        yield not unknown, f"options of {self.routing} are {allowed}, not {unknown}"
+        allowed = getattr(POLICIES.get(self.routing), "OPTIONS", {})
+        unknown = ", ".join(sorted(set(self.options or {}) - set(allowed)))
+        yield not unknown, f"options of {self.routing} are {', '.join(allowed) or 'none'}, not {unknown}"
         if self.action_rates is not None:
             rates = np.empty(0)
             with contextlib.suppress(ValueError, TypeError):
@@ -336,7 +336,7 @@ class Cache:
 
     def bytes(self) -> int:
         """Allocated bytes of all tensors."""
-        return sum(t.nbytes for t in (*self.prefix.values(), *sum((s.kv for s in self.steps.values()), [])))
+        return sum(t.nbytes for t in chain(self.prefix.values(), *(s.kv for s in self.steps.values())))
 
 
 # ---- The block ----

@@ -456,6 +456,13 @@ def test_a_wrong_setting_is_explained(make_model, changes, message):
         make_model(**changes)
 
 
+def test_no_score_stands_on_the_threshold_of_an_exit(make):
+    model = make("exit-confidence", target_depth=2.0)
+    with torch.no_grad():
+        scores = torch.cat(model(tokens(16), calibrate=True, sampling=False).memory["highest"])
+    assert (scores - model.policy.threshold).abs().min() > 5e-6
+
+
 def test_options_are_part_of_a_run_s_identity_and_their_absence_is_not():
     cfg, tc, task = morlib.ModelConfig(9), morlib.TrainConfig(), texts.load_corpus("hops-8-2")
     assert "options" not in runs.records.identifying(cfg)

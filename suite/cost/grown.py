@@ -130,7 +130,7 @@ def basis(record: dict) -> str:
     return (
         f"An estimate, not a measurement. Its basis: seconds a token of {measured} ({about(record)}), along "
         f"straight lines on logarithmic scales. A run reads {training_tokens() / 1e6:.2f} million tokens, as "
-        f"at the preset cpu. Tokens usually grow with the parameters (Hoffmann et al. 2022, section 3): the "
+        f"at the preset cpu. Tokens usually grow with the parameters (Hoffmann et al. 2022): the "
         f"last row. Routing is blind at E = {sweep['layers'] / 2:g}; a router and "
         f"evaluations come on top."
     )

@@ -200,7 +200,7 @@ def matrix_product(size: int, dtype: torch.dtype = torch.float32) -> Timed:
 
 
 class Bfloat16Training(morlib.Training):
-    """A training that computes in bfloat16 and learns in float32 (Micikevicius et al. 2018, section 3.1).
+    """A training that computes in bfloat16 and learns in float32 (Micikevicius et al. 2018).
 
     Each step rounds the float32 weights into a copy of the model, and hands its gradients back.
     """

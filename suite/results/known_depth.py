@@ -149,7 +149,7 @@ def hops_sentence(records: pd.DataFrame) -> str:
     c = compare(scored, "worth", "fixed-half", metric="hops")
     so_far = c["pairs"] < LEAST_SEEDS and c["mean"] > 0
     start = "Yes: at" if verdict_of(c) == "better" else "Yes so far: at" if so_far else "Not shown: at"
-    seeds = count(c["pairs"]) + (" seeds" if c["pairs"] >= LEAST_SEEDS else f" of {count(LEAST_SEEDS)} seeds")
+    seeds = seeds_so_far(c["pairs"])
     told = (
         f"{start} E {depth:.1f}, token worth (a router that learns what depth is worth) answers "
         f"{right['worth']} % of the hard questions of {most // 2 + 1} to {most} hops, "
@@ -157,6 +157,11 @@ def hops_sentence(records: pd.DataFrame) -> str:
         f"{names['fixed-deep']} {right['fixed-deep']} % ({seeds}, {steps_of(first):,} steps)."
     )
     return told + longer_sentence(first["model"]["n_layers"] // 2, steps_of(first)) + narrow_sentence()
+
+
+def seeds_so_far(n: int) -> str:
+    """How many seeds there are, of those that a claim needs."""
+    return count(n) + (" seeds" if n >= LEAST_SEEDS else f" of {count(LEAST_SEEDS)} seeds")
 
 
 def steps_of(config: dict) -> int:
@@ -187,7 +192,7 @@ def narrow_sentence() -> str:
     first = records[records["model"] == "worth"]["record"].iloc[0]["config"]
     depth = groups["effective_depth"].mean()["worth"]
     n = min(groups.size()[["worth", "fixed-half", "fixed-half-long", "fixed-deep"]])
-    seeds = count(n) + (" seeds" if n >= LEAST_SEEDS else f" of {count(LEAST_SEEDS)} seeds")
+    seeds = seeds_so_far(n)
     return (
         f" In a narrower model (width {first['model']['d_model']}, {steps_of(first):,} steps) token worth "
         f"comes to {right['worth']} % at E {depth:.1f}, {names['fixed-deep']} to {right['fixed-deep']} %, "

@@ -44,6 +44,8 @@ TEXTS = {
     "exp2": dict(name="tinyshakespeare", split="halves"),
     "bangla": dict(name="bangla", split="90/10"),
 }
+# Of token worth, on each task: its router learns as fast as everything else, and all begins at full depth
+WORTH_TRAINING = dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2)
 Changes = dict[str, tuple[dict, dict]]  # a model's label to what it changes of ModelConfig and of TrainConfig
 
 
@@ -143,11 +145,10 @@ def worth_runs(s: Settings) -> list[Run]:
     depth. Models of one seed see the same text as those of the experiment, so they can be compared.
     """
     routed = dict(target_depth=s.model(vocab_size=1).n_layers / 2, max_recursions=1)
-    training = dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2)
     policies = ["worth", "blind-tokens"]
     if routed["target_depth"] > 5:
         policies += ["worth-above-5", "blind-tokens-above-5"]
-    models = {policy: (routed | dict(routing=policy), training) for policy in policies}
+    models = {policy: (routed | dict(routing=policy), WORTH_TRAINING) for policy in policies}
     return experiment_runs(s, "exp2-worth", text_of(s, "exp2"), models)
 
 

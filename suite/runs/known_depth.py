@@ -10,7 +10,7 @@ import morlib
 from morlib import Decision, ModelConfig, StepInput, TrainConfig
 
 from ..texts import Chains, Drawn, Hops
-from .experiments import Changes, Run
+from .experiments import WORTH_TRAINING, Changes, Run
 from .settings import Settings
 
 
@@ -75,7 +75,7 @@ class BlindTokens(morlib.Policy):
 
 
 class FiveThenWorth(morlib.WorthRouter):
-    """Token worth, but five layers run every token, as in MoR's budget of six layers in twelve."""
+    """Token worth, but five layers run every token, much as in MoR's budget of six layers in twelve."""
 
     ALWAYS = 5
 
@@ -101,7 +101,7 @@ SIZES = {
     "quick": dict(task="hops-8-3", layers=4, width=32, steps=200, target=2.4, heldout=200),
     "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1),
 }
-# The setting of the field: half of its layers are still behind after all steps
+# The setting of the field: half of its layers are still behind, in twice the steps too
 NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, batch=32, target=2.3)
 
 
@@ -122,7 +122,7 @@ def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
         "fixed-half": (fixed | dict(n_layers=N // 2), {}),
         "fixed-deep": (fixed, {}),
         "planted": (dict(routing="planted-hops-8"), {}),
-        "worth": (routed | dict(routing="worth"), dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2)),
+        "worth": (routed | dict(routing="worth"), WORTH_TRAINING),
         "blind": (routed | dict(routing="blind-tokens"), dict(depth_warmup=0.2)),
         "mor": (routed | dict(routing="mor"), dict(router_lr=2.5e-4)),
         "frozen": (routed | dict(routing="frozen"), {}),
