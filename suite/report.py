@@ -147,11 +147,10 @@ def field() -> list[str]:
     records, costs = results.stored_field(), cost.stored_systems()
     if records.empty:
         return []
-    seeds = int(records.groupby("model").size().max())
     rows = [label for label in results.field.NAMES if label in set(records["model"])]
     return [
         *(f"## {FIELD}", about(records), results.field_sentence(records, costs)),
-        markdown(results.field_table(records, costs, seeds, rows)),
+        markdown(results.field_table(records, costs, results.field.ASKED, rows)),
         *("Which to choose, by what matters:", markdown(results.choices_table(records, costs))),
     ]
 
