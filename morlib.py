@@ -261,11 +261,11 @@ class StepCache:
 
     As long as rows hold equally many they lie in one tensor kv[0] [B, 2, H, room, D/H]; from the first
     difference on each row has its own, kv[b] [1, 2, H, room, D/H]. Either way what attention reads lies side
-    by side, and no row waits for another. Room grows by a 32nd at a time; `phase` in [0, 1) shifts the sizes,
-    so that not all layers grow at one token. For use without gradients: what is held changes in place.
+    by side, and no row waits for another. Room grows by an eighth at a time; `phase` in [0, 1) shifts the
+    sizes, so that not all layers grow at one token. For use without gradients: what is held changes in place.
     """
 
-    GROWTH = 33 / 32
+    GROWTH = 9 / 8
 
     def __init__(self, B: int, phase: float = 0.0):
         self.kv: list[Tensor] = []

@@ -15,7 +15,7 @@ from suite import results, runs, texts
 from suite.results.dial import follows
 from suite.runs import leads
 from suite.runs.runner import stored
-from suite.texts import drawn, known_depth
+from suite.texts import drawn, known_depth, tasks
 from suite.texts.drawn import SEEDS, WINDOWS
 from suite.texts.known_depth import KINDS, Hops
 
@@ -350,7 +350,7 @@ def test_it_is_found_by_name():
     assert isinstance(task, Hops) and task is texts.load_corpus("hops-8-6", subwords=400, max_chars=1000)
     assert (task.symbols, task.hops, task.name, task.vocab_size) == (8, 6, "hops-8-6", 14)
     assert texts.load_corpus("hops-12-9").vocab_size == 21
-    assert known_depth.made("tinyshakespeare") is None
+    assert tasks.made("tinyshakespeare") is None
     with pytest.raises(ValueError, match="not 2 and 6"):
         texts.load_corpus("hops-2-6")
 
@@ -482,16 +482,18 @@ def test_the_sentence_tells_what_longer_training_reaches():
 def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
     made = runs.known_depth_runs(s, runs.known_depth_models(s))
-    stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field")]
+    own = ("front", "chains", "recursion")
+    stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field", *own)]
     made += runs.random_controls(stored[0], made, "worth")
     ids = set()
+    made += runs.front_runs(s) + runs.chains_runs(s) + runs.recursion_runs(s)
     for spec in made + runs.map_runs(s) + runs.narrow_runs(s):
         corpus = texts.load_corpus(**dict(spec.corpus))
         cfg = replace(spec.config, vocab_size=corpus.vocab_size)
         ids.add((spec.model, spec.train.seed, runs.run_id(cfg, spec.train, corpus, spec.code)))
     named = set(runs.known_depth_models(s)) | {"fixed-half-long", "random"}
     for record in [r for table in stored if len(table) for r in table["record"]]:
-        if record["model"] in named or record["experiment"] == "known-depth-map":
+        if record["model"] in named or record["experiment"] in ("known-depth-map", *own):
             assert (record["model"], record["seed"], record["id"]) in ids
 
 

@@ -47,7 +47,7 @@ READ = (
     "sequence, a quarter."
 )
 CALLS = "What a module, a packing and a count of what ran cost on top of the same products."
-GROWTH = "Room is made for a 32nd more tokens than are held."
+GROWTH = "Room is made for up to an eighth more tokens than are held."
 MOVING = "Gathering, scattering and sorting move memory at every layer, however wide the feed-forward is."
 
 

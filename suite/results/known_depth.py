@@ -33,6 +33,7 @@ from .tables import count, plain_names, signed, span
 LABELS = {
     "fixed-half": "{half} layers",
     "fixed-half-long": "{half} layers, twice the steps",
+    "fixed-between": "{between} layers",
     "fixed-deep": "{N} layers",
     "planted": "the plan written down",
     "worth": "token worth",
@@ -68,7 +69,8 @@ KIND_NAMES = ("table", "number k", "symbol x", "answer")
 def names_of(records: pd.DataFrame) -> dict[str, str]:
     """What each model's label means, for readers."""
     N = max(r["config"]["model"]["n_layers"] for r in records["record"])
-    names = {label: words.format(N=count(N), half=count(N // 2)) for label, words in LABELS.items()}
+    layers = dict(N=count(N), half=count(N // 2), between=count(3 * N // 4))
+    names = {label: words.format(**layers) for label, words in LABELS.items()}
     return {label: names.get(label, label) for label in records["model"].unique()}
 
 

@@ -18,7 +18,17 @@ from .experiments import (
     vocabulary_runs,
     worth_runs,
 )
-from .known_depth import NARROW, known_depth_models, known_depth_runs, map_runs, narrow_runs, size_of
+from .known_depth import (
+    NARROW,
+    chains_runs,
+    deep_runs,
+    front_runs,
+    known_depth_models,
+    known_depth_runs,
+    map_runs,
+    narrow_runs,
+    size_of,
+)
 from .leads import lead_runs
 from .records import (
     check_one_kind,
@@ -29,5 +39,6 @@ from .records import (
     stored_records,
     table_of,
 )
+from .recursion import recursion_runs, with_recursions
 from .runner import go_on, run, run_all, trained_model
 from .settings import OWN_TEXT, PRESETS, RECIPES, Settings, settings

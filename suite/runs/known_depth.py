@@ -38,9 +38,15 @@ class PlantedHops(Planted):
 
 
 class PlantedChains(Planted):
-    """For chains-12-K. A variable's value stands at its argument, and is looked up by x."""
+    """For chains-4-5. A variable's number is found where it is defined, and x looks it up there."""
 
-    TASK, DEEP = Chains(12, 6), ("argument", "x")
+    TASK, DEEP = Chains(4, 5), ("table", "x")
+
+
+class PlantedLongChains(PlantedChains):
+    """The same for chains-3-8."""
+
+    TASK = Chains(3, 8)
 
 
 class BlindTokens(morlib.Policy):
@@ -90,9 +96,12 @@ morlib.POLICIES |= {
     "worth-above-5": FiveThenWorth,
     "blind-tokens-above-5": FiveThenBlind,
     "planted-hops-8": PlantedHops,
-    "planted-chains-12": PlantedChains,
+    "planted-chains-4-5": PlantedChains,
+    "planted-chains-3-8": PlantedLongChains,
     "blind-tokens": BlindTokens,
 }
+
+PLANS = {"hops-8": "planted-hops-8", "chains-4": "planted-chains-4-5", "chains-3": "planted-chains-3-8"}
 
 # Of each preset: the task, its models' depth and width, steps of training, the depth that is asked for, and
 # how many held-out lines a model is judged on where it is not all
@@ -103,6 +112,11 @@ SIZES = {
 }
 # The setting of the field: half of its layers are still behind, in twice the steps too
 NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, batch=32, target=2.3)
+# Twelve layers, and more steps to follow than half of them have
+DEEP = dict(task="chains-3-8", layers=12, width=32, steps=4000, batch=32, target=6.2, length=112)
+# The second task: each layer follows one more step
+CHAINS = dict(task="chains-4-5", layers=4, width=32, steps=8000, batch=32, target=2.6)
+FRONT = (1.6, 1.9, 3.0)  # depths asked for beside NARROW's own
 
 
 def size_of(s: Settings) -> dict:
@@ -121,7 +135,7 @@ def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
     return {
         "fixed-half": (fixed | dict(n_layers=N // 2), {}),
         "fixed-deep": (fixed, {}),
-        "planted": (dict(routing="planted-hops-8"), {}),
+        "planted": (dict(routing=PLANS[size["task"].rsplit("-", 1)[0]]), {}),
         "worth": (routed | dict(routing="worth"), WORTH_TRAINING),
         "blind": (routed | dict(routing="blind-tokens"), dict(depth_warmup=0.2)),
         "mor": (routed | dict(routing="mor"), dict(router_lr=2.5e-4)),
@@ -139,8 +153,8 @@ def known_depth_runs(
     size = size or size_of(s)
     width, steps, batch = size["width"], size["steps"], size.get("batch", 64)
     base = ModelConfig(
-        vocab_size=1, n_layers=size["layers"], d_model=width, n_heads=4, d_ff=4 * width, max_len=64,
-        dropout=0.0, max_recursions=1,
+        vocab_size=1, n_layers=size["layers"], d_model=width, n_heads=4, d_ff=4 * width,
+        max_len=size.get("length", 64), dropout=0.0, max_recursions=1,
     )  # fmt: skip
     train = TrainConfig(
         epochs=10, windows=batch * steps // 10, batch_size=batch, lr=2e-3, evaluations=max(steps // 500, 2),
@@ -163,6 +177,25 @@ def map_runs(s: Settings, steps: tuple[int, ...] = (4000, 8000)) -> list[Run]:
             models = {f"fixed {layers}, {length} steps": (dict(routing="none", n_layers=layers), {})}
             mapped += known_depth_runs(s, models, "known-depth-map", size | dict(steps=length))
     return mapped
+
+
+def deep_runs(s: Settings) -> list[Run]:
+    """The models of the known depth in the setting DEEP."""
+    return known_depth_runs(s, known_depth_models(s, DEEP), "deep", DEEP)
+
+
+def chains_runs(s: Settings) -> list[Run]:
+    """The models of the known depth on the second task, and a fixed model of three layers."""
+    models = known_depth_models(s, CHAINS) | {"fixed-between": (dict(routing="none", n_layers=3), {})}
+    return known_depth_runs(s, models, "chains", CHAINS)
+
+
+def front_runs(s: Settings) -> list[Run]:
+    """Token worth trained for several depths in the setting NARROW, and fixed models of each depth."""
+    model, training = known_depth_models(s, NARROW)["worth"]
+    models = {f"worth {E:g}": (model | dict(target_depth=E), training) for E in FRONT}
+    models |= {f"fixed {n}": (dict(routing="none", n_layers=n), {}) for n in (1, 3)}
+    return known_depth_runs(s, models, "front", NARROW)
 
 
 def narrow_runs(s: Settings) -> list[Run]:

@@ -15,9 +15,9 @@ from torch import Tensor
 from suite import files
 
 from .drawn import Drawn
-from .known_depth import made
 from .ngrams import ngram_floor
 from .sources import CORPORA, folder_name, read_files, text_files
+from .tasks import made
 from .tokenizers import CharTokenizer, SubwordTokenizer, Tokenizer
 
 HELDOUT_SHARE = {"full": 0.1, "halves": 0.5, "90/10": 0.1}  # of the text, at its end

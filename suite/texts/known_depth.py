@@ -13,14 +13,11 @@ cycle longer than the most hops, to a question that the line has not answered be
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from .chains import Chains
 from .drawn import SYMBOLS, Drawn
 from .tokenizers import CharTokenizer
 
@@ -153,10 +150,3 @@ def hop(table: Tensor, x: Tensor, k: Tensor) -> Tensor:
     for i in range(int(k.max())):
         answer = torch.where(k > i, table.gather(1, answer), answer)
     return answer
-
-
-@lru_cache(maxsize=8)
-def made(name: str) -> Drawn | None:
-    """The task that a name stands for: "hops-8-6" (symbols, hops), "chains-12-6" (variables, deepest)."""
-    match = re.fullmatch(r"(hops|chains)-(\d+)-(\d+)", name)
-    return {"hops": Hops, "chains": Chains}[match[1]](int(match[2]), int(match[3])) if match else None
