@@ -39,7 +39,7 @@ def costs_of(records, **of_system):
     for record in records["record"]:
         model = record["model"]
         operations = (OPERATIONS | of_system).get(model, 120.0)
-        same = dict(cache=512.0, decode=1.5, r=0.25, balance=float("nan"))
+        same = dict(cache=512.0, step=0.5, decode=1.5, r=0.25, balance=float("nan"))
         rows.append(dict(run=record["id"], model=model, seed=record["seed"], operations=operations) | same)
     return pd.DataFrame(rows)
 
@@ -161,7 +161,7 @@ def test_costs_are_those_of_the_trained_model(smoke, tmp_path):
             out = model(task.windows("heldout", 64, 30)[:, :-1])
         row = rows[spec.model]
         assert row["operations"] == cost.flops(model, out.actions)["total"] / out.depth.numel()
-        assert row["run"] == record["id"] and row["decode"] > 0 and -1 <= row["r"] <= 1
+        assert row["run"] == record["id"] and row["decode"] > 0 < row["step"] and -1 <= row["r"] <= 1
     assert 1 <= rows["moe-top2"]["balance"] <= 4 and rows["act"]["balance"] != rows["act"]["balance"]
     cost.save_systems(table, tmp_path / "costs.json")
     pd.testing.assert_frame_equal(cost.stored_systems(tmp_path / "costs.json"), table)

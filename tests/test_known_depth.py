@@ -424,6 +424,33 @@ def test_five_layers_for_all_leave_a_seventh_of_the_tokens_to_run_twelve(make_mo
     assert model.policy.shares() == [1.0] * 5 + [pytest.approx(1 / 7)] * 7
 
 
+def test_whole_windows_run_whole_in_training_only(make_model, monkeypatch):
+    monkeypatch.setattr(runs.known_depth.WholeWindows, "WHOLE", 0.5)
+    model = make_model(routing="worth-whole-windows", n_layers=4, max_len=32, target_depth=1.3)
+    tokens = torch.randint(model.cfg.vocab_size, (64, 32))
+    depth = model.train()(tokens, done=1.0).depth.float()
+    whole = (depth == 4).all(1)
+    assert 20 <= whole.sum() <= 44 and depth[~whole].mean() < 2
+    morlib.calibrate(model.eval(), tokens)
+    depth = model(tokens).depth.float()
+    assert not (depth == 4).all(1).any() and depth.mean() == pytest.approx(1.3, abs=0.02)
+
+
+def test_the_front_is_drawn_from_both_kinds_of_records():
+    front = results.front_records()
+    narrow = results.narrow_records()
+    assert set(front["model"]) >= {"worth 1.9", "worth 3", "fixed 3", "worth", "fixed-half", "fixed-deep", "mor"}
+    assert "fixed-half-long" not in set(front["model"]) and "fixed-half-long" in set(narrow["model"])
+    table = results.known_front_table(front)
+    fixed = table.loc["fixed depth"]
+    assert fixed["E"].tolist() == sorted(fixed["E"]) and {2.0, 3.0, 4.0} <= set(fixed["E"])
+    worth = front[front["line"] == "worth"]
+    for asked, own in worth.groupby("asked"):
+        assert own["effective_depth"].mean() == pytest.approx(asked, abs=0.05)
+    lines = {line.get_label() for line in results.draw_known_front(front).axes[0].lines}
+    assert {"fixed depth", "token worth", "the plan written down"} <= lines
+
+
 def test_each_lead_changes_what_its_name_says_and_is_a_run_of_its_own():
     s = runs.settings(dict(preset="cpu", seeds=6))
     tried = runs.lead_runs(s)
@@ -482,11 +509,11 @@ def test_the_sentence_tells_what_longer_training_reaches():
 def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
     made = runs.known_depth_runs(s, runs.known_depth_models(s))
-    own = ("front", "chains", "recursion")
+    own = ("front", "chains")
     stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field", *own)]
     made += runs.random_controls(stored[0], made, "worth")
     ids = set()
-    made += runs.front_runs(s) + runs.chains_runs(s) + runs.recursion_runs(s)
+    made += runs.front_runs(s) + runs.chains_runs(s)
     for spec in made + runs.map_runs(s) + runs.narrow_runs(s):
         corpus = texts.load_corpus(**dict(spec.corpus))
         cfg = replace(spec.config, vocab_size=corpus.vocab_size)

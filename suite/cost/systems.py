@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,53 +12,83 @@ import pandas as pd
 import torch
 
 import morlib
-from morlib import Cache, Transformer
+from morlib import Cache, TrainConfig, Training, Transformer
 
 from ..files import REFERENCE, write_whole
 from ..results.dial import follows
 from ..runs import Run, trained_model
 from .flops import flops
-from .timing import decoding
+from .timing import clock, decoding
 
 FILE = "systems_costs.json"
 LINES = 500  # held-out lines that are read, at most
+BATCH, STEPS = 32, 1000  # of the training of which steps are timed, in its middle
 
 
 def measure_systems(specs: list[Run], lines: int = LINES, repeats: int = 5) -> pd.DataFrame:
     """One row a run: `run`, `model`, `seed`, and of held-out lines
 
     operations: floating-point operations of a forward pass, a token; cache: bytes of keys and values that are
-    kept, a token of context; decode: milliseconds to decode a token of one sequence with a cache, the median;
-    r: the rank correlation of depth with the hops that are asked for; balance: n sum_i f_i P_i of experts
-    (1: all are used evenly), NaN where there are none.
+    kept, a token of context; r: the rank correlation of depth with the hops that are asked for; balance:
+    n sum_i f_i P_i of experts (1: all are used evenly), NaN where there are none; step and decode: as in
+    `times`, over those of a fixed model with as many layers as any of the runs has.
     Runs that are not finished are trained.
     """
-    rows = []
+    rows, layers = [], max(spec.config.n_layers for spec in specs)
     for spec in specs:
         model, record, task = trained_model(spec)
         names = dict(run=record["id"], model=spec.model, seed=spec.train.seed)
-        rows.append(names | measured(model, task, lines, repeats))
+        rows.append(names | measured(model, task, lines) | times(model, task, layers, repeats))
     return pd.DataFrame(rows)
 
 
 @torch.no_grad()
-def measured(model: Transformer, task, lines: int, repeats: int) -> dict:
+def measured(model: Transformer, task, lines: int) -> dict:
     """What a trained model costs, and what its depth follows."""
     windows = task.windows("heldout", model.cfg.max_len, lines)
     seen, device = morlib.score(model, windows), next(model.parameters()).device
     cache = Cache()
     out = model(windows[:8, :-1].to(device), cache)
     kept = cache.tokens() * 2 * model.cfg.d_model * out.logits.element_size()
-    decode = decoding(model, windows[:1, : task.symbols + 4].to(device), 32)
-    each = [seconds for _ in range(repeats + 1) for seconds in decode()["each"]]
     even = out.memory.get("balance")
     return dict(
         operations=flops(model, seen["actions"])["total"] / seen["depth"].numel(),
         cache=kept / out.depth.numel(),
-        decode=1000 * float(np.median(each)),
         r=follows(seen, windows, task),
         balance=float(torch.stack(even).mean()) if even else float("nan"),
     )
+
+
+def times(model: Transformer, task, layers: int, repeats: int) -> dict[str, float]:
+    """How long a training step (`step`) and decoding a token of one sequence (`decode`) take.
+
+    Each as a ratio to a fixed model of so many layers, in turn in one process, the median of the turns. The
+    steps are those in the middle of a training.
+    """
+    plain = dict(routing="none", options=None, target_depth=None, shared_blocks=None, action_rates=None)
+    fixed = Transformer(replace(model.cfg, n_layers=layers, **plain)).to(next(model.parameters()).device)
+    prompt = task.windows("heldout", model.cfg.max_len, 1)[:, : model.cfg.max_len // 4]
+    prompt = prompt.to(next(model.parameters()).device)
+    decode = [decoding(each, prompt, model.cfg.max_len // 2) for each in (model, fixed)]
+    tc = TrainConfig(epochs=1, windows=BATCH * STEPS, batch_size=BATCH)
+    trainings = [Training(copy.deepcopy(each), task, tc) for each in (model, fixed)]
+    lines = task.draw(BATCH, model.cfg.max_len, torch.Generator().manual_seed(0))
+    for training in trainings:
+        training.step = STEPS // 2
+    ratios = []
+    for _ in range(repeats + 1):
+        steps = [seconds(training, lines) for training in trainings]
+        tokens = [call()["seconds"] for call in decode]
+        ratios.append((steps[0] / steps[1], tokens[0] / tokens[1]))
+    step, token = np.median(ratios[1:], axis=0)  # the first turn warms up
+    return dict(step=float(step), decode=float(token))
+
+
+def seconds(training: Training, lines: torch.Tensor) -> float:
+    """How long a step of a training takes."""
+    began = clock()
+    training.update(lines)
+    return clock() - began
 
 
 def save_systems(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
@@ -69,5 +101,5 @@ def save_systems(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
 def stored_systems(path: Path = REFERENCE / FILE) -> pd.DataFrame:
     """The table that ships; without rows where none does."""
     rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    names = ("run", "model", "seed", "operations", "cache", "decode", "r", "balance")
+    names = ("run", "model", "seed", "operations", "cache", "r", "balance", "step", "decode")
     return pd.DataFrame(rows, columns=names)

@@ -46,7 +46,6 @@ from .known_depth import (
 )
 from .known_front import draw_known_front, front_records, known_front_table
 from .live import LiveCurve
-from .recursion import draw_reach, measure_reach, reach_table, stored_reach
 from .stats import (
     compare,
     interval,

@@ -46,7 +46,7 @@ NO_CHOICE = (*FIXED, "planted", "blind", "lora", "moe-top1", "moe-top2")  # noth
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
 NO_RECORD = "no record yet"
 ASKED = 3  # seeds that a row is to have
-COST_NAMES = ("operations", "cache", "decode", "r", "balance")
+COST_NAMES = ("operations", "cache", "step", "decode", "r", "balance")
 
 
 def stored_field(folder: Path | None = None) -> pd.DataFrame:
@@ -134,8 +134,8 @@ def row_of(own: pd.DataFrame, seeds: int) -> dict:
         "way (%)": f"{mean['way']:.0f}",
         "parameters (thousands)": f"{mean['parameters'] / 1e3:.0f}",
         "operations a token (thousands)": f"{mean['operations'] / 1e3:.0f}",
-        "training (s)": f"{mean['train_seconds']:.0f}",
-        "decoding (ms a token)": f"{mean['decode']:.2f}",
+        "training step (all layers: 1)": f"{mean['step']:.2f}",
+        "decoding (all layers: 1)": f"{mean['decode']:.2f}",
         "cache (bytes a token)": f"{mean['cache']:.0f}",
         "depth follows hops": f"{mean['r']:+.2f}" if chooses else "",
         "collapsed": f"{own['collapsed'].sum()} of {len(own)}" if chooses else "",

@@ -37,6 +37,7 @@ LABELS = {
     "fixed-deep": "{N} layers",
     "planted": "the plan written down",
     "worth": "token worth",
+    "worth-whole-windows": "token worth, a tenth of the windows whole",
     "mor": "MoR of version 0.2.0",
     "blind": "blind, whole tokens",
     "random": "blind, layer by layer",

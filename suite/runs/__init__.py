@@ -21,7 +21,6 @@ from .experiments import (
 from .known_depth import (
     NARROW,
     chains_runs,
-    deep_runs,
     front_runs,
     known_depth_models,
     known_depth_runs,
@@ -39,6 +38,5 @@ from .records import (
     stored_records,
     table_of,
 )
-from .recursion import recursion_runs, with_recursions
 from .runner import go_on, run, run_all, trained_model
 from .settings import OWN_TEXT, PRESETS, RECIPES, Settings, settings

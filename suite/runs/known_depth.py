@@ -43,12 +43,6 @@ class PlantedChains(Planted):
     TASK, DEEP = Chains(4, 5), ("table", "x")
 
 
-class PlantedLongChains(PlantedChains):
-    """The same for chains-3-8."""
-
-    TASK = Chains(3, 8)
-
-
 class BlindTokens(morlib.Policy):
     """The control of a router that decides once: as many tokens run all layers, drawn blindly.
 
@@ -92,16 +86,30 @@ class FiveThenBlind(BlindTokens):
     ALWAYS = 5
 
 
+class WholeWindows(morlib.WorthRouter):
+    """Token worth, but in training a share of the windows runs whole. So the model also learns what takes
+    depth at tokens that the plan leaves out, and the router is shown what they are worth then."""
+
+    WHOLE = 0.1
+
+    def decide(self, step: StepInput) -> Decision:
+        decision = super().decide(step)
+        if decision.weights is not None:  # in training
+            whole = torch.rand(int(step.row[-1]) + 1, device=step.index.device) < self.WHOLE
+            decision.actions = decision.actions | whole[step.row].long()
+        return decision
+
+
 morlib.POLICIES |= {
+    "worth-whole-windows": WholeWindows,
     "worth-above-5": FiveThenWorth,
     "blind-tokens-above-5": FiveThenBlind,
     "planted-hops-8": PlantedHops,
     "planted-chains-4-5": PlantedChains,
-    "planted-chains-3-8": PlantedLongChains,
     "blind-tokens": BlindTokens,
 }
 
-PLANS = {"hops-8": "planted-hops-8", "chains-4": "planted-chains-4-5", "chains-3": "planted-chains-3-8"}
+PLANS = {"hops-8": "planted-hops-8", "chains-4": "planted-chains-4-5"}
 
 # Of each preset: the task, its models' depth and width, steps of training, the depth that is asked for, and
 # how many held-out lines a model is judged on where it is not all
@@ -112,10 +120,8 @@ SIZES = {
 }
 # The setting of the field: half of its layers are still behind, in twice the steps too
 NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, batch=32, target=2.3)
-# Twelve layers, and more steps to follow than half of them have
-DEEP = dict(task="chains-3-8", layers=12, width=32, steps=4000, batch=32, target=6.2, length=112)
-# The second task: each layer follows one more step
-CHAINS = dict(task="chains-4-5", layers=4, width=32, steps=8000, batch=32, target=2.6)
+# The second task, in which half of the layers stay behind too
+CHAINS = dict(task="chains-4-5", layers=4, width=32, steps=8000, batch=32, target=2.7)
 FRONT = (1.6, 1.9, 3.0)  # depths asked for beside NARROW's own
 
 
@@ -153,8 +159,8 @@ def known_depth_runs(
     size = size or size_of(s)
     width, steps, batch = size["width"], size["steps"], size.get("batch", 64)
     base = ModelConfig(
-        vocab_size=1, n_layers=size["layers"], d_model=width, n_heads=4, d_ff=4 * width,
-        max_len=size.get("length", 64), dropout=0.0, max_recursions=1,
+        vocab_size=1, n_layers=size["layers"], d_model=width, n_heads=4, d_ff=4 * width, max_len=64,
+        dropout=0.0, max_recursions=1,
     )  # fmt: skip
     train = TrainConfig(
         epochs=10, windows=batch * steps // 10, batch_size=batch, lr=2e-3, evaluations=max(steps // 500, 2),
@@ -179,14 +185,12 @@ def map_runs(s: Settings, steps: tuple[int, ...] = (4000, 8000)) -> list[Run]:
     return mapped
 
 
-def deep_runs(s: Settings) -> list[Run]:
-    """The models of the known depth in the setting DEEP."""
-    return known_depth_runs(s, known_depth_models(s, DEEP), "deep", DEEP)
-
-
 def chains_runs(s: Settings) -> list[Run]:
     """The models of the known depth on the second task, and a fixed model of three layers."""
-    models = known_depth_models(s, CHAINS) | {"fixed-between": (dict(routing="none", n_layers=3), {})}
+    models = known_depth_models(s, CHAINS)
+    worth, training = models["worth"]
+    models["worth-whole-windows"] = (worth | dict(routing="worth-whole-windows"), training)
+    models["fixed-between"] = (dict(routing="none", n_layers=3 * CHAINS["layers"] // 4), {})
     return known_depth_runs(s, models, "chains", CHAINS)
 
 

@@ -8,7 +8,6 @@ from .known_depth import Hops
 from .models import load_model, save_model
 from .ngrams import ngram_floor, ngram_surprisal
 from .sources import CORPORA, read_text
-from .strokes import Strokes
 from .tokenizers import TOKENIZERS, CharTokenizer, SubwordTokenizer, Tokenizer
 from .writing import write
 
@@ -20,7 +19,6 @@ __all__ = [
     "Corpus",
     "Drawn",
     "Hops",
-    "Strokes",
     "SubwordTokenizer",
     "Tokenizer",
     "draw_splits",

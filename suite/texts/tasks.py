@@ -8,14 +8,12 @@ from functools import lru_cache
 from .chains import Chains
 from .drawn import Drawn
 from .known_depth import Hops
-from .strokes import Strokes
 
-TASKS = {"hops": Hops, "strokes": Strokes, "chains": Chains}
+TASKS = {"hops": Hops, "chains": Chains}
 
 
 @lru_cache(maxsize=8)
 def made(name: str) -> Drawn | None:
-    """The task that a name stands for: "hops-8-6" and "strokes-8-6" (symbols, most hops), "chains-4-5"
-    (chains, deepest)."""
+    """The task that a name stands for: "hops-8-6" (symbols, most hops), "chains-4-5" (chains, deepest)."""
     match = re.fullmatch(rf"({'|'.join(TASKS)})-(\d+)-(\d+)", name)
     return TASKS[match[1]](int(match[2]), int(match[3])) if match else None
