@@ -76,7 +76,7 @@ def readme_part() -> str:
     if known.empty:
         return text
     told = [
-        results.hops_sentence(known),
+        results.known_depth_answer(known),
         results.dial_sentence(results.stored_dial()),
         results.text_sentence(),
     ]
@@ -134,7 +134,7 @@ def known_depth() -> list[str]:
         *(markdown(table(results.narrow_records())) for table in (results.hops_table, results.hops_verdicts)),
         "In the narrow setting, held to other depths too; hard answers right at the upper half of k:",
         markdown(results.known_front_table(results.front_records())),
-        "A task of another kind, chains of assignments, by the steps k that must be followed:",
+        f"{results.chains_sentence()} Hard answers right (%), by the assignments k to follow:",
         *(markdown(table(stored_records("chains"))) for table in (results.hops_table, results.hops_verdicts)),
         "Fixed depth, by steps of training:",
         markdown(results.map_table(stored_records("known-depth-map"))),

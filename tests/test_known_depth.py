@@ -439,7 +439,7 @@ def test_whole_windows_run_whole_in_training_only(make_model, monkeypatch):
 def test_the_front_is_drawn_from_both_kinds_of_records():
     front = results.front_records()
     narrow = results.narrow_records()
-    assert set(front["model"]) >= {"worth 1.9", "worth 3", "fixed 3", "worth", "fixed-half", "fixed-deep", "mor"}
+    assert set(front["model"]) >= {"worth 1.9", "worth 3", "fixed 3", "worth", "fixed-half", "mor"}
     assert "fixed-half-long" not in set(front["model"]) and "fixed-half-long" in set(narrow["model"])
     table = results.known_front_table(front)
     fixed = table.loc["fixed depth"]
@@ -496,6 +496,26 @@ def test_the_sentence_says_no_more_than_the_seeds(worth, half, start):
     told = results.hops_sentence(records)
     assert told.replace("token worth (a router that learns what depth is worth)", "WORTH").startswith(start)
     assert "of the hard questions of 4 to 6 hops" in told and "4,000 steps" in told
+
+
+@pytest.mark.parametrize(
+    "worth, half, start",
+    [
+        ([99, 98, 99, 97, 99, 98], [60, 55, 70, 65, 50, 60], "Yes: token worth"),
+        ([60, 55, 70, 65, 50, 60], [99, 98, 99, 97, 99, 98], "No: token worth"),
+        ([99, 98], [60, 55], "Not shown so far: token worth"),
+    ],
+)
+def test_the_short_answer_is_a_verdict_with_its_interval(worth, half, start):
+    records = records_of({"worth": worth, "fixed-half": half, "fixed-deep": [90] * len(worth)})
+    told = results.known_depth_answer(records)
+    mean = sum(worth) / len(worth) - sum(half) / len(half)
+    assert (
+        told.startswith(start)
+        and f"three layers, which cost as much, at the hard questions: {results.signed(mean, 0)} points ("
+        in told
+    )
+    assert ("of six seeds" in told) == (len(worth) < 6)
 
 
 def test_the_sentence_tells_what_longer_training_reaches():

@@ -31,11 +31,13 @@ from .headlines import headline, sentence, show
 from .known_depth import (
     TEXT_PAIRS,
     by_hops,
+    chains_sentence,
     draw_known_depth,
     hops_curves,
     hops_sentence,
     hops_table,
     hops_verdicts,
+    known_depth_answer,
     known_depth_headline,
     leads_table,
     map_table,

@@ -204,6 +204,47 @@ def narrow_sentence() -> str:
     )
 
 
+def known_depth_answer(records: pd.DataFrame) -> str:
+    """The answer of notebook 07 in a few words: token worth against fixed layers, here and in the narrow
+    setting, each difference with its interval."""
+    narrow, names = narrow_records(), names_of(records)
+    c = compare(with_hops(records), "worth", "fixed-half", metric="hops")
+    start = {"better": "Yes", "worse": "No"}.get(verdict_of(c), "Not shown so far")
+    told = (
+        f"{start}: token worth (a router that learns what depth is worth) against {names['fixed-half']}, "
+        f"which cost as much, at the hard questions: {points_of(c)}."
+    )
+    if {"worth", "fixed-half-long"} <= set(narrow.get("model", ())):
+        c = compare(with_hops(narrow), "worth", "fixed-half-long", metric="hops")
+        layers = names_of(narrow)["fixed-half"]
+        told += f" In a narrower model, against {layers} that train for twice as long: {points_of(c)}."
+    return told
+
+
+def points_of(c: dict) -> str:
+    """A difference in points, its interval and its seeds."""
+    interval = "" if np.isnan(c["low"]) else f"95 % interval {span(c['low'], c['high'], 0)}; "
+    return f"{signed(c['mean'], 0)} points ({interval}{seeds_so_far(c['pairs'])})"
+
+
+def chains_sentence(folder: Path | None = None) -> str:
+    """What the second task shows, where its records ship; else nothing."""
+    records = stored_records("chains", folder)
+    trained = set(records.get("model", ()))
+    shown = [label for label in ("fixed-half", "fixed-between", "fixed-deep") if label in trained]
+    if "worth" not in trained or not shown:
+        return ""
+    scored, names = with_hops(records), names_of(records)
+    groups = scored.groupby("model")
+    right = groups["hops"].apply(shares)
+    depth, seeds = groups["effective_depth"].mean()["worth"], min(groups.size()[["worth", *shown]])
+    fixed = ", ".join(f"{names[label]} to {right[label]} %" for label in shown)
+    return (
+        f"On a task of another kind, chains of assignments, token worth comes to {right['worth']} % at "
+        f"E {depth:.1f}, {fixed} ({count(seeds)} seed{'' if seeds == 1 else 's'})."
+    )
+
+
 def worth_on_text(experiment: str) -> pd.DataFrame:
     """The stored records of an experiment on text, with those of `runs.worth_runs` on its text and seeds."""
     own, added = stored_records(experiment), stored_records(f"{experiment}-worth")
