@@ -34,11 +34,13 @@ SYSTEMS = {
     "mor-expert-sharing": dict(routing="mor-expert-sharing", n_layers=6, shared_blocks=2),
     "mor-token-sharing": dict(routing="mor-token-sharing", n_layers=5),
     "lora": dict(routing="lora", n_layers=4, shared_blocks=2, options=dict(rank=3)),
+    "sliced": dict(routing="sliced", n_layers=4, options=dict(groups=4)),
+    "sliced, two blocks": dict(routing="sliced", n_layers=6, shared_blocks=2, options=dict(groups=5)),
     "moe-top1": dict(routing="moe", n_layers=2),
     "moe-top2": dict(routing="moe", n_layers=2, options=dict(top=2)),
     "mor-moe": dict(routing="mor-moe", n_layers=5),
 }
-ADAPTIVE = [name for name in SYSTEMS if not name.startswith(("moe", "lora"))]
+ADAPTIVE = [name for name in SYSTEMS if not name.startswith(("moe", "lora", "sliced"))]
 
 
 @pytest.fixture
@@ -65,13 +67,15 @@ def tokens(B=3, length=L, seed=1):
 # ---- The equations, written out for every token ----
 
 
-def attention(block, h, keys, shown):
-    """Queries of h, keys and values of `keys` [B, L, D]: each looks at those shown [B, L], and at itself."""
+def attention(block, h, keys, shown, size):
+    """Queries of h, keys and values of `keys` [B, L, D]: each looks at those shown [B, L], and at itself, in
+    its own slice of so many positions."""
     B, L, D = h.shape
     H = block.attention.n_heads
     q = block.attention.qkv(h).view(B, L, 3, H, D // H)[:, :, 0]
     k, v = block.attention.qkv(keys).view(B, L, 3, H, D // H)[:, :, 1:].unbind(2)
     seen = torch.ones(L, L, dtype=torch.bool).tril() & (shown[:, None] | torch.eye(L, dtype=torch.bool))
+    seen &= torch.block_diag(*[torch.ones(size, size)] * L)[:L, :L].bool()
     logits = torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(D // H)
     weights = logits.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
     return block.attention.proj(torch.einsum("bhij,bjhd->bihd", weights, v).reshape(B, L, D))
@@ -93,13 +97,13 @@ def feed_forward(block, h):
     return torch.stack(rows).view(h.shape)
 
 
-def apply(block, x, shown, others=None):
+def apply(block, x, shown, others=None, size=L):
     """A block on all of x [B, L, D]; keys are of the tokens shown, of these or of other states."""
     others = x if others is None else others
     if block.pre:
-        x = x + attention(block, block.norm1(x), block.norm1(others), shown)
+        x = x + attention(block, block.norm1(x), block.norm1(others), shown, size)
         return x + feed_forward(block, block.norm2(x))
-    x = block.norm1(x + attention(block, x, others, shown))
+    x = block.norm1(x + attention(block, x, others, shown, size))
     return block.norm2(x + feed_forward(block, x))
 
 
@@ -128,9 +132,14 @@ def reference(model, x, ran):
             before = s + block.signal[n]
         if name == "lora":
             block = merged(block, n // 2)
+        size = L
+        if name == "sliced":
+            number = n // (model.cfg.shared_blocks or 1)
+            size = -(-model.cfg.max_len // model.cfg.options["groups"]) if number % 2 == 0 else L
+            before = s + block.between[number - 1](s) if number else s
         shown = ran[n] if name in ("mod", "mor-expert", "mor-token", "mor-moe") else everyone
         others = entered.setdefault(model.layout[n], before) if "sharing" in name else None
-        after = apply(block, before, shown, others)
+        after = apply(block, before, shown, others, size)
         if name == "mod" and n % 2:
             after = s + policy.routers[str(n)](s) * (after - s)
         if name.startswith("mor") and n in policy.inside:
@@ -521,3 +530,9 @@ def test_lora_goes_on_from_a_trained_fixed_model(smoke, monkeypatch):
     assert after["parent"] == before["id"] == spec.parent
     assert after["metrics"]["loss"] == pytest.approx(before["metrics"]["loss"], abs=0.2), "rank 8 of 16"
     assert runs.run(spec)["id"] == after["id"] != before["id"]
+
+
+@pytest.mark.parametrize("groups", [0, L + 1])
+def test_slices_are_no_more_than_positions(make, groups):
+    with pytest.raises(ValueError, match=rf"option groups must be in 1..{L}, not {groups}"):
+        make("sliced", options=dict(groups=groups))

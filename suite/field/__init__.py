@@ -8,4 +8,5 @@ from .models import QUICK, field_models, field_runs, field_size, uptrained
 from .moe import MixtureOfExperts, RecursionsOfExperts
 from .mor import ExpertChoice, TokenChoice
 from .ponder import PonderNet
+from .sliced import Sliced
 from .trials import trial_runs

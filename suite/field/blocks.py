@@ -34,8 +34,11 @@ class Apart(Block):
         past.append(kv, Packing(torch.arange(B * L, device=states.device), B, L))
         return past.kv[0][:, :, :, : past.count[0]].permute(0, 3, 1, 2, 4)
 
-    def look(self, h: Tensor, kv: Tensor, packing: Packing) -> Tensor:
-        """Normalised states h [T, D] look at keys [B, P, 2, H, D/H] up to their own position."""
+    def look(self, h: Tensor, kv: Tensor, packing: Packing, size: int | None = None) -> Tensor:
+        """Normalised states h [T, D] look at keys [B, P, 2, H, D/H] up to their own position.
+
+        size: only at those of their own slice of so many positions.
+        """
         T, D = h.shape
         if T == 0:
             return h
@@ -43,7 +46,10 @@ class Apart(Block):
         q = packing.pad(F.linear(h, weight, bias).view(T, self.attention.n_heads, -1))  # [B, M, H, D/H]
         before = kv.shape[1] - packing.L  # how many the cache held
         position = packing.pad((before + packing.index % packing.L).view(T, 1))  # [B, M, 1]
-        seen = torch.arange(kv.shape[1], device=h.device) <= position  # [B, M, P]
+        place = torch.arange(kv.shape[1], device=h.device)
+        seen = place <= position  # [B, M, P]
+        if size:
+            seen &= place // size == position // size
         k, v = kv.permute(2, 0, 3, 1, 4)  # each [B, H, P, D/H]
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=seen[:, None])
         return self.attention.proj(packing.unpad(y.transpose(1, 2)).reshape(T, D))

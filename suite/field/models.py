@@ -44,6 +44,7 @@ def field_models(s: Settings) -> Changes:
         "mor-expert-sharing": recursive | dict(routing="mor-expert-sharing"),
         "mor-token-sharing": recursive | dict(routing="mor-token-sharing"),
         "lora": dict(routing="lora", n_layers=N // 2),
+        "sliced": dict(routing="sliced", n_layers=N // 2),
         "moe-top1": dict(routing="moe", n_layers=N // 2),
         "moe-top2": dict(routing="moe", n_layers=N // 2, options=dict(top=2)),
         "mor-moe": recursive | dict(routing="mor-moe"),

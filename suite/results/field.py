@@ -37,12 +37,21 @@ NAMES = {
     "mor-expert-sharing": "MoR of Bae et al., expert choice, keys shared",
     "mor-token-sharing": "MoR of Bae et al., token choice, keys shared",
     "lora": "relaxed recursive (LoRA by depth)",
+    "sliced": "sliced recursive",
     "moe-top1": "mixture of experts, top 1",
     "moe-top2": "mixture of experts, top 2",
     "mor-moe": "MoR of Bae et al. with experts",
 }
 FIXED = ("fixed-half", "fixed-between", "fixed-deep")
-NO_CHOICE = (*FIXED, "planted", "blind", "lora", "moe-top1", "moe-top2")  # nothing learns who is deep
+NO_CHOICE = (
+    *FIXED,
+    "planted",
+    "blind",
+    "lora",
+    "sliced",
+    "moe-top1",
+    "moe-top2",
+)  # nothing learns who is deep
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
 NO_RECORD = "no record yet"
 ASKED = 3  # seeds that a row is to have
