@@ -501,9 +501,9 @@ def test_the_sentence_says_no_more_than_the_seeds(worth, half, start):
 @pytest.mark.parametrize(
     "worth, half, start",
     [
-        ([99, 98, 99, 97, 99, 98], [60, 55, 70, 65, 50, 60], "Yes: token worth"),
-        ([60, 55, 70, 65, 50, 60], [99, 98, 99, 97, 99, 98], "No: token worth"),
-        ([99, 98], [60, 55], "Not shown so far: token worth"),
+        ([99, 98, 99, 97, 99, 98], [60, 55, 70, 65, 50, 60], "Yes, on a task"),
+        ([60, 55, 70, 65, 50, 60], [99, 98, 99, 97, 99, 98], "No, on a task"),
+        ([99, 98], [60, 55], "Not shown so far, on a task"),
     ],
 )
 def test_the_short_answer_is_a_verdict_with_its_interval(worth, half, start):

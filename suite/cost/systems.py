@@ -29,9 +29,9 @@ def measure_systems(specs: list[Run], lines: int = LINES, repeats: int = 5) -> p
     """One row a run: `run`, `model`, `seed`, and of held-out lines
 
     operations: floating-point operations of a forward pass, a token; cache: bytes of keys and values that are
-    kept, a token of context; r: the rank correlation of depth with the hops that are asked for; balance:
-    n sum_i f_i P_i of experts (1: all are used evenly), NaN where there are none; step and decode: as in
-    `times`, over those of a fixed model with as many layers as any of the runs has.
+    kept, a token of context (of eight lines); r: the rank correlation of depth with the hops that are asked
+    for; balance: n sum_i f_i P_i of experts (1: all are used evenly), NaN where there are none; step and
+    decode: as in `times`, over those of a fixed model with as many layers as the deepest of these runs.
     Runs that are not finished are trained.
     """
     rows, layers = [], max(spec.config.n_layers for spec in specs)

@@ -48,11 +48,12 @@ class SlicedBlock(Apart):
 class Sliced(System):
     """Every token runs all layers; `shared_blocks` blocks (by default one) are passed in a cycle.
 
-    groups: slices of a row of `max_len` tokens, in the first pass and each second one after it.
+    groups: into how many slices a row of `max_len` tokens is cut, in the first pass and every second one
+    after it.
 
     Differs: the paper reads images. Here a token looks back only, slices are runs of neighbours, and nothing
-    is permuted between passes, for the pass across the row mixes them. Slices are masked, so that attention
-    costs as much as without.
+    is permuted between passes, for the pass across the row mixes them. Slices are only masked, so
+    attention costs as much as without them.
     """
 
     block = SlicedBlock

@@ -46,7 +46,7 @@ from .known_depth import (
     text_sentence,
     worth_on_text,
 )
-from .known_front import draw_known_front, front_records, known_front_table
+from .known_front import draw_known_front, front_records, known_front_table, plan_sentence
 from .live import LiveCurve
 from .stats import (
     compare,

@@ -211,8 +211,9 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     c = compare(with_hops(records), "worth", "fixed-half", metric="hops")
     start = {"better": "Yes", "worse": "No"}.get(verdict_of(c), "Not shown so far")
     told = (
-        f"{start}: token worth (a router that learns what depth is worth) against {names['fixed-half']}, "
-        f"which cost as much, at the hard questions: {points_of(c)}."
+        f"{start}, on a task that asks to follow a permutation several times: token worth (a router that "
+        f"learns what depth is worth, held by hand to the depth that a plan needs) against "
+        f"{names['fixed-half']}, which cost as much, at the hard questions: {points_of(c)}."
     )
     if {"worth", "fixed-half-long"} <= set(narrow.get("model", ())):
         c = compare(with_hops(narrow), "worth", "fixed-half-long", metric="hops")

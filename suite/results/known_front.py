@@ -1,4 +1,4 @@
-"""Accuracy against depth on the task of known depth: what token worth gets at each depth it is held to."""
+"""Accuracy against depth on the task of known depth: fixed models, and token worth trained for each depth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 
 from ..runs import stored_records
 from .figures import BLACK, Look, figure_style, legend_of, marker_of
-from .known_depth import DRAWN, narrow_records, shares, with_hops
+from .known_depth import DRAWN, narrow_records, points_of, shares, with_hops
+from .stats import compare
+from .tables import count
 
 FRONT_LINES = {  # of models that differ in depth only
     "fixed": "fixed depth",
@@ -50,6 +52,14 @@ def known_front_table(front: pd.DataFrame) -> pd.DataFrame:
     table = table.reset_index("asked", drop=True)
     order = [line for line in FRONT_LINES if line in table.index]
     return table.loc[order].rename(index=FRONT_LINES).rename_axis("model")
+
+
+def plan_sentence(front: pd.DataFrame) -> str:
+    """The plan written down against all layers for everyone."""
+    own = front[front["model"].isin(["planted", "fixed-deep"])]
+    c = compare(own, "planted", "fixed-deep", metric="hops")
+    layers = max(record["config"]["model"]["n_layers"] for record in own["record"])
+    return f"The plan written down against {count(layers)} layers for all tokens: {points_of(c)}."
 
 
 def draw_known_front(front: pd.DataFrame) -> Figure:

@@ -2,8 +2,9 @@
 
 A line defines its variables in turn: a token says what each is set to. In rows of four, `5712` sets a to d
 to four numbers, `bdca` sets e to b, f to d, g to c and h to a, and so on: each row is set to variables of the
-row before, drawn evenly. Then come questions: `?e7` says that e is 7. Only answers can be predicted. How many
-steps one takes: the assignments to follow, back to a number or to a variable whose value the line has told.
+row before, drawn evenly. Then come questions: `?e7` says that e is 7. But for the mark, only answers can be
+predicted. How many steps one takes: the assignments to follow, back to a number or to a variable whose value
+the line has told.
 
 It differs from hops: a question does not say how many steps it takes, what is followed ends by itself, and
 since each variable stands behind what it is set to, the work can be done where it is defined, before anyone
