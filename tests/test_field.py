@@ -487,7 +487,8 @@ def smoke(monkeypatch):
 LABELS = [
     "act", "blind", "exit", "exit-confidence", "fixed-between", "fixed-deep", "fixed-half", "lora", "mod",
     "moe-top1", "moe-top2", "mor", "mor-expert", "mor-expert-cycle", "mor-expert-sharing", "mor-moe",
-    "mor-token", "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "worth",
+    "mor-token", "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "sliced",
+    "worth",
 ]  # fmt: skip
 
 

@@ -99,11 +99,25 @@ def test_every_text_has_a_licence_and_a_source():
 
 def test_how_to_cite_is_valid():
     cff = yaml.safe_load((files.ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    names = {"cff-version", "message", "title", "authors", "type", "version", "license", "abstract"}
+    names = {
+        "cff-version",
+        "message",
+        "title",
+        "authors",
+        "type",
+        "version",
+        "license",
+        "abstract",
+        "references",
+    }
     assert names == set(cff)
     about = [cff[name] for name in ("cff-version", "type", "license", "version")]
     assert about == ["1.2.0", "software", "MIT", morlib.__version__]
     assert cff["authors"] == [{"name": "The MoR bench contributors"}]
+    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
+    for reference in cff["references"][1:]:  # the thesis and the paper, which the README names too
+        authors = (f"{author['given-names']} {author['family-names']}" for author in reference["authors"])
+        assert reference["title"] in readme and " and ".join(authors) in readme
 
 
 def test_the_changelog_and_the_ten_lines():
