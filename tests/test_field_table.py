@@ -10,6 +10,7 @@ import torch
 
 import morlib
 from suite import cost, field, files, results, runs, texts
+from suite.cost.systems import times
 from suite.results.field import NAMES, NO_RECORD, ahead_of_fixed, chose_nothing, collapsed, with_costs
 
 LOSSES = {"fixed-half": [1.5, 1.7], "fixed-between": [1.4, 1.4], "fixed-deep": [1.2, 1.4]}
@@ -162,6 +163,8 @@ def test_costs_are_those_of_the_trained_model(smoke, tmp_path):
         row = rows[spec.model]
         assert row["operations"] == cost.flops(model, out.actions)["total"] / out.depth.numel()
         assert row["run"] == record["id"] and row["decode"] > 0 < row["step"] and -1 <= row["r"] <= 1
+    shallow = runs.trained_model(specs[0])  # two layers, timed beside twelve
+    assert all(0 < ratio < 0.7 for ratio in times(shallow[0], shallow[2], 12, 5).values())
     assert 1 <= rows["moe-top2"]["balance"] <= 4 and rows["act"]["balance"] != rows["act"]["balance"]
     cost.save_systems(table, tmp_path / "costs.json")
     pd.testing.assert_frame_equal(cost.stored_systems(tmp_path / "costs.json"), table)

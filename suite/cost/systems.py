@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
 import morlib
-from morlib import Cache, TrainConfig, Training, Transformer
+from morlib import Cache, Transformer
 
 from ..files import REFERENCE, write_whole
 from ..results.dial import follows
 from ..runs import Run, trained_model
 from .flops import flops
-from .timing import clock, decoding
+from .timing import decoding, in_turn, training_step
 
 FILE = "systems_costs.json"
 LINES = 500  # held-out lines that are read, at most
-BATCH, STEPS = 32, 1000  # of the training of which steps are timed, in its middle
+BATCH = 32  # of a training step that is timed
 
 
 def measure_systems(specs: list[Run], lines: int = LINES, repeats: int = 5) -> pd.DataFrame:
@@ -62,33 +60,21 @@ def measured(model: Transformer, task, lines: int) -> dict:
 def times(model: Transformer, task, layers: int, repeats: int) -> dict[str, float]:
     """How long a training step (`step`) and decoding a token of one sequence (`decode`) take.
 
-    Each as a ratio to a fixed model of so many layers, in turn in one process, the median of the turns. The
-    steps are those in the middle of a training.
+    Each as a ratio to a fixed model of so many layers, in turn in one process, the median of the turns.
     """
     plain = dict(routing="none", options=None, target_depth=None, shared_blocks=None, action_rates=None)
-    fixed = Transformer(replace(model.cfg, n_layers=layers, **plain)).to(next(model.parameters()).device)
-    prompt = task.windows("heldout", model.cfg.max_len, 1)[:, : model.cfg.max_len // 4]
-    prompt = prompt.to(next(model.parameters()).device)
-    decode = [decoding(each, prompt, model.cfg.max_len // 2) for each in (model, fixed)]
-    tc = TrainConfig(epochs=1, windows=BATCH * STEPS, batch_size=BATCH)
-    trainings = [Training(copy.deepcopy(each), task, tc) for each in (model, fixed)]
-    lines = task.draw(BATCH, model.cfg.max_len, torch.Generator().manual_seed(0))
-    for training in trainings:
-        training.step = STEPS // 2
-    ratios = []
-    for _ in range(repeats + 1):
-        steps = [seconds(training, lines) for training in trainings]
-        tokens = [call()["seconds"] for call in decode]
-        ratios.append((steps[0] / steps[1], tokens[0] / tokens[1]))
-    step, token = np.median(ratios[1:], axis=0)  # the first turn warms up
-    return dict(step=float(step), decode=float(token))
-
-
-def seconds(training: Training, lines: torch.Tensor) -> float:
-    """How long a step of a training takes."""
-    began = clock()
-    training.update(lines)
-    return clock() - began
+    device, L = next(model.parameters()).device, model.cfg.max_len
+    fixed = Transformer(replace(model.cfg, n_layers=layers, **plain)).to(device)
+    lines = task.draw(BATCH, L, torch.Generator().manual_seed(0)).to(device)
+    kinds = {
+        "step": lambda each: training_step(each, lines),
+        "decode": lambda each: decoding(each, lines[:1, : L // 4], L // 2),
+    }
+    ratios = {}
+    for kind, call in kinds.items():
+        timings = in_turn({"own": call(model), "fixed": call(fixed)}, repeats)
+        ratios[kind] = timings.ratio("own", "fixed")["measured"]
+    return ratios
 
 
 def save_systems(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:

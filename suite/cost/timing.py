@@ -110,7 +110,8 @@ def training_step(model: nn.Module, windows: Tensor, dtype: torch.dtype = torch.
     """A whole training step on windows [B, L + 1]: forward, backward, clipping, AdamW.
 
     dtype: of autocast. AdamW runs at rate 0: it does the same work, and the weights stay. A policy holds its
-    budget in each batch and learns, as in `morlib.train`, and has its own buffers back afterwards.
+    budget in each batch and learns by its own objective, as in `morlib.train`, and has its own buffers back
+    afterwards.
     """
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
     ours = isinstance(model, Transformer)
@@ -124,6 +125,7 @@ def training_step(model: nn.Module, windows: Tensor, dtype: torch.dtype = torch.
             out = model(windows[:, :-1], calibrate=True) if ours else model(windows[:, :-1])
             logits = out.logits if ours else out
             loss = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
+            loss = model.policy.objective(loss, out, windows[:, 1:]) if ours else loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         own = model.policy.own_loss(out.memory, 1.0) if ours else None

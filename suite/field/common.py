@@ -41,6 +41,14 @@ class System(morlib.Policy):
         return 0
 
 
+class Cycled(System):
+    """A system whose `shared_blocks` blocks (by default one) are passed in a cycle."""
+
+    @classmethod
+    def layout(cls, cfg: ModelConfig) -> list[int]:
+        return [layer % (cfg.shared_blocks or 1) for layer in range(cfg.n_layers)]
+
+
 def learning(step: StepInput) -> bool:
     """Whether a pass is one of training, in which a system may run what it needs to learn."""
     return step.sampling and torch.is_grad_enabled()

@@ -11,7 +11,7 @@ from torch.func import functional_call
 import morlib
 from morlib import Block, ModelConfig
 
-from .common import System
+from .common import Cycled
 
 MATRICES = ("attention.qkv", "attention.proj", "feed_forward.0", "feed_forward.2")
 
@@ -38,7 +38,7 @@ class RelaxedBlock(Block):
         return lambda *args: functional_call(self, weights, args)
 
 
-class Relaxed(System):
+class Relaxed(Cycled):
     """Every token runs all layers; `shared_blocks` blocks (by default one) are passed in a cycle.
 
     From scratch, B begins at 0. `adopt` begins with a trained model of as many layers, as the paper does:
@@ -50,10 +50,6 @@ class Relaxed(System):
 
     block = RelaxedBlock
     OPTIONS = dict(rank=8)
-
-    @classmethod
-    def layout(cls, cfg: ModelConfig) -> list[int]:
-        return [layer % (cfg.shared_blocks or 1) for layer in range(cfg.n_layers)]
 
     def operations(self, actions: Tensor) -> int:
         D, hidden = self.cfg.d_model, self.cfg.d_ff

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, run
 from ..runs.experiments import Changes
+from ..runs.known_depth import fixed_between
 
 CONTROLS = ("fixed-deep", "planted", "blind", "worth", "mor")  # as `known_depth_models` makes them
 SEEDS = 3
@@ -51,8 +52,7 @@ def field_models(s: Settings) -> Changes:
     }
     same_rate = dict(router_lr=2e-3, share_power=0.0)  # routers learn as everything else, as their authors do
     known = known_depth_models(s, size)
-    between = dict(routing="none", n_layers=max(3 * N // 4, 1))
-    models = {"fixed-half": known["fixed-half"], "fixed-between": (between, {})}
+    models = {"fixed-half": known["fixed-half"], "fixed-between": fixed_between(N)}
     models |= {label: known[label] for label in CONTROLS}
     return models | {label: (changes, same_rate) for label, changes in systems.items()}
 

@@ -12,7 +12,7 @@ import morlib
 from morlib import ModelConfig, Packing, StepCache
 
 from .blocks import Apart
-from .common import System
+from .common import Cycled
 
 
 class SlicedBlock(Apart):
@@ -45,7 +45,7 @@ class SlicedBlock(Apart):
         return self.around(x, lambda h: self.look(h, kv, packing, size), self.feed_forward)
 
 
-class Sliced(System):
+class Sliced(Cycled):
     """Every token runs all layers; `shared_blocks` blocks (by default one) are passed in a cycle.
 
     groups: into how many slices a row of `max_len` tokens is cut, in the first pass and every second one
@@ -66,10 +66,6 @@ class Sliced(System):
             most = f"1..{cfg.max_len}"
             raise ValueError(f"ModelConfig: option groups must be in {most}, not {options['groups']}")
         return options
-
-    @classmethod
-    def layout(cls, cfg: ModelConfig) -> list[int]:
-        return [layer % (cfg.shared_blocks or 1) for layer in range(cfg.n_layers)]
 
     def operations(self, actions: Tensor) -> int:
         changed = actions[self.cfg.shared_blocks or 1 :] >= morlib.FORWARD

@@ -43,15 +43,8 @@ NAMES = {
     "mor-moe": "MoR of Bae et al. with experts",
 }
 FIXED = ("fixed-half", "fixed-between", "fixed-deep")
-NO_CHOICE = (
-    *FIXED,
-    "planted",
-    "blind",
-    "lora",
-    "sliced",
-    "moe-top1",
-    "moe-top2",
-)  # nothing learns who is deep
+# In these nothing learns who is deep
+NO_CHOICE = (*FIXED, "planted", "blind", "lora", "sliced", "moe-top1", "moe-top2")
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
 NO_RECORD = "no record yet"
 ASKED = 3  # seeds that a row is to have

@@ -213,7 +213,11 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     told = (
         f"{start}, on a task that asks to follow a permutation several times: token worth (a router that "
         f"learns what depth is worth, held by hand to the depth that a plan needs) against "
-        f"{names['fixed-half']}, which cost as much, at the hard questions: {points_of(c)}."
+        f"{names['fixed-half']}, which cost as much to run, at the hard questions: {points_of(c)}."
+    )
+    config = records.iloc[0]["record"]["config"]
+    told += longer_sentence(
+        max(r["config"]["model"]["n_layers"] for r in records["record"]) // 2, steps_of(config)
     )
     if {"worth", "fixed-half-long"} <= set(narrow.get("model", ())):
         c = compare(with_hops(narrow), "worth", "fixed-half-long", metric="hops")

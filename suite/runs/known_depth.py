@@ -149,6 +149,11 @@ def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
     }
 
 
+def fixed_between(N: int) -> tuple[dict, dict]:
+    """A fixed model of three quarters of N layers, as an entry of Changes."""
+    return dict(routing="none", n_layers=max(3 * N // 4, 1)), {}
+
+
 def known_depth_runs(
     s: Settings, models: Changes, experiment: str = "known-depth", size: dict | None = None
 ) -> list[Run]:
@@ -190,15 +195,18 @@ def chains_runs(s: Settings) -> list[Run]:
     models = known_depth_models(s, CHAINS)
     worth, training = models["worth"]
     models["worth-whole-windows"] = (worth | dict(routing="worth-whole-windows"), training)
-    models["fixed-between"] = (dict(routing="none", n_layers=3 * CHAINS["layers"] // 4), {})
+    models["fixed-between"] = fixed_between(CHAINS["layers"])
     return known_depth_runs(s, models, "chains", CHAINS)
 
 
 def front_runs(s: Settings) -> list[Run]:
-    """Token worth trained for several depths in the setting NARROW, and fixed models of each depth."""
+    """Token worth trained for several depths in the setting NARROW, and a fixed model of one layer.
+
+    Those of two layers and more are in `narrow_runs` and in the field.
+    """
     model, training = known_depth_models(s, NARROW)["worth"]
     models = {f"worth {E:g}": (model | dict(target_depth=E), training) for E in FRONT}
-    models |= {f"fixed {n}": (dict(routing="none", n_layers=n), {}) for n in (1, 3)}
+    models["fixed 1"] = (dict(routing="none", n_layers=1), {})
     return known_depth_runs(s, models, "front", NARROW)
 
 

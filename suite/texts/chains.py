@@ -10,8 +10,8 @@ It differs from hops: a question does not say how many steps it takes, what is f
 since each variable stands behind what it is set to, the work can be done where it is defined, before anyone
 asks.
 
-Chains meet: some number is soon that of most variables. Saying it is a shortcut, and models learn from it
-first. So all tokens are trained on, but skill is judged by the *hard* answers, those with another number.
+Chains meet: some number is soon that of most variables, and saying it is a shortcut. So all tokens are
+trained on, but skill is judged by the *hard* answers, those with another number.
 """
 
 from __future__ import annotations
