@@ -272,6 +272,14 @@ def test_training_minimises_the_objective(make):
     assert all(p.grad.abs().sum() > 0 for p in model.policy.predictors.parameters())
 
 
+def test_a_step_that_is_timed_minimises_the_objective_too(make):
+    model = make("mod")
+    before = [parameter.clone() for parameter in model.parameters()]
+    assert cost.training_step(model, tokens(4, L + 1))()["seconds"] > 0
+    assert all(p.grad.abs().sum() > 0 for p in model.policy.predictors.parameters())
+    assert all(map(torch.equal, before, model.parameters())), "its rate is 0"
+
+
 # ---- What public copies get wrong ----
 
 
