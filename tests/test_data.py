@@ -118,7 +118,7 @@ def test_tokens_per_byte(tmp_path):
 
 def test_floors_are_counted_once(corpus):
     floor = texts.ngram_floor(corpus.ids["train"], corpus.ids["val"], 3, corpus.vocab_size)
-    assert corpus.floors["3"]["val"] == floor and set(corpus.floors) == {"2", "3"}
+    assert corpus.floors["3"]["val"] == floor and set(corpus.floors) == {"2", "3", "4", "5"}
     assert corpus.floors is corpus.floors
 
 

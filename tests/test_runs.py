@@ -417,6 +417,36 @@ def test_a_run_that_a_hook_stops_has_a_record_of_its_own(small_text, quick_train
     assert strip(runs.run(spec)) == strip(whole)
 
 
+def test_a_record_holds_the_best_point_by_validation(small_text):
+    """Also of a training that was taken up again; claims of presets that train long rest on that point."""
+    spec = specs(small_text, LONGER, ("mor",), target_depth=2.0)[0]
+    points = [point["step"] for point in runs.run(spec)["history"]]
+    second = points[1]
+
+    def spoil(training):  # from the second point on it gets worse
+        if training.step == second + 1:
+            for parameter in training.model.parameters():
+                parameter.data *= 3
+
+    def and_stop(training):
+        spoil(training)
+        if training.step == second + 2:
+            raise KeyboardInterrupt
+
+    spoilt = dataclasses.replace(spec, preset="paper", train=dataclasses.replace(LONGER, seed=1))
+    stopped = runs.run(spoilt, hook=lambda training: training.step == second)
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(spoilt, hook=and_stop, checkpoint_seconds=0.0)
+    record = runs.run(spoilt, hook=spoil)
+    metrics, best = record["metrics"], record["metrics"]["best"]
+    assert [point["step"] for point in record["history"]] == points and best["step"] == second
+    assert best["loss"] == pytest.approx(stopped["metrics"]["loss"], abs=1e-6)
+    assert best["loss"] < metrics["loss"]
+    assert stopped["metrics"]["best"]["loss"] == stopped["metrics"]["loss"]
+    least = min(floor["heldout"]["loss"] for floor in record["floors"].values())
+    assert metrics["did_train"] == (best["loss"] < least)
+
+
 def test_going_on_from_a_finished_run(small_text, quick_training, monkeypatch):
     spec = specs(small_text, quick_training, ("mor",), target_depth=2.0)[0]
     parent = runs.run(spec)

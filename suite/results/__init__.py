@@ -48,6 +48,15 @@ from .known_depth import (
 )
 from .known_front import draw_known_front, front_records, known_front_table, plan_sentence
 from .live import LiveCurve
+from .long import (
+    depth_sentence,
+    gate_sentence,
+    long_pairs,
+    long_records,
+    long_table,
+    show_long,
+    worth_of_depth,
+)
 from .stats import (
     compare,
     interval,

@@ -23,6 +23,7 @@ NAMES = {
     "mor-equal-epochs": "MoR (equal epochs)",
     "mor-equal-compute": "MoR (equal computation)",
     "mor-source-protocol": "MoR trained longer",
+    "worth": "token worth",
     "fixed-deep": "{n} layers",
     "fixed-at-E": "{n} layers",
     "fixed-shallow": "{n} layers",

@@ -12,6 +12,8 @@ from .experiments import (
     exp2_models,
     experiment_runs,
     front_controls,
+    length_runs,
+    long_runs,
     random_controls,
     study_runs,
     text_of,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import signal
 import threading
 import time
@@ -68,30 +69,53 @@ def load_state(path: Path, identity: str) -> dict:
     return state
 
 
+class Best:
+    """The point of a learning curve at which validation loss was lowest, and the weights of then.
+
+    Points of the warm-up do not count: the model is then not the one that is asked for.
+    """
+
+    def __init__(self):
+        self.point, self.weights = {}, {}
+
+    def after_step(self, training: Training) -> None:
+        point = training.history[-1] if training.history else {}
+        settled = not training.full(training.step - 1)
+        lower = point.get("val_loss", math.inf) < self.point.get("val_loss", math.inf)
+        if point.get("step") == training.step and settled and lower:
+            state = training.model.state_dict() if training.step < training.steps else {}  # else it has them
+            self.point = point
+            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
 class Checkpoint:
     """The two hooks of `morlib.train`: `resume` puts a training back, `after_step` keeps it.
 
-    `where` says on which device the training ran, from which step on if it was taken up again.
+    `where` says on which device the training ran, from which step on if it was taken up again. `best` is the
+    training's best point so far.
     """
 
     def __init__(self, path: Path, identity: str, where: str, seconds: float = 60.0):
         self.path, self.identity, self.where, self.seconds = path, identity, where, seconds
-        self.kept, self.interrupted = time.monotonic(), False
+        self.kept, self.interrupted, self.best = time.monotonic(), False, Best()
 
     def resume(self, training: Training) -> None:
         if self.path.is_file():
             state = load_state(self.path, self.identity)
             restore(training, state)
+            vars(self.best).update(state.get("best", {}))
             if state["where"] != self.where:
                 self.where = f"{state['where']}; from step {training.step} on {self.where}"
             print(f"note: going on from step {training.step} of {training.steps} ({self.path.name})")
 
     def after_step(self, training: Training) -> None:
         """Keep the state if it is time. Raises KeyboardInterrupt after that if one has come meanwhile."""
+        self.best.after_step(training)
         due = time.monotonic() - self.kept >= self.seconds or training.step in training.points
         if due or self.interrupted:
             training.check_finite()
-            save_state(self.path, snapshot(training) | dict(id=self.identity, where=self.where))
+            state = snapshot(training) | dict(id=self.identity, where=self.where, best=vars(self.best))
+            save_state(self.path, state)
             self.kept = time.monotonic()
         if self.interrupted:
             raise KeyboardInterrupt(f"stopped after step {training.step} of {training.steps}; it is kept")

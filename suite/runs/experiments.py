@@ -9,7 +9,7 @@ import pandas as pd
 from morlib import ModelConfig, TrainConfig
 
 from .code import code_of
-from .settings import RECIPES, Settings
+from .settings import RECIPES, Settings, settings
 
 # What each experiment compares: in its notebook, its headline and RESULTS.md. MoR first, then its control.
 PAIRS = {
@@ -44,6 +44,8 @@ TEXTS = {
     "exp2": dict(name="tinyshakespeare", split="halves"),
     "bangla": dict(name="bangla", split="90/10"),
 }
+# Epochs of the preset `long`: as many as six fixed layers need to get below the best table of counts
+LONG = {"exp1": 15, "exp2": 15, "bangla": 30}
 # Of token worth, on each task: its router learns as fast as everything else, and all begins at full depth
 WORTH_TRAINING = dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2)
 Changes = dict[str, tuple[dict, dict]]  # a model's label to what it changes of ModelConfig and of TrainConfig
@@ -171,6 +173,39 @@ def bangla_models(s: Settings, deep: float | None, half: float | None) -> Change
     }
     left_out = ("mor-half", "frozen-half") if s.preset == "quick" else ()
     return {label: changes for label, changes in models.items() if label not in left_out}
+
+
+def long_runs(s: Settings, experiment: str) -> list[Run]:
+    """The models of an experiment trained long: "exp1-long" for "exp1", with the settings of preset `long`.
+
+    Token worth and fixed models of N and N/2 layers are added, shared blocks are left out. Blind routing is
+    added by `random_controls`. Of s, seeds and device count alone.
+    """
+    long = settings(dict(preset="long", epochs=LONG[experiment], seeds=s.seeds, device=s.device))
+    N = long.model(vocab_size=1).n_layers
+    most, half = round(2 * N / 3, 2), N / 2
+    targets = {"exp1": (most,), "exp2": (half,), "bangla": (most, half)}[experiment]
+    models = {"exp1": exp1_models, "exp2": exp2_models, "bangla": bangla_models}[experiment](long, *targets)
+    fixed = dict(routing="none", target_depth=None)
+    worth = dict(routing="worth", target_depth=targets[0], max_recursions=1)
+    models |= {"fixed-deep": (fixed, {}), "fixed-shallow": (fixed | dict(n_layers=N // 2), {})}
+    models |= {"worth": (worth, WORTH_TRAINING)}
+    del models["fixed-shared"]
+    return experiment_runs(long, f"{experiment}-long", TEXTS[experiment], models)
+
+
+def length_runs(s: Settings, epochs: tuple[int, ...] = (30, 60)) -> list[Run]:
+    """Fixed models of N and N/2 layers on the text of experiment 1, trained longer still: what depth is worth
+    to them. Three seeds at most; otherwise the settings of preset `long`."""
+    runs = []
+    for length in epochs:
+        given = dict(preset="long", epochs=length, seeds=min(s.seeds, 3), device=s.device)
+        long = settings(given)
+        N = long.model(vocab_size=1).n_layers
+        fixed = dict(routing="none", target_depth=None)
+        models = {f"fixed {n}, {length} epochs": (fixed | dict(n_layers=n), {}) for n in (N // 2, N)}
+        runs += experiment_runs(long, "length", TEXTS["exp1"], models)
+    return runs
 
 
 def vocabulary_runs(s: Settings, vocabularies: list[str]) -> list[Run]:

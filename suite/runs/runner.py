@@ -56,8 +56,8 @@ def run(spec: Run, progress: bool = False, hook: Hook | None = None, folder: Pat
         if record is None:
             files.tidy()
             device = pick_device(spec.device, card)
-            training, where = trained(spec, cfg, corpus, files, device, progress, hook, checkpoint_seconds)
-            record = record_of(training, where)
+            training, kept = trained(spec, cfg, corpus, files, device, progress, hook, checkpoint_seconds)
+            record = record_of(training, kept.where, kept.best, spec.preset)
             if training.step < training.steps:
                 record["stopped_at"] = training.step
                 files.rename(f"{files.id}-stopped-at-{training.step}")
@@ -113,8 +113,8 @@ def file_name(spec: Run) -> str:
 
 
 def trained(spec: Run, cfg: ModelConfig, corpus, files: Files, device: tuple, progress: bool, hook,
-            seconds: float) -> tuple[Training, str]:  # fmt: skip
-    """Train a run, from its checkpoint if there is one. Returns the training, and where it ran in words."""
+            seconds: float) -> tuple[Training, Checkpoint]:  # fmt: skip
+    """Train a run, from its checkpoint if there is one. Returns both: a checkpoint knows where it ran."""
     keep_memory()
     device, dtype, why = device
     cpu, threads = platform.processor() or platform.machine(), torch.get_num_threads()
@@ -132,7 +132,7 @@ def trained(spec: Run, cfg: ModelConfig, corpus, files: Files, device: tuple, pr
     with checkpoint.finishing_steps():
         training = morlib.train(model, corpus, spec.train, progress and not quiet(), dtype,
                                 checkpoint.resume, after_step)  # fmt: skip
-    return training, checkpoint.where
+    return training, checkpoint
 
 
 def begin_with(model: Transformer, path: Path) -> None:

@@ -22,6 +22,7 @@ from .tokenizers import CharTokenizer, SubwordTokenizer, Tokenizer
 
 HELDOUT_SHARE = {"full": 0.1, "halves": 0.5, "90/10": 0.1}  # of the text, at its end
 VALIDATION_SHARE = 0.05  # just before it
+FEW_KINDS = 300  # with more kinds of tokens long n-grams are slow to count, and rarely seen twice
 
 
 @dataclass(eq=False)
@@ -94,14 +95,15 @@ class Corpus:
     def floors(self) -> dict:
         """Of bigrams and trigrams: {"2": {"val": {"loss", "accuracy"}, "heldout": ...}, "3": ...}.
 
-        Loss in nats a token, accuracy in per cent, counted on the training part.
+        With few kinds of tokens, as characters have, of 4-grams and 5-grams too. Loss in nats a token,
+        accuracy in per cent, counted on the training part.
         """
         return {
             str(order): {
                 part: ngram_floor(self.ids["train"], self.ids[part], order, self.vocab_size)
                 for part in ("val", "heldout")
             }
-            for order in (2, 3)
+            for order in ((2, 3, 4, 5) if self.vocab_size <= FEW_KINDS else (2, 3))
         }
 
     def describe(self) -> dict:

@@ -1,0 +1,142 @@
+"""Models that train long: which they are, what they must beat, and what is said of them."""
+
+import dataclasses
+import json
+
+import matplotlib.pyplot as plt
+import pytest
+
+import morlib
+from suite import results, runs
+from suite.runs import records
+from suite.runs.experiments import LONG
+
+FLOORS = {"2": dict(heldout=dict(loss=2.5)), "5": dict(heldout=dict(loss=1.9))}
+
+
+@pytest.fixture(autouse=True)
+def no_open_figures():
+    yield
+    plt.close("all")
+
+
+def record(model, seed, accuracy, E, layers=12, routing="none", epochs=15, late=3.0, experiment="exp1-long"):
+    """A record whose last point is worse by `late` points and nats than its best one."""
+    best = dict(step=100, loss=1.8, accuracy=accuracy, effective_depth=E, bits_per_byte=2.6)
+    last = {k: v for k, v in best.items() if k != "step"} | dict(accuracy=accuracy - late, loss=1.8 + late)
+    cfg = morlib.ModelConfig(vocab_size=65, n_layers=layers, routing="none", d_model=64)
+    config = dict(
+        model=dataclasses.asdict(cfg) | dict(routing=routing),
+        train=dataclasses.asdict(morlib.TrainConfig(epochs=epochs)),
+    )
+    metrics = last | dict(best=best, did_train=True, train_applications=10, train_seconds=1.0, sampled=last)
+    return dict(
+        experiment=experiment, model=model, recipe="sound", preset="long", seed=seed, config=config,
+        data=dict(name="tinyshakespeare", split="full", sha256="0" * 12), versions=dict(morlib="0.2.0+0"),
+        metrics=metrics, floors=FLOORS, history=[dict(step=100), dict(step=200)],
+    )  # fmt: skip
+
+
+def write(folder, many):
+    for index, one in enumerate(many):
+        path = folder / f"{one['experiment']}_{one['model']}_s{one['seed']}_{index:012x}.json"
+        path.write_text(json.dumps(one), encoding="utf-8")
+
+
+def several(seeds):
+    noise = (0.0, 0.1, -0.1, 0.05, -0.05, 0.02)
+    made = []
+    for seed in range(seeds):
+        made.append(record("fixed-deep", seed, 49 + noise[seed], 12.0))
+        made.append(record("fixed-shallow", seed, 48 - noise[seed], 6.0, layers=6))
+        made.append(record("fixed-at-E", seed, 48.5, 8.0, layers=8))
+        made.append(record("mor", seed, 48.7 + noise[seed], 8.0, routing="mor"))
+    return made
+
+
+def test_what_trains_long_is_what_the_experiment_trains_and_more():
+    s = runs.settings(dict(preset="cpu"))
+    for experiment, epochs in LONG.items():
+        specs = runs.long_runs(s, experiment)
+        labels = {spec.model for spec in specs}
+        assert len(specs) == 6 * len(labels) and {"worth", "fixed-deep", "fixed-shallow"} <= labels
+        assert {spec.experiment for spec in specs} == {f"{experiment}-long"}
+        assert {spec.preset for spec in specs} == {"long"} and "fixed-shared" not in labels
+        assert {spec.train.epochs for spec in specs} == {
+            epochs,
+            round(epochs * 5 / 3),
+        } or experiment != "exp2"
+        blind = {"random", "random-deep"}
+        assert {label for pair in results.long_pairs(experiment) for label in pair} - blind <= labels
+    [target] = {spec.config.target_depth for spec in runs.long_runs(s, "exp2") if spec.config.target_depth}
+    assert target == 6.0
+    lengths = runs.length_runs(s)
+    assert {(spec.config.n_layers, spec.train.epochs) for spec in lengths} == {
+        (n, epochs) for n in (6, 12) for epochs in (30, 60)
+    }
+    assert {spec.train.seed for spec in lengths} == {0, 1, 2}
+
+
+def test_who_trains_long_must_beat_the_best_table_of_counts():
+    assert records.gate(FLOORS, "cpu") == records.gate(FLOORS, "quick") == 2.5
+    assert records.gate(FLOORS, "long") == records.gate(FLOORS, "paper") == 1.9
+
+
+def test_numbers_are_those_of_the_best_point(tmp_path):
+    write(tmp_path, several(6))
+    long = results.long_records("exp1", tmp_path)
+    assert long[long["model"] == "fixed-at-E"]["accuracy"].tolist() == [48.5] * 6
+    assert long["loss"].tolist() == [1.8] * 24
+    table = results.long_table(long)
+    assert list(table.index) == ["fixed-deep", "fixed-shallow", "mor", "fixed-at-E"]
+    assert table["best before the end"].tolist() == [6] * 4 and table["beats 5-grams"].tolist() == ["yes"] * 4
+
+
+def test_what_depth_is_worth_is_said_with_its_interval(tmp_path, capsys):
+    write(tmp_path, several(6))
+    told = results.depth_sentence("exp1", tmp_path)
+    assert told.startswith(
+        "On Tiny Shakespeare, trained for 15 epochs, twelve layers against six: +1.01 points"
+    )
+    assert "95 % interval +0.86 to +1.16" in told and "seeds" not in told
+    assert "Against the same six, MoR at E 8.0: +0.71 points" in told
+    results.show_long("exp1", tmp_path)
+    shown = capsys.readouterr().out
+    assert "All of these models beat the best table of counts (5-grams: 1.900 nats a token)" in shown
+    assert "| 12 layers against 6 layers | +1.01 |" in shown and len(plt.get_fignums()) == 1
+
+
+def test_few_seeds_are_said_and_claim_nothing(tmp_path, capsys):
+    write(tmp_path, several(2))
+    told = results.depth_sentence("exp1", tmp_path)
+    assert "; two of six seeds" in told and "interval" not in told
+    results.show_long("exp1", tmp_path)
+    assert "2 seeds are too few" in capsys.readouterr().out
+
+
+def test_without_records_it_says_what_to_do(tmp_path, capsys):
+    assert results.depth_sentence("exp1", tmp_path) == "" == results.gate_sentence("exp1", tmp_path)
+    results.show_long("exp1", tmp_path)
+    assert "choose the preset long" in capsys.readouterr().out
+
+
+def test_whether_short_and_long_training_beat_counting(tmp_path):
+    short = [record("fixed-deep", seed, 44, 12.0, epochs=6, late=0.15, experiment="exp1") for seed in (0, 1)]
+    write(tmp_path, several(2) + short)
+    assert results.gate_sentence("exp1", tmp_path) == (
+        "The best table of counts on Tiny Shakespeare, of 5-grams, has a held-out loss of 1.900 nats a "
+        "token. Twelve layers reach after 6 epochs 1.950 (do not beat it), and after 15 epochs 1.800 (beat it)."
+    )
+
+
+def test_what_depth_is_worth_by_length_of_training(tmp_path):
+    longer = [
+        record(f"{n}, 30", seed, 50 + n / 6 + seed * (n == 12), n, n, epochs=30, experiment="length")
+        for n in (6, 12) for seed in (0, 1, 2)
+    ]  # fmt: skip
+    write(tmp_path, several(2) + longer)
+    table = results.worth_of_depth(tmp_path)
+    assert list(table.index) == [15, 30] and table["seeds"].tolist() == [2, 3]
+    assert table["difference (points)"].tolist() == ["+1.10", "+2.00"]
+    assert table["95 % interval"].tolist() == ["", "\u22120.48 to +4.48"]
+    assert table.loc[30, "12 layers (%)"] == 53.0
