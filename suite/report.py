@@ -72,7 +72,7 @@ def readme_part() -> str:
     if subjects := stored_subjects():
         lines.append(f"- *Does its depth follow token difficulty?* {difficulty_sentence(subjects)}")
     text = f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
-    known = stored_records("known-depth")
+    known = results.main_records()
     if known.empty:
         return text
     told = [
@@ -122,7 +122,7 @@ def experiments() -> list[str]:
 
 def known_depth() -> list[str]:
     """The task of known depth: its models, the map of fixed ones, the dial; and the same on text."""
-    records = stored_records("known-depth")
+    records, wide = results.main_records(), stored_records("known-depth")
     if records.empty:
         return []
     dial = results.stored_dial()
@@ -130,8 +130,10 @@ def known_depth() -> list[str]:
         *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
         *("Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))),
         *("Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))),
-        "In the narrow setting, hard answers right (%) by k, and the differences at its upper half:",
+        "The same at half of that learning rate, at which the other studies were made:",
         *(markdown(table(results.narrow_records())) for table in (results.hops_table, results.hops_verdicts)),
+        f"In a wider model, at that rate. {results.hops_sentence(wide)}",
+        *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         "In the narrow setting, held to other depths too; hard answers right at the upper half of k:",
         markdown(results.known_front_table(results.front_records())),
         f"{results.chains_sentence()} Hard answers right (%), by the assignments k to follow:",
@@ -271,7 +273,7 @@ def main() -> None:
     front = stored_records("pareto")
     if len(front):
         results.draw_front(front, sources=False).savefig(REFERENCE / "front.png", dpi=110)
-    known = stored_records("known-depth")
+    known = results.main_records()
     if len(known):
         results.draw_known_depth(known).savefig(REFERENCE / "known_depth.png", dpi=110, bbox_inches="tight")
     write_whole(ROOT / "RESULTS.md", results_page().encode())

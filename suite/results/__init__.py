@@ -40,6 +40,7 @@ from .known_depth import (
     known_depth_answer,
     known_depth_headline,
     leads_table,
+    main_records,
     map_table,
     narrow_records,
     plan_curves,

@@ -62,6 +62,7 @@ TEXT_PAIRS = (
     *((WORTH, other) for other in ("fixed-shallow", "mor-equal-epochs", "random", BLIND)),
     *((WORTH_5, other) for other in (WORTH, BLIND_5, "fixed-shallow")),
 )  # fmt: skip
+MAIN = {"worth", "fixed-half", "fixed-deep"}  # what an answer needs
 SOLVED = 99.0  # per cent of the hard answers, at every k
 KINDS = ("table", "k", "x", "answer")
 KIND_NAMES = ("table", "number k", "symbol x", "answer")
@@ -141,9 +142,16 @@ def verdict_of(c: dict) -> str:
     return "no difference shown"
 
 
+def main_records(folder: Path | None = None) -> pd.DataFrame:
+    """The records that ship on which the main answer rests: those of the narrow setting at the learning rate
+    at which fixed models do best (`runs.rate_runs`), or where they are not there, those of the task's own."""
+    tuned = stored_records("rates", folder)
+    return tuned if MAIN <= set(tuned.get("model", ())) else stored_records("known-depth", folder)
+
+
 def hops_sentence(records: pd.DataFrame) -> str:
-    """The answer of notebook 07 in plain words. Records of fixed models that train twice as long may be among
-    those that ship: then it says what half of the layers reach in that time."""
+    """What records of the task of known depth show, in plain words: token worth, fixed layers, and fixed
+    layers that train for longer or faster, where such records ship."""
     scored, names = with_hops(records), names_of(records)
     first = scored[scored["model"] == "worth"].iloc[0]["record"]["config"]
     depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
@@ -159,7 +167,7 @@ def hops_sentence(records: pd.DataFrame) -> str:
         f"{names['fixed-half']} {right['fixed-half']} %, and "
         f"{names['fixed-deep']} {right['fixed-deep']} % ({seeds}, {steps_of(first):,} steps)."
     )
-    return told + longer_sentence(first["model"]["n_layers"] // 2, steps_of(first)) + narrow_sentence()
+    return told + longer_sentence(records) + faster_sentence(records)
 
 
 def seeds_so_far(n: int) -> str:
@@ -173,57 +181,54 @@ def steps_of(config: dict) -> int:
     return train["epochs"] * (train["windows"] // train["batch_size"])
 
 
-def longer_sentence(layers: int, steps: int) -> str:
-    """What fixed layers reach in twice the steps, where such records ship; else nothing."""
-    stored = stored_records("known-depth-map")
-    longer = stored[stored["model"] == f"fixed {layers}, {2 * steps} steps"] if len(stored) else stored
-    if longer.empty:
-        return ""
-    values = with_hops(longer)["hops"]
-    seeds = f"{count(len(values))} seed{'' if len(values) == 1 else 's'}"
-    return f" In twice the steps, {count(layers)} layers come to {shares(values)} % ({seeds})."
+def reached(values: pd.Series) -> str:
+    """What seeds reach in per cent, and how many they are."""
+    return f"{shares(values)} % ({count(len(values))} seed{'' if len(values) == 1 else 's'})"
 
 
-def narrow_sentence() -> str:
-    """What the narrow setting shows, where its records ship; else nothing."""
-    records = narrow_records()
-    if not {"worth", "fixed-half", "fixed-half-long", "fixed-deep"} <= set(records.get("model", ())):
+def longer_sentence(records: pd.DataFrame) -> str:
+    """What half of the layers reach in twice the steps, by the records or the stored map; else nothing."""
+    name, own = names_of(records)["fixed-half"], records[records["model"] == "fixed-half-long"]
+    if own.empty:
+        config, stored = half_of(records), stored_records("known-depth-map")
+        label = f"fixed {config['model']['n_layers']}, {2 * steps_of(config)} steps"
+        own = stored[stored["model"] == label] if len(stored) else stored
+        same = [r["config"]["model"]["d_model"] == config["model"]["d_model"] for r in own.get("record", ())]
+        own = own[same] if len(own) else own
+    return "" if own.empty else f" In twice the steps, {name} come to {reached(with_hops(own)['hops'])}."
+
+
+def faster_sentence(records: pd.DataFrame) -> str:
+    """What half of the layers reach at twice the learning rate, where such records ship; else nothing."""
+    stored = stored_records(f"{records.iloc[0]['experiment']}-rates")
+    own = stored[stored["model"] == "fixed-half"] if len(stored) else stored
+    if own.empty:
         return ""
-    scored, names = with_hops(records), names_of(records)
-    groups = scored.groupby("model")
-    right = {label: shares(group["hops"]) for label, group in groups}
-    first = records[records["model"] == "worth"]["record"].iloc[0]["config"]
-    depth = groups["effective_depth"].mean()["worth"]
-    n = min(groups.size()[["worth", "fixed-half", "fixed-half-long", "fixed-deep"]])
-    seeds = seeds_so_far(n)
-    return (
-        f" In a narrower model (width {first['model']['d_model']}, {steps_of(first):,} steps) token worth "
-        f"comes to {right['worth']} % at E {depth:.1f}, {names['fixed-deep']} to {right['fixed-deep']} %, "
-        f"{names['fixed-half']} to {right['fixed-half']} %, and in twice the steps to "
-        f"{right['fixed-half-long']} % ({seeds})."
-    )
+    name = names_of(records)["fixed-half"]
+    return f" At twice the learning rate, {name} come to {reached(with_hops(own)['hops'])}."
+
+
+def half_of(records: pd.DataFrame) -> dict:
+    """The configurations of the model of half of the layers."""
+    return records[records["model"] == "fixed-half"].iloc[0]["record"]["config"]
 
 
 def known_depth_answer(records: pd.DataFrame) -> str:
-    """The answer of notebook 07 in a few words: token worth against fixed layers, here and in the narrow
-    setting, each difference with its interval."""
-    narrow, names = narrow_records(), names_of(records)
-    c = compare(with_hops(records), "worth", "fixed-half", metric="hops")
-    start = {"better": "Yes", "worse": "No"}.get(verdict_of(c), "Not shown so far")
+    """The answer of notebook 07 in a few words: token worth against fixed layers of about its cost, the same
+    in twice the steps, and all layers, each difference with its interval."""
+    scored, names = with_hops(records), names_of(records)
+    against = {label: compare(scored, "worth", label, metric="hops") for label in names if label != "worth"}
+    start = {"better": "Yes", "worse": "No"}.get(verdict_of(against["fixed-half"]), "Not shown so far")
+    depth = records[records["model"] == "worth"]["effective_depth"].mean()
     told = (
         f"{start}, on a task that asks to follow a permutation several times: token worth (a router that "
-        f"learns what depth is worth, held by hand to the depth that a plan needs) against "
-        f"{names['fixed-half']}, which cost as much to run, at the hard questions: {points_of(c)}."
+        f"learns what depth is worth, held by hand to the depth that a plan needs, E {depth:.1f}) against "
+        f"{names['fixed-half']} at the hard questions: {points_of(against['fixed-half'])}."
     )
-    config = records.iloc[0]["record"]["config"]
-    told += longer_sentence(
-        max(r["config"]["model"]["n_layers"] for r in records["record"]) // 2, steps_of(config)
-    )
-    if {"worth", "fixed-half-long"} <= set(narrow.get("model", ())):
-        c = compare(with_hops(narrow), "worth", "fixed-half-long", metric="hops")
-        layers = names_of(narrow)["fixed-half"]
-        told += f" In a narrower model, against {layers} that train for twice as long: {points_of(c)}."
-    return told
+    if "fixed-half-long" in against:
+        told += f" Against {names['fixed-half']} that train for twice as long: "
+        told += f"{points_of(against['fixed-half-long'])}."
+    return f"{told} Against {names['fixed-deep']}: {points_of(against['fixed-deep'])}."
 
 
 def points_of(c: dict) -> str:
@@ -280,14 +285,16 @@ def shares(values: pd.Series) -> str:
 
 def known_depth_headline(folder: Path | None = None) -> None:
     """Show the answer of notebook 07 from the records that ship."""
-    records = stored_records("known-depth", folder)
-    if records.empty or not {"worth", "fixed-half", "fixed-deep"} <= set(records["model"]):
+    records = main_records(folder)
+    if not MAIN <= set(records.get("model", ())):
         print("No stored record of this task ships with this copy: run the notebook to make some.")
         return
     first = records["record"].iloc[0]
     width, steps = first["config"]["model"]["d_model"], steps_of(first["config"])
-    task = first["data"]["name"]
-    note = f"Points of accuracy at the hard answers of {task}, width {width}, {steps:,} steps."
+    note = (
+        f"Points of accuracy at the hard answers of {first['data']['name']}, width {width}, {steps:,} steps, "
+        f"learning rate {first['config']['train']['lr']:g}."
+    )
     show(hops_sentence(records), hops_verdicts(records), note)
     draw_known_depth(records)
 

@@ -31,17 +31,9 @@ def long_pairs(experiment: str) -> list[tuple[str, str]]:
     return pairs + [("worth", "fixed-deep"), ("worth", as_cheap), ("worth", mor)]
 
 
-def at_their_best(records: pd.DataFrame) -> pd.DataFrame:
-    """Records with the held-out numbers of the point of lowest validation loss in place of the last one's."""
-    if records.empty:
-        return records
-    best = pd.DataFrame(list(records["best"]), index=records.index)
-    return records.assign(**{name: best[name] for name in best if name != "step"})
-
-
 def long_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:
-    """The records that ship of `runs.long_runs`, at their best."""
-    return at_their_best(stored_records(f"{experiment}-long", folder))
+    """The records that ship of `runs.long_runs`, with the metrics of where validation loss was lowest."""
+    return stored_records(f"{experiment}-long", folder)
 
 
 def best_count(records: pd.DataFrame) -> tuple[str, float]:
@@ -75,7 +67,7 @@ def gate_sentence(experiment: str, folder: Path | None = None) -> str:
 def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
     """One row a length of training on the text of experiment 1: seeds, accuracy (%) of N and of N/2 fixed
     layers where validation loss was lowest, their difference in points with its 95 % interval."""
-    own = [at_their_best(stored_records("length", folder)), long_records("exp1", folder)]
+    own = [stored_records("length", folder), long_records("exp1", folder)]
     own.append(stored_records("pareto", folder))
     rows = [
         dict(layers=r["config"]["model"]["n_layers"], epochs=r["config"]["train"]["epochs"], seed=r["seed"])

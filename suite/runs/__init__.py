@@ -28,6 +28,7 @@ from .known_depth import (
     known_depth_runs,
     map_runs,
     narrow_runs,
+    rate_runs,
     size_of,
 )
 from .leads import lead_runs

@@ -122,6 +122,7 @@ SIZES = {
 NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, batch=32, target=2.3)
 # The second task, in which half of the layers stay behind too
 CHAINS = dict(task="chains-4-5", layers=4, width=32, steps=8000, batch=32, target=2.7)
+RATE = 2e-3  # the learning rate of all of these
 FRONT = (1.6, 1.9, 3.0)  # depths asked for beside NARROW's own
 
 
@@ -142,9 +143,9 @@ def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
         "fixed-half": (fixed | dict(n_layers=N // 2), {}),
         "fixed-deep": (fixed, {}),
         "planted": (dict(routing=PLANS[size["task"].rsplit("-", 1)[0]]), {}),
-        "worth": (routed | dict(routing="worth"), WORTH_TRAINING),
+        "worth": (routed | dict(routing="worth"), WORTH_TRAINING | dict(router_lr=size.get("lr", RATE))),
         "blind": (routed | dict(routing="blind-tokens"), dict(depth_warmup=0.2)),
-        "mor": (routed | dict(routing="mor"), dict(router_lr=2.5e-4)),
+        "mor": (routed | dict(routing="mor"), dict(router_lr=size.get("lr", RATE) / 8)),
         "frozen": (routed | dict(routing="frozen"), {}),
     }
 
@@ -168,8 +169,8 @@ def known_depth_runs(
         dropout=0.0, max_recursions=1,
     )  # fmt: skip
     train = TrainConfig(
-        epochs=10, windows=batch * steps // 10, batch_size=batch, lr=2e-3, evaluations=max(steps // 500, 2),
-        heldout_windows=size.get("heldout"),
+        epochs=10, windows=batch * steps // 10, batch_size=batch, lr=size.get("lr", RATE),
+        evaluations=max(steps // 500, 2), heldout_windows=size.get("heldout"),
     )  # fmt: skip
     corpus = (("name", size["task"]), ("split", "full"))
     runs = []
@@ -208,6 +209,23 @@ def front_runs(s: Settings) -> list[Run]:
     models = {f"worth {E:g}": (model | dict(target_depth=E), training) for E in FRONT}
     models["fixed 1"] = (dict(routing="none", n_layers=1), {})
     return known_depth_runs(s, models, "front", NARROW)
+
+
+def rate_runs(s: Settings) -> list[Run]:
+    """The main models at twice the learning rate: is any of them behind for want of it?
+
+    Those of the setting NARROW, also half of its layers in twice the steps ("rates"); and half of the layers
+    and token worth in the preset's own ("known-depth-rates"). Each seed sees the text that it sees there.
+    """
+    narrow, own = (size | dict(lr=2 * RATE) for size in (NARROW, size_of(s)))
+    models = known_depth_models(s, narrow) | {"fixed-between": fixed_between(NARROW["layers"])}
+    asked = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth", "mor")
+    runs = known_depth_runs(s, {label: models[label] for label in asked}, "rates", narrow)
+    longer = narrow | dict(steps=2 * narrow["steps"])
+    runs += known_depth_runs(s, {"fixed-half-long": models["fixed-half"]}, "rates", longer)
+    models = known_depth_models(s, own)
+    two = {label: models[label] for label in ("fixed-half", "worth")}
+    return runs + known_depth_runs(s, two, "known-depth-rates", own)
 
 
 def narrow_runs(s: Settings) -> list[Run]:
