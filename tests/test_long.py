@@ -31,7 +31,8 @@ def record(model, seed, accuracy, E, layers=12, routing="none", epochs=15, late=
     )
     metrics = last | dict(best=best, did_train=True, train_applications=10, train_seconds=1.0, sampled=last)
     return dict(
-        experiment=experiment, model=model, recipe="sound", preset="cpu" if experiment == "exp1" else "long", seed=seed, config=config,
+        experiment=experiment, model=model, recipe="sound", seed=seed, config=config,
+        preset="cpu" if experiment == "exp1" else "long",
         data=dict(name="tinyshakespeare", split="full", sha256="0" * 12), versions=dict(morlib="0.2.0+0"),
         metrics=metrics, floors=FLOORS, history=[dict(step=100), dict(step=200)],
     )  # fmt: skip
