@@ -379,12 +379,11 @@ class Block(nn.Module):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        D = cfg.d_model
+        D, hidden = cfg.d_model, cfg.d_ff
         self.pre = cfg.norm == "pre"
         self.norm1, self.norm2 = nn.LayerNorm(D), nn.LayerNorm(D)
         self.attention = Attention(cfg)
-        expand, contract = nn.Linear(D, cfg.d_ff), nn.Linear(cfg.d_ff, D)
-        self.feed_forward = nn.Sequential(expand, nn.ReLU(inplace=True), contract)
+        self.feed_forward = nn.Sequential(nn.Linear(D, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, D))
         self.dropout = nn.Dropout(cfg.dropout)
 
     def at(self, layer: int, memory: dict) -> Callable:
@@ -397,11 +396,12 @@ class Block(nn.Module):
 
     def around(self, x: Tensor, attention: Callable, feed_forward: Callable) -> Tensor:
         """x [T, D] through the block, with these two from (normalised) states to a change, each [T, D]."""
+        dropout = self.dropout if self.training else lambda change: change  # a call a token would cost time
         if self.pre:
-            x = x + self.dropout(attention(self.norm1(x)))
-            return x + self.dropout(feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(attention(x)))
-        return self.norm2(x + self.dropout(feed_forward(x)))
+            x = x + dropout(attention(self.norm1(x)))
+            return x + dropout(feed_forward(self.norm2(x)))
+        x = self.norm1(x + dropout(attention(x)))
+        return self.norm2(x + dropout(feed_forward(x)))
 
 
 # ---- Routing policies: who is executed at a step ----
