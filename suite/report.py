@@ -22,6 +22,7 @@ QUESTIONS = {
     "exp2": "Is it better than a fixed-depth Transformer of equal cost?",
     "bangla": "Does the same hold for Bangla?",
 }
+DEPTH = "What is depth worth on these texts, and how much of it does MoR get?"
 KNOWN = "Where depth is known to matter, does a router find it?"
 FIELD = "Which other system of the field finds depth where it matters?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
@@ -71,6 +72,9 @@ def readme_part() -> str:
             lines.append(f"- *{QUESTIONS[experiment]}* {results.sentence(experiment, records)}")
     if subjects := stored_subjects():
         lines.append(f"- *Does its depth follow token difficulty?* {difficulty_sentence(subjects)}")
+    long = [results.depth_sentence(experiment) for experiment in QUESTIONS]
+    if any(long):
+        lines.append(f"- *{DEPTH}* {' '.join(filter(None, long))}")
     text = f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
     known = results.main_records()
     if known.empty:
@@ -117,7 +121,23 @@ def experiments() -> list[str]:
         if experiment == "bangla":
             bits = results.comparisons(records, PAIRS[experiment], "bits_per_byte", margin=0.01)
             parts += ["Differences in bits per byte (lower is better):", markdown(bits)]
+        parts += trained_long(experiment)
     return parts
+
+
+def trained_long(experiment: str) -> list[str]:
+    """What the models of an experiment reach when they train long, where such records ship."""
+    records = results.long_records(experiment)
+    if not results.depth_sentence(experiment):
+        return []
+    pairs = [pair for pair in results.long_pairs(experiment) if set(pair) <= set(records["model"])]
+    return [
+        f"### Trained long: {results.TEXT_NAMES[experiment]}",
+        about(records),
+        f"{results.gate_sentence(experiment)} {results.depth_sentence(experiment)}",
+        *(markdown(results.long_table(records)), markdown(results.comparisons(records, pairs))),
+        *(["By length of training:", markdown(results.worth_of_depth())] if experiment == "exp1" else []),
+    ]
 
 
 def known_depth() -> list[str]:

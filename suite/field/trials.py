@@ -12,8 +12,9 @@ from .models import field_runs
 STEPS, SEED = 1500, 10  # a seed that no row of the field has
 # Of each system its trials: fields of ModelConfig or TrainConfig, or options, that differ from its row
 TRIALS: dict[str, list[dict]] = {
-    "fixed-half": [dict(lr=1e-3), dict(lr=2e-3), dict(lr=4e-3)],
-    "fixed-deep": [dict(lr=1e-3), dict(lr=2e-3), dict(lr=4e-3)],
+    "fixed-half": [dict(lr=1e-3), dict(lr=2e-3), dict(lr=4e-3), dict(lr=8e-3)],
+    "fixed-deep": [dict(lr=1e-3), dict(lr=2e-3), dict(lr=4e-3), dict(lr=8e-3)],
+    "worth": [dict(lr=rate, router_lr=rate) for rate in (2e-3, 4e-3, 8e-3)],
     "act": [dict(tau=0.001), dict(tau=0.01), dict(tau=0.03), dict(tau=0.1)],
     "ponder": [dict(beta=0.01), dict(beta=0.1), dict(beta=1.0)],
     "exit": [dict(cost=0.01), dict(cost=0.05), dict(cost=0.2)],

@@ -50,6 +50,7 @@ from .known_depth import (
 from .known_front import draw_known_front, front_records, known_front_table, plan_sentence
 from .live import LiveCurve
 from .long import (
+    TEXT_NAMES,
     depth_sentence,
     gate_sentence,
     long_pairs,
