@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import morlib
-from suite import results, runs, texts
+from suite import files, results, runs, texts
 from suite.results.dial import follows
+from suite.results.known_depth import RATES
 from suite.runs import leads
+from suite.runs.known_depth import RATE
 from suite.runs.runner import stored
 from suite.texts import drawn, known_depth, tasks
 from suite.texts.drawn import SEEDS, WINDOWS
@@ -511,8 +514,9 @@ def test_the_short_answer_is_a_verdict_with_its_interval(worth, half, start):
     records = records_of({"worth": worth, "fixed-half": half, "fixed-deep": [90] * len(worth)})
     told = results.known_depth_answer(records)
     mean = sum(worth) / len(worth) - sum(half) / len(half)
-    gap = f"which cost as much to run, at the hard questions: {results.signed(mean, 0)} points ("
-    assert told.startswith(start) and gap in told
+    gap = f"against three layers at the hard questions: {results.signed(mean, 0)} points ("
+    against_all = f"Against six layers: {results.signed(sum(worth) / len(worth) - 90, 0)} points ("
+    assert told.startswith(start) and gap in told and against_all in told
     assert ("of six seeds" in told) == (len(worth) < 6)
 
 
@@ -522,16 +526,39 @@ def test_the_sentence_tells_what_longer_training_reaches():
     upper = [row["accuracy"] for r in longer for row in r["metrics"]["details"]["by_hops"] if row["k"] > 3]
     told = results.hops_sentence(runs.stored_records("known-depth"))
     assert f"In twice the steps, three layers come to {sum(upper) / len(upper):.0f} %" in told
+    narrow = results.main_records()
+    long = narrow[narrow["model"] == "fixed-half-long"]["record"]
+    upper = [row["accuracy"] for r in long for row in r["metrics"]["details"]["by_hops"] if row["k"] > 3]
+    told = [results.hops_sentence(narrow), results.known_depth_answer(narrow)]
+    assert f"In twice the steps, two layers come to {sum(upper) / len(upper):.0f} [" in told[0]
+    assert "Against two layers that train for twice as long: +" in told[1] and "width 32" not in told[1]
+
+
+def test_the_main_answer_rests_on_the_narrow_setting_where_it_ships(tmp_path):
+    assert set(results.main_records()["experiment"]) == {"field"}
+    assert results.main_records(tmp_path).empty
+    for path in files.REFERENCE.glob("known-depth_*.json"):
+        shutil.copy(path, tmp_path)
+    assert set(results.main_records(tmp_path)["experiment"]) == {"known-depth"}
+
+
+def test_what_a_faster_rate_reaches_is_said_where_its_records_ship():
+    for records, name in ((runs.stored_records("known-depth"), "three"), (results.main_records(), "two")):
+        fast = runs.stored_records(RATES[records.iloc[0]["experiment"]])
+        half = fast[fast["model"] == "fixed-half"]
+        assert half["record"].iloc[0]["config"]["train"]["lr"] == 2 * RATE
+        told = f"At twice the learning rate, {name} layers come to "
+        assert told in results.hops_sentence(records)
 
 
 def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
     made = runs.known_depth_runs(s, runs.known_depth_models(s))
-    own = ("front", "chains")
+    own = ("front", "chains", "rates", "known-depth-rates")
     stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field", *own)]
     made += runs.random_controls(stored[0], made, "worth")
     ids = set()
-    made += runs.front_runs(s) + runs.chains_runs(s)
+    made += runs.front_runs(s) + runs.chains_runs(s) + runs.rate_runs(s)
     for spec in made + runs.map_runs(s) + runs.narrow_runs(s):
         corpus = texts.load_corpus(**dict(spec.corpus))
         cfg = replace(spec.config, vocab_size=corpus.vocab_size)

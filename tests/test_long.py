@@ -99,8 +99,10 @@ def test_what_depth_is_worth_is_said_with_its_interval(tmp_path, capsys):
     assert told.startswith(
         "On Tiny Shakespeare, trained for 15 epochs, twelve layers against six: +1.01 points"
     )
-    assert "95 % interval +0.86 to +1.16" in told and "seeds" not in told
-    assert "Against the same six, MoR at E 8.0: +0.71 points" in told
+    assert "+1.01 points (95 % interval +0.86 to +1.16; six seeds)." in told
+    assert (
+        "MoR at E 8.0 against twelve: \u22120.30 points (six seeds); against six: +0.71 points (95 %" in told
+    )
     results.show_long("exp1", tmp_path)
     shown = capsys.readouterr().out
     assert "All of these models beat the best table of counts (5-grams: 1.900 nats a token)" in shown
@@ -110,7 +112,7 @@ def test_what_depth_is_worth_is_said_with_its_interval(tmp_path, capsys):
 def test_few_seeds_are_said_and_claim_nothing(tmp_path, capsys):
     write(tmp_path, several(2))
     told = results.depth_sentence("exp1", tmp_path)
-    assert "; two of six seeds" in told and "interval" not in told
+    assert "(two of six seeds)" in told and "interval" not in told
     results.show_long("exp1", tmp_path)
     assert "2 seeds are too few" in capsys.readouterr().out
 

@@ -62,6 +62,7 @@ TEXT_PAIRS = (
     *((WORTH, other) for other in ("fixed-shallow", "mor-equal-epochs", "random", BLIND)),
     *((WORTH_5, other) for other in (WORTH, BLIND_5, "fixed-shallow")),
 )  # fmt: skip
+RATES = {"field": "rates", "known-depth": "known-depth-rates"}  # experiments of `runs.rate_runs`
 MAIN = {"worth", "fixed-half", "fixed-deep"}  # what an answer needs
 SOLVED = 99.0  # per cent of the hard answers, at every k
 KINDS = ("table", "k", "x", "answer")
@@ -76,10 +77,10 @@ def names_of(records: pd.DataFrame) -> dict[str, str]:
     return {label: names.get(label, label) for label in records["model"].unique()}
 
 
-def narrow_records() -> pd.DataFrame:
+def narrow_records(folder: Path | None = None) -> pd.DataFrame:
     """The records that ship of `runs.narrow_runs`. They stand among those of the field, with which they share
     a setting."""
-    stored = stored_records("field")
+    stored = stored_records("field", folder)
     return stored[stored["model"].isin(LABELS)] if len(stored) else stored
 
 
@@ -143,10 +144,10 @@ def verdict_of(c: dict) -> str:
 
 
 def main_records(folder: Path | None = None) -> pd.DataFrame:
-    """The records that ship on which the main answer rests: those of the narrow setting at the learning rate
-    at which fixed models do best (`runs.rate_runs`), or where they are not there, those of the task's own."""
-    tuned = stored_records("rates", folder)
-    return tuned if MAIN <= set(tuned.get("model", ())) else stored_records("known-depth", folder)
+    """The records that ship on which the main answer rests: those of the narrow setting, in which half of the
+    layers stay behind, or where they are not there, those of the task's own."""
+    narrow = narrow_records(folder)
+    return narrow if MAIN <= set(narrow.get("model", ())) else stored_records("known-depth", folder)
 
 
 def hops_sentence(records: pd.DataFrame) -> str:
@@ -200,7 +201,7 @@ def longer_sentence(records: pd.DataFrame) -> str:
 
 def faster_sentence(records: pd.DataFrame) -> str:
     """What half of the layers reach at twice the learning rate, where such records ship; else nothing."""
-    stored = stored_records(f"{records.iloc[0]['experiment']}-rates")
+    stored = stored_records(RATES.get(records.iloc[0]["experiment"], "none"))
     own = stored[stored["model"] == "fixed-half"] if len(stored) else stored
     if own.empty:
         return ""
@@ -231,10 +232,10 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     return f"{told} Against {names['fixed-deep']}: {points_of(against['fixed-deep'])}."
 
 
-def points_of(c: dict) -> str:
+def points_of(c: dict, digits: int = 0) -> str:
     """A difference in points, its interval and its seeds."""
-    interval = "" if np.isnan(c["low"]) else f"95 % interval {span(c['low'], c['high'], 0)}; "
-    return f"{signed(c['mean'], 0)} points ({interval}{seeds_so_far(c['pairs'])})"
+    interval = "" if np.isnan(c["low"]) else f"95 % interval {span(c['low'], c['high'], digits)}; "
+    return f"{signed(c['mean'], digits)} points ({interval}{seeds_so_far(c['pairs'])})"
 
 
 def chains_sentence(folder: Path | None = None) -> str:

@@ -10,7 +10,8 @@ import pandas as pd
 from ..runs import stored_records
 from .figures import accuracy_against_depth
 from .headlines import HOW_TO_READ, show
-from .stats import LEAST_SEEDS, compare, interval
+from .known_depth import points_of
+from .stats import compare, interval
 from .tables import count, possible, signed, span, verdicts, with_interval
 
 ROUTED = {"exp1": "mor", "exp2": "mor-equal-epochs", "bangla": "mor-deep"}  # an experiment's main MoR
@@ -123,15 +124,12 @@ def epochs_of(records: pd.DataFrame) -> int:
 
 
 def gap(records: pd.DataFrame, a: str, b: str) -> str:
-    """A difference in points of accuracy with its 95 % interval and, below six, its seeds."""
-    c = compare(records, a, b)
-    spread = "" if math.isnan(c["low"]) else f", 95 % interval {span(c['low'], c['high'])}"
-    few = "" if c["pairs"] >= LEAST_SEEDS else f"; {count(c['pairs'])} of {count(LEAST_SEEDS)} seeds"
-    return f"{signed(c['mean'])} points{spread}{few}"
+    """A difference in points of accuracy with its 95 % interval and its seeds."""
+    return points_of(compare(records, a, b), digits=2)
 
 
 def depth_sentence(experiment: str, folder: Path | None = None) -> str:
-    """What depth is worth on a text to models that train long, and what MoR and token worth get of it.
+    """What depth is worth on a text to models that train long, and where MoR and token worth stand.
 
     Nothing, where no such records ship.
     """
@@ -143,13 +141,12 @@ def depth_sentence(experiment: str, folder: Path | None = None) -> str:
     deep, shallow = (count(layers[label]) for label in ("fixed-deep", "fixed-shallow"))
     trained = f"On {TEXT_NAMES[experiment]}, trained for {epochs_of(records)} epochs"
     told = [f"{trained}, {deep} layers against {shallow}: {gap(records, 'fixed-deep', 'fixed-shallow')}."]
-    routed = {ROUTED[experiment]: "MoR", "worth": "token worth"}
-    for label, name in routed.items():
+    for label, name in {ROUTED[experiment]: "MoR", "worth": "Token worth"}.items():
         if label in labels:
             E = records[records["model"] == label]["effective_depth"].mean()
-            told.append(f"{name} at E {E:.1f}: {gap(records, label, 'fixed-shallow')}".rstrip("."))
-    first, *rest = told
-    return first if not rest else f"{first} Against the same {shallow}, {', and '.join(rest)}."
+            to_deep, to_shallow = (gap(records, label, other) for other in ("fixed-deep", "fixed-shallow"))
+            told.append(f"{name} at E {E:.1f} against {deep}: {to_deep}; against {shallow}: {to_shallow}.")
+    return " ".join(told)
 
 
 def show_long(experiment: str, folder: Path | None = None) -> None:
