@@ -4,14 +4,15 @@ import dataclasses
 import json
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
 import morlib
 from suite import results, runs
 from suite.runs import records
-from suite.runs.experiments import LONG
+from suite.runs.experiments import LONG, ROUTED
 
-FLOORS = {"2": dict(heldout=dict(loss=2.5)), "5": dict(heldout=dict(loss=1.9))}
+FLOORS = {"2": dict(heldout=dict(loss=2.5)), "5": dict(heldout=dict(loss=1.9, accuracy=49.3))}
 
 
 @pytest.fixture(autouse=True)
@@ -20,16 +21,29 @@ def no_open_figures():
     plt.close("all")
 
 
-def record(model, seed, accuracy, E, layers=12, routing="none", epochs=15, late=3.0, experiment="exp1-long"):
+def record(
+    model,
+    seed,
+    accuracy,
+    E,
+    layers=12,
+    routing="none",
+    epochs=15,
+    late=3.0,
+    experiment="exp1-long",
+    beats=True,
+):
     """A record whose last point is worse by `late` points and nats than its best one."""
     best = dict(step=100, loss=1.8, accuracy=accuracy, effective_depth=E, bits_per_byte=2.6)
-    last = {k: v for k, v in best.items() if k != "step"} | dict(accuracy=accuracy - late, loss=1.8 + late)
+    last = best | dict(step=200, accuracy=accuracy - late, loss=1.8 + late)
     cfg = morlib.ModelConfig(vocab_size=65, n_layers=layers, routing="none", d_model=64)
     config = dict(
         model=dataclasses.asdict(cfg) | dict(routing=routing),
         train=dataclasses.asdict(morlib.TrainConfig(epochs=epochs)),
     )
-    metrics = last | dict(best=best, did_train=True, train_applications=10, train_seconds=1.0, sampled=last)
+    main = last if experiment == "exp1" else best
+    metrics = {k: v for k, v in main.items() if k != "step"} | dict(best=best, last=last, did_train=beats)
+    metrics |= dict(train_applications=10, train_seconds=1.0, sampled=last)
     return dict(
         experiment=experiment, model=model, recipe="sound", seed=seed, config=config,
         preset="cpu" if experiment == "exp1" else "long",
@@ -57,16 +71,15 @@ def several(seeds):
 
 def test_what_trains_long_is_what_the_experiment_trains_and_more():
     s = runs.settings(dict(preset="cpu"))
-    for experiment, epochs in LONG.items():
+    for experiment in LONG:
         specs = runs.long_runs(s, experiment)
         labels = {spec.model for spec in specs}
         assert len(specs) == 6 * len(labels) and {"worth", "fixed-deep", "fixed-shallow"} <= labels
         assert {spec.experiment for spec in specs} == {f"{experiment}-long"}
         assert {spec.preset for spec in specs} == {"long"} and "fixed-shared" not in labels
-        assert {spec.train.epochs for spec in specs} == {
-            epochs,
-            round(epochs * 5 / 3),
-        } or experiment != "exp2"
+        longer = {25} if experiment == "exp2" else set()
+        wanted = dict(exp1=15, exp2=15, bangla=30)[experiment]
+        assert {spec.train.epochs for spec in specs} == {wanted, *longer}
         blind = {"random", "random-deep"}
         assert {label for pair in results.long_pairs(experiment) for label in pair} - blind <= labels
     [target] = {spec.config.target_depth for spec in runs.long_runs(s, "exp2") if spec.config.target_depth}
@@ -90,7 +103,10 @@ def test_numbers_are_those_of_the_best_point(tmp_path):
     assert long["loss"].tolist() == [1.8] * 24
     table = results.long_table(long)
     assert list(table.index) == ["fixed-deep", "fixed-shallow", "mor", "fixed-at-E"]
-    assert table["best before the end"].tolist() == [6] * 4 and table["beats 5-grams"].tolist() == ["yes"] * 4
+    assert (
+        table["best before the end"].tolist() == [6] * 4
+        and table["lower loss than 5-grams"].tolist() == ["yes"] * 4
+    )
 
 
 def test_what_depth_is_worth_is_said_with_its_interval(tmp_path, capsys):
@@ -100,12 +116,16 @@ def test_what_depth_is_worth_is_said_with_its_interval(tmp_path, capsys):
         "On Tiny Shakespeare, trained for 15 epochs, twelve layers against six: +1.01 points"
     )
     assert "+1.01 points (95 % interval +0.86 to +1.16; six seeds)." in told
-    assert (
-        "MoR at E 8.0 against twelve: \u22120.30 points (six seeds); against six: +0.71 points (95 %" in told
+    mor = (
+        "MoR, which runs 8.0 layers on average, against twelve: \u22120.30 points (six seeds); against six: "
     )
+    assert f"{mor}+0.71 points (95 %" in told
     results.show_long("exp1", tmp_path)
     shown = capsys.readouterr().out
-    assert "All of these models beat the best table of counts (5-grams: 1.900 nats a token)" in shown
+    assert (
+        "All of these models have a lower loss than the best table of counts (5-grams: 1.900 nats a token)"
+        in shown
+    )
     assert "| 12 layers against 6 layers | +1.01 |" in shown and len(plt.get_fignums()) == 1
 
 
@@ -120,17 +140,71 @@ def test_few_seeds_are_said_and_claim_nothing(tmp_path, capsys):
 def test_without_records_it_says_what_to_do(tmp_path, capsys):
     assert results.depth_sentence("exp1", tmp_path) == "" == results.gate_sentence("exp1", tmp_path)
     results.show_long("exp1", tmp_path)
-    assert "choose the preset long" in capsys.readouterr().out
+    assert results.long_table(results.long_records("exp1", tmp_path)).empty
+    assert (
+        results.worth_of_depth(tmp_path).empty and results.hops_table(results.front_records(tmp_path)).empty
+    )
+    assert "see runs.long_runs" in capsys.readouterr().out
 
 
 def test_whether_short_and_long_training_beat_counting(tmp_path):
     short = [record("fixed-deep", seed, 44, 12.0, epochs=6, late=0.15, experiment="exp1") for seed in (0, 1)]
     write(tmp_path, several(2) + short)
     assert results.gate_sentence("exp1", tmp_path) == (
-        "The best table of counts on Tiny Shakespeare, of 5-grams, has a held-out loss of 1.900 nats a "
-        "token. Twelve layers reach after 6 epochs 1.950 (do not beat it), and after 15 epochs 1.800 "
-        "(beat it)."
+        "On held-out text the best table of counts, of 5-grams, has a loss of 1.900 nats a token, and its "
+        "guess is right for 49.3 %. Twelve layers reach after 6 epochs 1.950 nats and 43.9 %, after 15 "
+        "epochs 1.800 nats and 49.0 %."
     )
+
+
+def test_one_that_does_not_beat_counting_is_said(tmp_path, capsys):
+    write(tmp_path, several(6)[:-1] + [record("mor", 5, 40, 8.0, routing="mor", beats=False)])
+    results.show_long("exp1", tmp_path)
+    shown = capsys.readouterr().out
+    assert "Not all of these models have a lower loss" in shown and "did not train" in shown
+    assert (
+        results.long_table(results.long_records("exp1", tmp_path)).loc["mor", "lower loss than 5-grams"]
+        == "no"
+    )
+
+
+def test_blind_routing_has_the_rates_and_the_name_that_the_pairs_expect():
+    for experiment, (routed, blind) in ROUTED.items():
+        specs = [spec for spec in runs.long_runs(runs.settings(dict(preset="cpu")), experiment)]
+        rates = [[[0.2, 0.8, 0.0]] * 2] * 12
+        rows = [
+            dict(model=routed, record=dict(seed=seed, metrics=dict(action_rates=rates))) for seed in (0, 3)
+        ]
+        controls = runs.long_controls(pd.DataFrame(rows), specs, experiment)
+        assert [control.train.seed for control in controls] == [0, 3]
+        assert {control.model for control in controls} == {blind} and (routed, blind) in results.long_pairs(
+            experiment
+        )
+
+
+def test_stored_records_are_those_of_the_runs_that_make_them():
+    s = runs.settings(dict(preset="cpu"))
+    for experiment in LONG:
+        table = stored_of(f"{experiment}-long")
+        if table.empty:
+            continue
+        specs = runs.long_runs(s, experiment)
+        hold_to(specs + runs.long_controls(table, specs, experiment), table)
+    hold_to(runs.length_runs(s), stored_of("length"))
+
+
+def stored_of(experiment):
+    return runs.stored_records(experiment)
+
+
+def hold_to(specs, table):
+    made = {(spec.model, spec.train.seed): spec for spec in specs}
+    for stored in table.get("record", ()):
+        spec, own = made[stored["model"], stored["seed"]], stored["config"]
+        assert records.LATER | own["train"] == json.loads(json.dumps(vars(spec.train)))
+        found = records.LATER | own["model"] | dict(vocab_size=1)
+        assert found == records.LATER | json.loads(json.dumps(vars(spec.config)))
+        assert stored["preset"] == "long" and stored["metrics"]["loss"] == stored["metrics"]["best"]["loss"]
 
 
 def test_what_depth_is_worth_by_length_of_training(tmp_path):

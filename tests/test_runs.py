@@ -16,7 +16,7 @@ import torch
 
 import morlib
 from suite import files, runs, texts
-from suite.runs import records
+from suite.runs import checkpoint, records
 from suite.runs.code import code_of
 
 SMALL = dict(n_layers=3, d_model=16, n_heads=2, d_ff=40, max_len=12, dropout=0.1)
@@ -441,10 +441,55 @@ def test_a_record_holds_the_best_point_by_validation(small_text):
     metrics, best = record["metrics"], record["metrics"]["best"]
     assert [point["step"] for point in record["history"]] == points and best["step"] == second
     assert best["loss"] == pytest.approx(stopped["metrics"]["loss"], abs=1e-6)
-    assert best["loss"] < metrics["loss"]
-    assert stopped["metrics"]["best"]["loss"] == stopped["metrics"]["loss"]
-    least = min(floor["heldout"]["loss"] for floor in record["floors"].values())
-    assert metrics["did_train"] == (best["loss"] < least)
+    assert metrics["loss"] == best["loss"] < metrics["last"]["loss"] and metrics["last"]["step"] == points[-1]
+    assert stopped["metrics"]["best"] == stopped["metrics"]["last"]
+    model, _ = texts.load_model(files.outputs() / "checkpoints" / f"{record['id']}.safetensors")
+    corpus = texts.load_corpus(small_text)
+    assert morlib.evaluate(model, corpus)["loss"] == pytest.approx(best["loss"], abs=1e-6)
+    other = runs.run(dataclasses.replace(spoilt, preset="cpu"), hook=spoil)
+    assert other["id"] != record["id"], "who is judged by the last point is another run"
+    assert other["metrics"]["loss"] == other["metrics"]["last"]["loss"] == metrics["last"]["loss"]
+    assert other["metrics"]["best"] == best
+
+
+def test_the_best_point_is_none_of_the_warm_up(small_text):
+    """There the model still runs deeper than it is asked to."""
+    train = dataclasses.replace(LONGER, depth_warmup=1.0)
+    record = runs.run(specs(small_text, train, ("mor",), target_depth=1.0)[0])
+    assert record["metrics"]["best"] == record["metrics"]["last"]
+
+
+def test_a_checkpoint_without_best_points_claims_none(small_text, monkeypatch):
+    """It was written before they were kept: the lowest point may be lost."""
+
+    def stop(training):
+        if training.step == 40:
+            raise KeyboardInterrupt
+
+    def spoil(training):
+        if training.step == 41:
+            for parameter in training.model.parameters():
+                parameter.data *= 3
+
+    spec = specs(small_text, LONGER, ("fixed",))[0]
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(spec, hook=stop, checkpoint_seconds=0.0)
+    [path] = (files.outputs() / "checkpoints").glob("*.partial")
+    state = checkpoint.load_state(path, path.stem)
+    del state["best"]
+    checkpoint.save_state(path, state)
+    metrics = runs.run(spec, hook=spoil)["metrics"]
+    assert "best" not in metrics and metrics["last"]["loss"] == metrics["loss"]
+
+
+def test_models_that_train_long_are_held_to_the_best_table_of_counts(corpus, monkeypatch):
+    floors = {"2": dict(heldout=dict(loss=50.0)), "5": dict(heldout=dict(loss=0.1))}
+    monkeypatch.setattr(type(corpus), "floors", floors)
+    training = morlib.train(new_model(corpus), corpus, SHORT)
+    judged = {
+        preset: records.record_of(training, "here", None, preset) for preset in ("cpu", "long", "paper")
+    }
+    assert [judged[preset]["metrics"]["did_train"] for preset in judged] == [True, False, False]
 
 
 def test_going_on_from_a_finished_run(small_text, quick_training, monkeypatch):
@@ -702,7 +747,7 @@ def test_the_preset_of_committed_notebooks_is_that_of_the_records(monkeypatch):
     (dict(seeds="none"), "seeds must be int, not str 'none'"),
     (dict(lr="fast"), "lr must be float"),
     (dict(lr="nan"), "lr must be above 0, not nan"),
-    (dict(preset="tiny"), "preset must be one of auto, stored, smoke, quick, cpu, paper"),
+    (dict(preset="tiny"), "preset must be one of auto, stored, smoke, quick, cpu, long, paper"),
     (dict(recipe="secret"), "recipe must be one of sound, source"),
     (dict(d_model=65), "multiple of n_heads"),
     (dict(temperature=0), "temperature must be above 0"),

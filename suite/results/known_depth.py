@@ -105,7 +105,9 @@ def with_hops(records: pd.DataFrame) -> pd.DataFrame:
 
 def hops_table(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model: seeds, E, loss, accuracy at the hard answers by k (%), applications in training
-    (millions), seeds that solve every k."""
+    (millions), seeds that solve every k. No records give no rows."""
+    if records.empty:
+        return pd.DataFrame({"seeds": []}).rename_axis("model")
     names, scored = names_of(records), with_hops(records)
     wide = by_hops(records).pivot_table(index="model", columns="k", values="accuracy", sort=False)
     groups = scored.groupby("model", sort=False)
@@ -201,7 +203,8 @@ def longer_sentence(records: pd.DataFrame) -> str:
 
 def faster_sentence(records: pd.DataFrame) -> str:
     """What half of the layers reach at twice the learning rate, where such records ship; else nothing."""
-    stored = stored_records(RATES.get(records.iloc[0]["experiment"], "none"))
+    experiment = RATES.get(records.iloc[0]["experiment"])
+    stored = stored_records(experiment) if experiment else pd.DataFrame()
     own = stored[stored["model"] == "fixed-half"] if len(stored) else stored
     if own.empty:
         return ""

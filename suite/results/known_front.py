@@ -29,7 +29,7 @@ def front_records(folder: Path | None = None) -> pd.DataFrame:
 
     line: a key of FRONT_LINES. hops: accuracy (%) at the hard answers of the upper half of k.
     """
-    own, narrow = stored_records("front", folder), narrow_records()
+    own, narrow = stored_records("front", folder), narrow_records(folder)
     if own.empty or narrow.empty:
         return pd.DataFrame()
     both = with_hops(pd.concat([own, narrow[narrow["model"] != "fixed-half-long"]], ignore_index=True))

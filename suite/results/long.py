@@ -8,80 +8,79 @@ from pathlib import Path
 import pandas as pd
 
 from ..runs import stored_records
+from ..runs.experiments import ROUTED
 from .figures import accuracy_against_depth
 from .headlines import HOW_TO_READ, show
 from .known_depth import points_of
 from .stats import compare, interval
-from .tables import count, possible, signed, span, verdicts, with_interval
+from .tables import count, signed, span, verdicts, with_interval
 
-ROUTED = {"exp1": "mor", "exp2": "mor-equal-epochs", "bangla": "mor-deep"}  # an experiment's main MoR
 TEXT_NAMES = {"exp1": "Tiny Shakespeare", "exp2": "half of Tiny Shakespeare", "bangla": "Bangla Wikipedia"}
-BLIND = {"exp1": "random", "exp2": "random", "bangla": "random-deep"}
-UNTRAINED = {"exp1": "frozen", "exp2": "frozen", "bangla": "frozen-deep"}
 
 
 def long_pairs(experiment: str) -> list[tuple[str, str]]:
     """What is compared: what depth is worth, then MoR and token worth against fixed depth and controls."""
-    mor = ROUTED[experiment]
+    mor, blind = ROUTED[experiment]
     as_cheap = "fixed-shallow" if experiment == "exp2" else "fixed-at-E"
-    others = (BLIND[experiment], UNTRAINED[experiment])
     pairs = [("fixed-deep", "fixed-shallow"), (mor, "fixed-deep"), (mor, as_cheap)]
-    pairs += [(mor, other) for other in others]
+    pairs += [(mor, other) for other in (blind, blind.replace("random", "frozen"))]
     if experiment == "exp2":
         pairs += [("mor-source-protocol", "fixed-long")]
     return pairs + [("worth", "fixed-deep"), ("worth", as_cheap), ("worth", mor)]
 
 
 def long_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:
-    """The records that ship of `runs.long_runs`, with the metrics of where validation loss was lowest."""
+    """The records that ship of `runs.long_runs` and `runs.long_controls`."""
     return stored_records(f"{experiment}-long", folder)
 
 
-def best_count(records: pd.DataFrame) -> tuple[str, float]:
-    """The best table of counts of a record's text: its order and its held-out loss (nats a token)."""
+def best_count(records: pd.DataFrame) -> tuple[str, dict]:
+    """The table of counts with the lowest held-out loss on a record's text: its order, loss and accuracy."""
     floors = records.iloc[0]["record"]["floors"]
     order = min(floors, key=lambda order: floors[order]["heldout"]["loss"])
-    return order, floors[order]["heldout"]["loss"]
+    return order, floors[order]["heldout"]
 
 
 def gate_sentence(experiment: str, folder: Path | None = None) -> str:
-    """Whether a fixed model beats the best table of counts, as the experiment trains it and trained long."""
+    """How a fixed model stands to the best table of counts, as the experiment trains it and trained long."""
     long, short = long_records(experiment, folder), stored_records(experiment, folder)
     if long.empty or short.empty:
         return ""
     both = set(long["model"]) & set(short["model"])
     label = "fixed-deep" if "fixed-deep" in both else "fixed-shallow"
-    order, count_loss = best_count(long)
+    order, counts = best_count(long)
     told = []
     for records in (short, long):
         own = records[records["model"] == label]
         config = own.iloc[0]["record"]["config"]
-        verb = "beat" if own["loss"].max() < count_loss else "do not beat"
-        told.append(f"after {config['train']['epochs']} epochs {own['loss'].mean():.3f} ({verb} it)")
+        reached = f"{own['loss'].mean():.3f} nats and {own['accuracy'].mean():.1f} %"
+        told.append(f"after {config['train']['epochs']} epochs {reached}")
     layers = count(config["model"]["n_layers"])
     return (
-        f"The best table of counts on {TEXT_NAMES[experiment]}, of {order}-grams, has a held-out loss of "
-        f"{count_loss:.3f} nats a token. {layers.capitalize()} layers reach {told[0]}, and {told[1]}."
+        f"On held-out text the best table of counts, of {order}-grams, has a loss of {counts['loss']:.3f} "
+        f"nats a token, and its guess is right for {counts['accuracy']:.1f} %. {layers.capitalize()} layers "
+        f"reach {told[0]}, {told[1]}."
     )
 
 
 def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
     """One row a length of training on the text of experiment 1: seeds, accuracy (%) of N and of N/2 fixed
     layers where validation loss was lowest, their difference in points with its 95 % interval."""
-    own = [stored_records("length", folder), long_records("exp1", folder)]
-    own.append(stored_records("pareto", folder))
     rows = [
-        dict(layers=r["config"]["model"]["n_layers"], epochs=r["config"]["train"]["epochs"], seed=r["seed"])
-        | dict(accuracy=accuracy)
-        for records in own if len(records)
-        for r, accuracy in zip(records["record"], records["accuracy"])
+        dict(layers=r["config"]["model"]["n_layers"], epochs=r["config"]["train"]["epochs"])
+        | dict(seed=r["seed"], accuracy=r["metrics"]["accuracy"])
+        for experiment in ("pareto", "exp1-long", "length")
+        for r in stored_records(experiment, folder).get("record", ())
         if r["config"]["model"]["routing"] == "none"
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
+    ]
+    table = pd.DataFrame(rows, columns=["layers", "epochs", "seed", "accuracy"])
     N = table["layers"].max()
     result = {}
     for epochs, group in table.groupby("epochs"):
-        wide = group.pivot_table(index="seed", columns="layers", values="accuracy")[[N // 2, N]].dropna()
+        wide = group.pivot_table(index="seed", columns="layers", values="accuracy")
+        wide = wide.reindex(columns=[N // 2, N]).dropna()
+        if wide.empty:
+            continue
         mean, low, high = interval(wide[N] - wide[N // 2])
         result[epochs] = {
             "seeds": len(wide),
@@ -94,9 +93,11 @@ def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
 
 def long_table(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model: seeds, held-out accuracy and loss with their intervals, bits per byte, E, whether
-    every seed beats the best table of counts, and how many seeds were at their best before the end."""
-    order, _ = best_count(records)
-    rows = {}
+    every seed has a lower loss than the best table of counts, and how many seeds were at their best before
+    the end."""
+    if records.empty:
+        return pd.DataFrame({"seeds": []}).rename_axis("model")
+    (order, _), rows = best_count(records), {}
     for model, group in records.groupby("model"):
         early = sum(r["metrics"]["best"]["step"] < r["history"][-1]["step"] for r in group["record"])
         rows[model] = {
@@ -105,7 +106,7 @@ def long_table(records: pd.DataFrame) -> pd.DataFrame:
             "loss (nats)": with_interval(group["loss"], 3),
             "bits per byte": f"{group['bits_per_byte'].mean():.3f}",
             "E": f"{group['effective_depth'].mean():.2f}",
-            f"beats {order}-grams": "yes" if group["did_train"].all() else "no",
+            f"lower loss than {order}-grams": "yes" if group["did_train"].all() else "no",
             "best before the end": early,
         }
     table = pd.DataFrame(rows).T.rename_axis("model")
@@ -141,11 +142,14 @@ def depth_sentence(experiment: str, folder: Path | None = None) -> str:
     deep, shallow = (count(layers[label]) for label in ("fixed-deep", "fixed-shallow"))
     trained = f"On {TEXT_NAMES[experiment]}, trained for {epochs_of(records)} epochs"
     told = [f"{trained}, {deep} layers against {shallow}: {gap(records, 'fixed-deep', 'fixed-shallow')}."]
-    for label, name in {ROUTED[experiment]: "MoR", "worth": "Token worth"}.items():
+    for label, name in {ROUTED[experiment][0]: "MoR", "worth": "Token worth"}.items():
         if label in labels:
             E = records[records["model"] == label]["effective_depth"].mean()
             to_deep, to_shallow = (gap(records, label, other) for other in ("fixed-deep", "fixed-shallow"))
-            told.append(f"{name} at E {E:.1f} against {deep}: {to_deep}; against {shallow}: {to_shallow}.")
+            told.append(
+                f"{name}, which runs {E:.1f} layers on average, against {deep}: {to_deep}; "
+                f"against {shallow}: {to_shallow}."
+            )
     return " ".join(told)
 
 
@@ -154,14 +158,15 @@ def show_long(experiment: str, folder: Path | None = None) -> None:
     records = long_records(experiment, folder)
     told = depth_sentence(experiment, folder)
     if not told:
-        print(f"No stored record of {experiment}-long ships with this copy: choose the preset long.")
+        print(f"No stored record of {experiment}-long ships with this copy: see runs.long_runs.")
         return
-    order, loss = best_count(records)
+    order, counts = best_count(records)
     config = records.iloc[0]["record"]["config"]["model"]
-    beaten = "All of these models beat" if records["did_train"].all() else "Not all of these models beat"
+    who = "All of these models have" if records["did_train"].all() else "Not all of these models have"
+    table = f"the best table of counts ({order}-grams: {counts['loss']:.3f} nats a token)"
     note = (
-        f"{beaten} the best table of counts ({order}-grams: {loss:.3f} nats a token). Points of held-out "
-        f"accuracy where validation loss was lowest, width {config['d_model']}. {HOW_TO_READ}"
+        f"{who} a lower loss than {table}. Points of held-out accuracy where validation loss was lowest, "
+        f"width {config['d_model']}. {HOW_TO_READ}"
     )
-    show(told, verdicts(records, possible(records, long_pairs(experiment))), note)
+    show(told, verdicts(records, long_pairs(experiment)), note)
     accuracy_against_depth(records, "fixed-deep")

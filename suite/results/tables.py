@@ -140,7 +140,9 @@ def models_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model: means over seeds with 95 % intervals, where a further seed is expected (95 %), and
-    whether every seed ended below the bigram floor's loss. Raises ValueError if records must not be averaged.
+    whether every seed has the loss that its preset asks for (`runs.records.gate`).
+
+    Raises ValueError if records must not be averaged.
     """
     check_one_kind(records)
     rows = {}

@@ -13,6 +13,7 @@ from .experiments import (
     experiment_runs,
     front_controls,
     length_runs,
+    long_controls,
     long_runs,
     random_controls,
     study_runs,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from morlib import Training
+from morlib import Training, Transformer
 
 from ..files import sha256, write_whole
 
@@ -87,6 +87,18 @@ class Best:
             self.point = point
             self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
+    def before(self, training: Training) -> bool:
+        """Whether it came before the training's last point."""
+        return self.point.get("val_loss", math.inf) < training.history[-1]["val_loss"]
+
+    def put_into(self, model: Transformer) -> None:
+        model.load_state_dict(self.weights)
+
+
+def forgotten(history: list[dict]) -> dict:
+    """What there is of the best point of a checkpoint that was written before best points were kept."""
+    return dict(point=min(history, key=lambda point: point["val_loss"], default={}), weights={})
+
 
 class Checkpoint:
     """The two hooks of `morlib.train`: `resume` puts a training back, `after_step` keeps it.
@@ -103,7 +115,7 @@ class Checkpoint:
         if self.path.is_file():
             state = load_state(self.path, self.identity)
             restore(training, state)
-            vars(self.best).update(state.get("best", {}))
+            vars(self.best).update(state.get("best") or forgotten(training.history))
             if state["where"] != self.where:
                 self.where = f"{state['where']}; from step {training.step} on {self.where}"
             print(f"note: going on from step {training.step} of {training.steps} ({self.path.name})")

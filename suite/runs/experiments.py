@@ -9,7 +9,7 @@ import pandas as pd
 from morlib import ModelConfig, TrainConfig
 
 from .code import code_of
-from .settings import RECIPES, Settings, settings
+from .settings import PRESETS, RECIPES, Settings, settings
 
 # What each experiment compares: in its notebook, its headline and RESULTS.md. MoR first, then its control.
 PAIRS = {
@@ -44,8 +44,14 @@ TEXTS = {
     "exp2": dict(name="tinyshakespeare", split="halves"),
     "bangla": dict(name="bangla", split="90/10"),
 }
-# Epochs of the preset `long`: as many as six fixed layers need to get below the best table of counts
-LONG = {"exp1": 15, "exp2": 15, "bangla": 30}
+# Epochs of models that train long: six fixed layers then have a lower loss than the best table of counts
+LONG = {"exp1": PRESETS["long"]["epochs"], "exp2": PRESETS["long"]["epochs"], "bangla": 30}
+# Of each experiment the MoR that matters most, and what its blind control is called
+ROUTED = {
+    "exp1": ("mor", "random"),
+    "exp2": ("mor-equal-epochs", "random"),
+    "bangla": ("mor-deep", "random-deep"),
+}
 # Of token worth, on each task: its router learns as fast as everything else, and all begins at full depth
 WORTH_TRAINING = dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2)
 Changes = dict[str, tuple[dict, dict]]  # a model's label to what it changes of ModelConfig and of TrainConfig
@@ -176,10 +182,10 @@ def bangla_models(s: Settings, deep: float | None, half: float | None) -> Change
 
 
 def long_runs(s: Settings, experiment: str) -> list[Run]:
-    """The models of an experiment trained long: "exp1-long" for "exp1", with the settings of preset `long`.
+    """The main models of an experiment trained long: "exp1-long" for "exp1", with the preset `long`.
 
-    Token worth and fixed models of N and N/2 layers are added, shared blocks are left out. Blind routing is
-    added by `random_controls`. Of s, seeds and device count alone.
+    With token worth and fixed models of N and N/2 layers. Blind routing is added by `long_controls`. Only the
+    seeds and the device of s are used.
     """
     long = settings(dict(preset="long", epochs=LONG[experiment], seeds=s.seeds, device=s.device))
     N = long.model(vocab_size=1).n_layers
@@ -190,8 +196,14 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
     worth = dict(routing="worth", target_depth=targets[0], max_recursions=1)
     models |= {"fixed-deep": (fixed, {}), "fixed-shallow": (fixed | dict(n_layers=N // 2), {})}
     models |= {"worth": (worth, WORTH_TRAINING)}
-    del models["fixed-shared"]
+    for label in ("fixed-shared", "mor-equal-compute", "mor-half", "frozen-half"):
+        models.pop(label, None)
     return experiment_runs(long, f"{experiment}-long", TEXTS[experiment], models)
+
+
+def long_controls(records: pd.DataFrame, runs: list[Run], experiment: str) -> list[Run]:
+    """Blind routing at the rates of the MoR of `long_runs`, given its records."""
+    return random_controls(records, runs, *ROUTED[experiment])
 
 
 def length_runs(s: Settings, epochs: tuple[int, ...] = (30, 60)) -> list[Run]:

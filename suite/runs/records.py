@@ -43,15 +43,18 @@ def identifying(cfg: ModelConfig | TrainConfig) -> dict:
     return {k: v for k, v in asdict(cfg).items() if k not in later or v != getattr(kind, k)}
 
 
-def run_id(cfg: ModelConfig, tc: TrainConfig, corpus, code: str = "", parent: str = "") -> str:
+def run_id(
+    cfg: ModelConfig, tc: TrainConfig, corpus, code: str = "", parent: str = "", preset: str = "cpu"
+) -> str:
     """What makes a run the same run, as 12 hexadecimal digits.
 
     Both configurations, the text and how it was cut, morlib's version, the code of a policy that does not
-    ship (see `code_of`), and the run that it goes on from.
+    ship (see `code_of`), the run that it goes on from, and whether it is judged as presets that train long.
     """
     data = {k: v for k, v in corpus.describe().items() if k != "source"}
     what = [identifying(cfg), identifying(tc), data, morlib.__version__]
-    what += [{name: value} for name, value in (("code", code), ("parent", parent)) if value]
+    further = dict(code=code, parent=parent, judged="best" if preset in STRICT else "")
+    what += [{name: value} for name, value in further.items() if value]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -72,18 +75,6 @@ def evaluate_following(model: Transformer, corpus, part: str = "heldout", window
     return morlib.metrics(morlib.joined(parts), per_byte)
 
 
-def at_best(training: Training, metrics: dict, best: Best) -> dict:
-    """Held-out metrics at the point of the lowest validation loss; `metrics` are those of the last one."""
-    step, lowest = training.history[-1]["step"], best.point.get("val_loss", math.inf)
-    if lowest < training.history[-1]["val_loss"]:
-        step, model = best.point["step"], copy.deepcopy(training.model)
-        model.load_state_dict(best.weights)
-        morlib.calibrate_on_validation(model, training.corpus, 512)
-        metrics = morlib.evaluate(model, training.corpus, "heldout", training.tc.heldout_windows)
-    names = ("loss", "accuracy", "effective_depth", "bits_per_byte")
-    return dict(step=step) | {name: metrics[name] for name in names}
-
-
 def gate(floors: dict, preset: str) -> float:
     """The loss (nats a held-out token) under which a model has learnt: that of a table of pairs, or of the
     best table of counts under a preset that trains long."""
@@ -91,9 +82,34 @@ def gate(floors: dict, preset: str) -> float:
     return min(losses.values()) if preset in STRICT else losses["2"]
 
 
-def measured(training: Training, best: Best, preset: str) -> dict:
-    """The metrics of a finished training: on held-out text, sampled, followed, where validation loss was
-    lowest, and what it cost."""
+def at_point(model: Transformer, training: Training, step: int) -> dict:
+    """The main held-out metrics of a model, as it was at a step of a training."""
+    metrics = morlib.evaluate(model, training.corpus, "heldout", training.tc.heldout_windows)
+    names = ("loss", "accuracy", "effective_depth", "bits_per_byte")
+    return dict(step=step) | {name: metrics[name] for name in names}
+
+
+def settle(training: Training, best: Best, preset: str) -> dict:
+    """Choose the point of a training that its record is about: the last one, or under a preset that trains
+    long the one where validation loss was lowest; its weights are then the model's.
+
+    Returns `last` and `best`, the main held-out metrics of both. `best` is left out where its weights are not
+    known.
+    """
+    steps, model = training.history[-1]["step"], training.model
+    points = dict(last=at_point(model, training, steps))
+    if not best.before(training):
+        return points | dict(best=points["last"])
+    if not best.weights:
+        return points
+    model = model if preset in STRICT else copy.deepcopy(model)
+    best.put_into(model)
+    morlib.calibrate_on_validation(model, training.corpus, 512)
+    return points | dict(best=at_point(model, training, best.point["step"]))
+
+
+def measured(training: Training, preset: str) -> dict:
+    """The metrics of a finished training: on held-out text, sampled, followed, and what it cost."""
     model, corpus, tc, cfg = training.model, training.corpus, training.tc, training.model.cfg
     metrics = morlib.evaluate(model, corpus, "heldout", tc.heldout_windows)
     likeliest = isinstance(model.policy, Router) and cfg.estimator == "scaled"
@@ -105,20 +121,21 @@ def measured(training: Training, best: Best, preset: str) -> dict:
     if model.policy.holds_budget:
         also["followed"] = evaluate_following(model, corpus, "heldout", tc.heldout_windows)
     short = {name: {k: m[k] for k in ("loss", "accuracy", "effective_depth")} for name, m in also.items()}
-    lowest = at_best(training, metrics, best)
-    shown = lowest if preset in STRICT else metrics  # in tables: see `claimed`
     return metrics | short | dict(
-        best=lowest,
         train_seconds=training.seconds,
         train_accuracy=morlib.evaluate(model, corpus, "train", tc.eval_windows)["accuracy"],
         train_applications=int(training.applications),
         parameters=sum(p.numel() for p in model.parameters()),
-        did_train=shown["loss"] < gate(corpus.floors, preset),
+        did_train=metrics["loss"] < gate(corpus.floors, preset),
     )  # fmt: skip
 
 
 def record_of(training: Training, where: str, best: Best | None = None, preset: str = "cpu") -> dict:
-    """The record of a finished training, without its names. where: the device, in words."""
+    """The record of a finished training, without its names. where: the device, in words.
+
+    best: kept while it trained; without it the record is of the last point. See `settle`.
+    """
+    points = settle(training, best, preset) if best else {}
     core = sha256(Path(morlib.__file__).read_bytes())[:8]
     versions = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)
     return dict(
@@ -127,7 +144,7 @@ def record_of(training: Training, where: str, best: Best | None = None, preset: 
         data=training.corpus.describe(),
         versions=versions | dict(morlib=f"{morlib.__version__}+{core}"),
         device=where,
-        metrics=measured(training, best or Best(), preset),
+        metrics=measured(training, preset) | points,
         floors=training.corpus.floors,
         history=training.history,
     )
@@ -152,20 +169,12 @@ def read_record(path: Path) -> dict:
 
 
 def table_of(records: list[dict]) -> pd.DataFrame:
-    """One row a record: its names, the metrics that claims rest on, and the record itself."""
+    """One row a record: its names, its metrics, and the record itself."""
     names = ("experiment", "model", "recipe", "preset", "seed")
     rows = []
     for r in records:
-        rows.append({k: r[k] for k in names} | {"data": r["data"]["name"]} | claimed(r) | {"record": r})
+        rows.append({k: r[k] for k in names} | {"data": r["data"]["name"]} | r["metrics"] | {"record": r})
     return pd.DataFrame(rows)
-
-
-def claimed(record: dict) -> dict:
-    """A record's metrics, under a preset that trains long those of the point of lowest validation loss: a
-    model that trains long may begin to learn its text by heart. The record holds those of the last one too.
-    """
-    best = record["metrics"].get("best", {}) if record["preset"] in STRICT else {}
-    return record["metrics"] | {name: value for name, value in best.items() if name != "step"}
 
 
 def stored_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:

@@ -78,7 +78,7 @@ class Files:
     def __init__(self, spec: Run, cfg: ModelConfig, corpus, folder: Path):
         self.results, self.checkpoints = folder / "results", folder / "checkpoints"
         self.name = f"{file_name(spec)}_s{spec.train.seed}"
-        self.rename(run_id(cfg, spec.train, corpus, spec.code, spec.parent))
+        self.rename(run_id(cfg, spec.train, corpus, spec.code, spec.parent, spec.preset))
         self.lock = self.checkpoints / f"{self.id}.lock"
 
     def rename(self, id: str) -> None:
