@@ -129,6 +129,20 @@ def test_what_depth_is_worth_is_said_with_its_interval(tmp_path, capsys):
     assert "| 12 layers against 6 layers | +1.01 |" in shown and len(plt.get_fignums()) == 1
 
 
+def test_the_headline_says_what_becomes_of_it(tmp_path, capsys):
+    own = ("mor", "fixed-deep", "fixed-at-E", "random", "frozen", "fixed-shared")
+    short = [record(model, seed, 44, 8.0, epochs=6, experiment="exp1") for model in own for seed in range(6)]
+    write(tmp_path, short)
+    results.headline("exp1", tmp_path)
+    assert "After" not in capsys.readouterr().out
+    write(tmp_path, several(6))
+    results.headline("exp1", tmp_path)
+    shown = capsys.readouterr().out
+    assert (
+        "After 15 epochs in place of 6, MoR against twelve layers: \u22120.30 points (six seeds).**" in shown
+    )
+
+
 def test_few_seeds_are_said_and_claim_nothing(tmp_path, capsys):
     write(tmp_path, several(2))
     told = results.depth_sentence("exp1", tmp_path)
@@ -201,7 +215,7 @@ def hold_to(specs, table):
     made = {(spec.model, spec.train.seed): spec for spec in specs}
     for stored in table.get("record", ()):
         spec, own = made[stored["model"], stored["seed"]], stored["config"]
-        assert records.LATER | own["train"] == json.loads(json.dumps(vars(spec.train)))
+        assert own["train"] == json.loads(json.dumps(vars(spec.train)))
         found = records.LATER | own["model"] | dict(vocab_size=1)
         assert found == records.LATER | json.loads(json.dumps(vars(spec.config)))
         assert stored["preset"] == "long" and stored["metrics"]["loss"] == stored["metrics"]["best"]["loss"]

@@ -9,8 +9,9 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from ..runs import PAIRS, stored_records
+from ..runs.experiments import ROUTED
 from .figures import accuracy_against_depth
-from .stats import compare, different, equal
+from .stats import LEAST_SEEDS, compare, different, equal
 from .tables import Text, count, markdown, share_words, signed, span, verdicts
 
 HOW_TO_READ = (
@@ -29,7 +30,8 @@ def headline(experiment: str, folder: Path | None = None) -> None:
     if records.empty:
         print(f"No stored record of {experiment} ships with this copy: run the notebook to make some.")
         return
-    show(sentence(experiment, records), verdicts(records, PAIRS[experiment]), origin(records))
+    answer = sentence(experiment, records) + trained_longer(experiment, records, folder)
+    show(answer, verdicts(records, PAIRS[experiment]), origin(records))
     picture(experiment, records)
 
 
@@ -61,6 +63,24 @@ def sentence(experiment: str, records: pd.DataFrame) -> str:
     if experiment == "exp2":
         return equal_cost_sentence(records)
     return efficiency_sentence(records, "mor-deep" if experiment == "bangla" else "mor")
+
+
+def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
+    """What becomes of an answer when the models train long, where such records ship; else nothing."""
+    long, (routed, _) = stored_records(f"{experiment}-long", folder), ROUTED[experiment]
+    other = "fixed-shallow" if experiment == "exp2" else "fixed-deep"
+    if not {routed, other} <= set(long.get("model", ())):
+        return ""
+
+    def config(table: pd.DataFrame, model: str) -> dict:
+        return table[table["model"] == model].iloc[0]["record"]["config"]
+
+    c, layers = compare(long, routed, other), count(config(long, other)["model"]["n_layers"])
+    after, before = (config(table, routed)["train"]["epochs"] for table in (long, records))
+    return (
+        f" After {after} epochs in place of {before}, MoR against {layers} layers: {numbers(c)} "
+        f"({seeds_so_far(c['pairs'])})."
+    )
 
 
 def efficiency_sentence(records: pd.DataFrame, routed: str) -> str:
@@ -96,6 +116,11 @@ def equal_cost_sentence(records: pd.DataFrame) -> str:
         f"{first}; its gain under the sources' protocol ({signed(published['mean'])} points) comes from "
         f"longer training: against {others}, nothing is left of it ({numbers(as_long)})."
     )
+
+
+def seeds_so_far(n: int) -> str:
+    """How many seeds there are, of those that a claim needs."""
+    return count(n) + (" seeds" if n >= LEAST_SEEDS else f" of {count(LEAST_SEEDS)} seeds")
 
 
 def as_words(comparison: dict, other: str) -> str:

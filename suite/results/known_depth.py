@@ -26,7 +26,7 @@ from .figures import (
     look_of,
     marker_of,
 )
-from .headlines import show
+from .headlines import seeds_so_far, show
 from .stats import LEAST_SEEDS, compare, interval
 from .tables import count, plain_names, signed, span
 
@@ -171,11 +171,6 @@ def hops_sentence(records: pd.DataFrame) -> str:
         f"{names['fixed-deep']} {right['fixed-deep']} % ({seeds}, {steps_of(first):,} steps)."
     )
     return told + longer_sentence(records) + faster_sentence(records)
-
-
-def seeds_so_far(n: int) -> str:
-    """How many seeds there are, of those that a claim needs."""
-    return count(n) + (" seeds" if n >= LEAST_SEEDS else f" of {count(LEAST_SEEDS)} seeds")
 
 
 def steps_of(config: dict) -> int:
