@@ -22,7 +22,7 @@ QUESTIONS = {
     "exp2": "Is it better than a fixed-depth Transformer of equal cost?",
     "bangla": "Does the same hold for Bangla?",
 }
-DEPTH = "What is depth worth to models that train longer, and what does MoR get of it?"
+DEPTH = "What is depth worth to models that train longer, and how much of it does MoR get?"
 KNOWN = "Where depth is known to matter, does a router find it?"
 FIELD = "Which other system of the field finds depth where it matters?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
@@ -70,11 +70,12 @@ def readme_part() -> str:
     for experiment in ("exp1", "exp2"):
         records = stored_records(experiment)
         if len(records):
-            lines.append(f"- *{QUESTIONS[experiment]}* {results.sentence(experiment, records)}")
-    if subjects := stored_subjects():
-        lines.append(f"- *Does its depth follow token difficulty?* {difficulty_sentence(subjects)}")
+            answer = results.sentence(experiment, records) + results.trained_longer(experiment, records)
+            lines.append(f"- *{QUESTIONS[experiment]}* {answer}")
     if told := results.depth_sentence("exp1"):
         lines.append(f"- *{DEPTH}* {told}")
+    if subjects := stored_subjects():
+        lines.append(f"- *Does its depth follow token difficulty?* {difficulty_sentence(subjects)}")
     text = f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
     known = results.main_records()
     if known.empty:

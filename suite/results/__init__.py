@@ -27,7 +27,7 @@ from .figures import (
     learning_curves,
     save_figure,
 )
-from .headlines import headline, sentence, show
+from .headlines import headline, sentence, show, trained_longer
 from .known_depth import (
     TEXT_PAIRS,
     by_hops,

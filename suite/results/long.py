@@ -130,27 +130,23 @@ def gap(records: pd.DataFrame, a: str, b: str) -> str:
 
 
 def depth_sentence(experiment: str, folder: Path | None = None) -> str:
-    """What depth is worth on a text to models that train long, and where MoR and token worth stand.
+    """What depth is worth on a text to models that train long, and how much of it MoR gets.
 
     Nothing, where no such records ship.
     """
-    records = long_records(experiment, folder)
+    records, (routed, _) = long_records(experiment, folder), ROUTED[experiment]
     labels = set(records.get("model", ()))
     if not {"fixed-deep", "fixed-shallow"} <= labels:
         return ""
     layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records["record"]}
     deep, shallow = (count(layers[label]) for label in ("fixed-deep", "fixed-shallow"))
     trained = f"On {TEXT_NAMES[experiment]}, trained for {epochs_of(records)} epochs"
-    told = [f"{trained}, {deep} layers against {shallow}: {gap(records, 'fixed-deep', 'fixed-shallow')}."]
-    for label, name in {ROUTED[experiment][0]: "MoR", "worth": "Token worth"}.items():
-        if label in labels:
-            E = records[records["model"] == label]["effective_depth"].mean()
-            to_deep, to_shallow = (gap(records, label, other) for other in ("fixed-deep", "fixed-shallow"))
-            told.append(
-                f"{name}, which runs {E:.1f} layers on average, against {deep}: {to_deep}; "
-                f"against {shallow}: {to_shallow}."
-            )
-    return " ".join(told)
+    told = f"{trained}, {deep} layers against {shallow}: {gap(records, 'fixed-deep', 'fixed-shallow')}."
+    if routed not in labels:
+        return told
+    E = records[records["model"] == routed]["effective_depth"].mean()
+    mor = f"MoR, which runs {E:.1f} layers on average, against the same {shallow}"
+    return f"{told} {mor}: {gap(records, routed, 'fixed-shallow')}."
 
 
 def show_long(experiment: str, folder: Path | None = None) -> None:
