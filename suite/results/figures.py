@@ -53,6 +53,7 @@ LOOKS = {
     "fixed-at-E": Look(VERMILLION, "o", "-."),
     "fixed-long": Look(VERMILLION, "o", "-."),
     "fixed-shared": Look(PINK, "v", ":"),
+    "worth": Look(SKY, "P", ":"),
     "frozen": Look(GREEN, "D", (0, (5, 1))),
     "frozen-deep": Look(GREEN, "D", (0, (5, 1))),
     "frozen-half": Look(GREEN, "D", (0, (2, 1)), False),
