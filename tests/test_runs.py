@@ -454,9 +454,16 @@ def test_a_record_holds_the_best_point_by_validation(small_text):
 
 def test_the_best_point_is_none_of_the_warm_up(small_text):
     """There the model still runs deeper than it is asked to."""
+
+    def spoil(training):
+        if training.step == 41:
+            for parameter in training.model.parameters():
+                parameter.data *= 3
+
     train = dataclasses.replace(LONGER, depth_warmup=1.0)
-    record = runs.run(specs(small_text, train, ("mor",), target_depth=1.0)[0])
-    assert record["metrics"]["best"] == record["metrics"]["last"]
+    record = runs.run(specs(small_text, train, ("mor",), target_depth=1.0)[0], hook=spoil)
+    losses = [point["val_loss"] for point in record["history"]]
+    assert min(losses) < losses[-1] and record["metrics"]["best"] == record["metrics"]["last"]
 
 
 def test_a_checkpoint_without_best_points_claims_none(small_text, monkeypatch):
