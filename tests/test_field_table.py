@@ -11,7 +11,16 @@ import torch
 import morlib
 from suite import cost, field, files, results, runs, texts
 from suite.cost.systems import times
-from suite.results.field import NAMES, NO_RECORD, ahead_of_fixed, chose_nothing, collapsed, with_costs
+from suite.results.field import (
+    FIXED,
+    NAMES,
+    NO_RECORD,
+    ahead_of_fixed,
+    chose_nothing,
+    collapsed,
+    field_look,
+    with_costs,
+)
 
 LOSSES = {"fixed-half": [1.5, 1.7], "fixed-between": [1.4, 1.4], "fixed-deep": [1.2, 1.4]}
 OPERATIONS = {"fixed-half": 100.0, "fixed-between": 150.0, "fixed-deep": 200.0}
@@ -230,3 +239,8 @@ def test_trials_are_listed_the_best_of_each_system_first():
     assert table["system"].tolist() == ["act", "act", "mod"]
     assert table["setting"].tolist() == ["tau 0.2", "tau 0.1", "capacity 0.5"]
     assert results.trials_table(runs.stored_records("no-such-experiment")).empty
+
+
+def test_no_two_systems_look_alike():
+    looks = [(field_look(label).colour, field_look(label).marker) for label in NAMES if label not in FIXED]
+    assert len(set(looks)) == len(looks) > 15

@@ -547,6 +547,7 @@ def test_what_a_faster_rate_reaches_is_said_where_its_records_ship():
         fast = runs.stored_records(RATES[records.iloc[0]["experiment"]])
         half = fast[fast["model"] == "fixed-half"]
         assert half["record"].iloc[0]["config"]["train"]["lr"] == 2 * RATE
+        assert results.hops_table(fast).index[0] == f"{name} layers"
         told = f"At twice the learning rate, {name} layers come to "
         assert told in results.hops_sentence(records)
 

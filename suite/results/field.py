@@ -302,7 +302,8 @@ def field_look(label: str) -> Look:
     if label == "worth":
         return Look(BLUE, "*")
     index = list(NAMES).index(label) if label in NAMES else 0
-    return Look(COLOURS[1:][index % 5], MARKERS[index % 10], "-", index % 2 == 0)
+    marker = MARKERS[(index + 3 * (index // 10)) % 10]  # no two systems look alike
+    return Look(COLOURS[1:][index % 5], marker, "-", index % 2 == 0)
 
 
 def loss_against_operations(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:

@@ -31,10 +31,10 @@ from .stats import LEAST_SEEDS, compare, interval
 from .tables import count, plain_names, signed, span
 
 LABELS = {
-    "fixed-half": "{half} layers",
-    "fixed-half-long": "{half} layers, twice the steps",
-    "fixed-between": "{between} layers",
-    "fixed-deep": "{N} layers",
+    "fixed-half": "{n} layers",
+    "fixed-half-long": "{n} layers, twice the steps",
+    "fixed-between": "{n} layers",
+    "fixed-deep": "{n} layers",
     "planted": "the plan written down",
     "worth": "token worth",
     "worth-whole-windows": "token worth, a tenth of the windows whole",
@@ -70,11 +70,9 @@ KIND_NAMES = ("table", "number k", "symbol x", "answer")
 
 
 def names_of(records: pd.DataFrame) -> dict[str, str]:
-    """What each model's label means, for readers."""
-    N = max(r["config"]["model"]["n_layers"] for r in records["record"])
-    layers = dict(N=count(N), half=count(N // 2), between=count(3 * N // 4))
-    names = {label: words.format(**layers) for label, words in LABELS.items()}
-    return {label: names.get(label, label) for label in records["model"].unique()}
+    """What each model's label means, for readers; a fixed model is named by its layers."""
+    layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records["record"]}
+    return {label: LABELS.get(label, label).format(n=count(n)) for label, n in layers.items()}
 
 
 def narrow_records(folder: Path | None = None) -> pd.DataFrame:
