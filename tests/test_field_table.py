@@ -101,7 +101,7 @@ def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_at_its_operati
     told = results.field_sentence(records, costs_of(records, act=125.0, mod=125.0, exit=500.0))
     assert told.startswith("Two of three systems lie below the line of fixed depth at equal operations")
     assert (
-        f"in loss: {NAMES['act']}, {NAMES['exit']}; the furthest ahead is" in told
+        f"in loss: {NAMES['act']}; {NAMES['exit']}. The furthest ahead is" in told
         and "one seed a system" in told
     )
     assert results.field_sentence(records, NO_COSTS).startswith("Not known yet")

@@ -624,14 +624,27 @@ def test_the_dial_that_ships_is_of_the_stored_runs():
 @pytest.mark.parametrize(
     "r, told",
     [
-        ([0.5, 0.6, 0.7, 0.6, 0.5, 0.4], "Where depth is short, harder questions get more of it: at E 2,"),
-        ([0.5, 0.6], "Where depth is short, harder questions get more of it, so far: at E 2"),
-        ([0.5, -0.6, 0.7, -0.6, 0.5, -0.4], "Where depth is short, it is not shown that harder"),
-        ([-0.5, -0.6, -0.7, -0.6, -0.5, -0.4], "Where depth is short, it is not shown that harder"),
+        (
+            [0.5, 0.6, 0.7, 0.6, 0.5, 0.4],
+            "harder questions get more of it: at E 2,",
+        ),
+        (
+            [0.5, 0.6],
+            "harder questions get more of it, so far: at E 2",
+        ),
+        (
+            [0.5, -0.6, 0.7, -0.6, 0.5, -0.4],
+            "it is not shown that harder",
+        ),
+        (
+            [-0.5, -0.6, -0.7, -0.6, -0.5, -0.4],
+            "it is not shown that harder",
+        ),
     ],
 )
 def test_the_dial_s_sentence_says_no_more_than_the_seeds(r, told):
     dial = results.stored_dial()
     dial = dial[dial["seed"] < len(r)].copy()
     dial["r"] = [r[seed] for seed in dial["seed"]]
-    assert results.dial_sentence(dial).startswith(told)
+    held = "Held to less depth after training (the wider model of notebook 07), "
+    assert results.dial_sentence(dial).startswith(held + told)

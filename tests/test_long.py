@@ -102,7 +102,7 @@ def test_numbers_are_those_of_the_best_point(tmp_path):
     assert long[long["model"] == "fixed-at-E"]["accuracy"].tolist() == [48.5] * 6
     assert long["loss"].tolist() == [1.8] * 24
     table = results.long_table(long)
-    assert list(table.index) == ["fixed-deep", "fixed-shallow", "mor", "fixed-at-E"]
+    assert list(table.index) == ["fixed-deep", "fixed-shallow", "fixed-at-E", "mor"]
     assert (
         table["best before the end"].tolist() == [6] * 4
         and table["lower loss than 5-grams"].tolist() == ["yes"] * 4
@@ -135,9 +135,7 @@ def test_the_headline_says_what_becomes_of_it(tmp_path, capsys):
     write(tmp_path, several(6))
     results.headline("exp1", tmp_path)
     shown = capsys.readouterr().out
-    assert (
-        "After 15 epochs in place of 6, MoR against twelve layers: \u22120.30 points (six seeds).**" in shown
-    )
+    assert "After 15 epochs in place of 6, MoR is not shown to differ from twelve layers (" in shown
 
 
 def test_few_seeds_are_said_and_claim_nothing(tmp_path, capsys):

@@ -103,7 +103,8 @@ def dial_sentence(table: pd.DataFrame) -> str:
     if not np.isnan(low):
         told += f", 95 % interval {signed(low, 2)} to {signed(high, 2)}"
     seeds = f"{count(len(values))} seed{'' if len(values) == 1 else 's'}"
-    return f"Where depth is short, {start}: at E {target:g}, {told} ({seeds})."
+    held = "Held to less depth after training (the wider model of notebook 07)"
+    return f"{held}, {start}: at E {target:g}, {told} ({seeds})."
 
 
 def draw_dial(table: pd.DataFrame) -> Figure:

@@ -24,7 +24,7 @@ NAMES = {
     "planted": "the plan written down",
     "blind": "blind, whole tokens",
     "worth": "token worth",
-    "mor": "MoR of version 0.2.0",
+    "mor": "MoR of notebook 02",
     "act": "Universal Transformer with ACT",
     "ponder": "PonderNet",
     "exit": "Depth-Adaptive Transformer",
@@ -78,7 +78,7 @@ def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Records with what was measured of their models, by run, `hops`, `way`, and `collapsed`.
 
     way: per cent of the way from half of the layers to all, in held-out loss, paired by seed where both are
-    there, else by their mean.
+    there, else by their mean. Operations that were not measured at a seed are those of the others.
     """
     if records.empty:
         return pd.DataFrame(columns=["model", "seed", "loss", *COST_NAMES, "hops", "way", "collapsed"])
@@ -87,6 +87,7 @@ def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     ids = records["record"].map(lambda record: record["id"])
     table = with_hops(records).join(own.reindex(ids).set_axis(records.index))
     wide = records.pivot_table(index="seed", columns="model", values="loss")
+    table["operations"] = table.groupby("model")["operations"].transform(lambda own: own.fillna(own.mean()))
     table["way"] = np.nan
     if {"fixed-half", "fixed-deep"} <= set(wide):
         half, deep = (wide[name].fillna(wide[name].mean()) for name in ("fixed-half", "fixed-deep"))
@@ -228,9 +229,9 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     told = (
         f"{count(len(ahead)).capitalize()} of {count(len(known))} systems {lie} below the line of fixed depth"
     )
-    told += f" at equal operations, in loss{': ' if ahead else ''}{', '.join(ahead)}"
+    told += f" at equal operations, in loss{': ' if ahead else ''}{'; '.join(ahead)}"
     how = "furthest ahead" if known[best] > 0 else "nearest to it"
-    told += f"; the {how} is {NAMES[best]} ({known[best]:+.3f} nats)".replace("-", "\u2212")
+    told += f". The {how} is {NAMES[best]} ({known[best]:+.3f} nats)".replace("-", "\u2212")
     fallen = [NAMES[label] for label in there if scored[scored["model"] == label]["collapsed"].any()]
     told += f". Routers that chose nothing, in a seed or more: {', '.join(fallen) or 'none'}"
     each = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{count(seeds[0])} seeds"

@@ -77,10 +77,9 @@ def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None =
 
     c, layers = compare(long, routed, other), count(config(long, other)["model"]["n_layers"])
     after, before = (config(table, routed)["train"]["epochs"] for table in (long, records))
-    return (
-        f" After {after} epochs in place of {before}, MoR against {layers} layers: {numbers(c)} "
-        f"({seeds_so_far(c['pairs'])})."
-    )
+    stands = as_words(c, f"{layers} {'fixed ' if experiment == 'exp2' else ''}layers")
+    seeds = seeds_so_far(c["pairs"])
+    return f" After {after} epochs in place of {before}, MoR is {stands} ({numbers(c)}; {seeds})."
 
 
 def efficiency_sentence(records: pd.DataFrame, routed: str) -> str:
@@ -94,7 +93,7 @@ def efficiency_sentence(records: pd.DataFrame, routed: str) -> str:
     stands, seeds = as_words(deep, f"{layers} layers"), f"{count(deep['pairs'])} seeds"
     return (
         f"With {less}, MoR is {stands} ({numbers(deep)}; {seeds}), and {ahead} than {as_cheap} fixed layers, "
-        f"which cost as much ({numbers(shallow)})."
+        f"which apply blocks as often ({numbers(shallow)})."
     )
 
 

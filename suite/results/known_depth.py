@@ -38,7 +38,7 @@ LABELS = {
     "planted": "the plan written down",
     "worth": "token worth",
     "worth-whole-windows": "token worth, a tenth of the windows whole",
-    "mor": "MoR of version 0.2.0",
+    "mor": "MoR of notebook 02",
     "blind": "blind, whole tokens",
     "random": "blind, layer by layer",
     "frozen": "untrained router",
@@ -127,7 +127,8 @@ def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
         c = compare(scored, model, other, metric="hops", margin=1.0)
         interval = "" if np.isnan(c["low"]) else f"{span(c['low'], c['high'], 1)} (95 %)"
         rows.append([names[other], signed(c["mean"], 1), interval, verdict_of(c)])
-    return pd.DataFrame(rows, columns=["against", "difference (points)", "interval", "verdict"])
+    subject = f"{LABELS.get(model, model)} against"
+    return pd.DataFrame(rows, columns=[subject, "difference (points)", "interval", "verdict"])
 
 
 def verdict_of(c: dict) -> str:

@@ -18,7 +18,7 @@ FRONT_LINES = {  # of models that differ in depth only
     "fixed": "fixed depth",
     "worth": "token worth",
     "planted": "the plan written down",
-    "mor": "MoR of version 0.2.0",
+    "mor": "MoR of notebook 02",
     "blind": "blind, whole tokens",
 }
 LOOKS = DRAWN | {"fixed": Look(BLACK, "o", "--", False)}

@@ -23,6 +23,9 @@ def long_pairs(experiment: str) -> list[tuple[str, str]]:
     mor, blind = ROUTED[experiment]
     as_cheap = "fixed-shallow" if experiment == "exp2" else "fixed-at-E"
     pairs = [("fixed-deep", "fixed-shallow"), (mor, "fixed-deep"), (mor, as_cheap)]
+    if as_cheap != "fixed-shallow":
+        pairs[1:1] = [(as_cheap, "fixed-shallow")]
+        pairs += [(mor, "fixed-shallow")]
     pairs += [(mor, other) for other in (blind, blind.replace("random", "frozen"))]
     if experiment == "exp2":
         pairs += [("mor-source-protocol", "fixed-long")]
@@ -160,9 +163,11 @@ def show_long(experiment: str, folder: Path | None = None) -> None:
     config = records.iloc[0]["record"]["config"]["model"]
     who = "All of these models have" if records["did_train"].all() else "Not all of these models have"
     table = f"the best table of counts ({order}-grams: {counts['loss']:.3f} nats a token)"
+    if records["accuracy"].max() < counts["accuracy"]:
+        table += f", and none guesses right as often as it ({counts['accuracy']:.1f} %)"
     note = (
         f"{who} a lower loss than {table}. Points of held-out accuracy where validation loss was lowest, "
-        f"width {config['d_model']}. {HOW_TO_READ}"
+        f"width {config['d_model']}, over the seeds that both models have. {HOW_TO_READ}"
     )
     show(told, verdicts(records, long_pairs(experiment)), note)
     accuracy_against_depth(records, "fixed-deep")
