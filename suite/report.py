@@ -136,7 +136,7 @@ def trained_long(experiment: str) -> list[str]:
         about(records),
         f"{results.gate_sentence(experiment)} {results.depth_sentence(experiment)}",
         *(
-            markdown(results.long_table(records)),
+            markdown(results.summary(records)),
             markdown(results.comparisons(records, results.long_pairs(experiment))),
         ),
         *(["By length of training:", markdown(results.worth_of_depth())] if experiment == "exp1" else []),

@@ -466,7 +466,7 @@ def test_the_best_point_is_none_of_the_warm_up(small_text):
     assert min(losses) < losses[-1] and record["metrics"]["best"] == record["metrics"]["last"]
 
 
-def test_a_checkpoint_without_best_points_claims_none(small_text, monkeypatch):
+def test_a_checkpoint_without_best_points_claims_none(small_text):
     """It was written before they were kept: the lowest point may be lost."""
 
     def stop(training):

@@ -55,7 +55,6 @@ from .long import (
     gate_sentence,
     long_pairs,
     long_records,
-    long_table,
     show_long,
     worth_of_depth,
 )

@@ -13,7 +13,7 @@ from .figures import accuracy_against_depth
 from .headlines import HOW_TO_READ, show
 from .known_depth import points_of
 from .stats import compare, interval
-from .tables import count, signed, span, verdicts, with_interval
+from .tables import count, signed, span, verdicts
 
 TEXT_NAMES = {"exp1": "Tiny Shakespeare", "exp2": "half of Tiny Shakespeare", "bangla": "Bangla Wikipedia"}
 
@@ -94,34 +94,6 @@ def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
     return pd.DataFrame.from_dict(result, orient="index").rename_axis("epochs")
 
 
-def long_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: seeds, held-out accuracy and loss with their intervals, bits per byte, E, whether
-    every seed has a lower loss than the best table of counts, and how many seeds were at their best before
-    the end."""
-    if records.empty:
-        return pd.DataFrame({"seeds": []}).rename_axis("model")
-    (order, _), rows = best_count(records), {}
-    for model, group in records.groupby("model"):
-        early = sum(r["metrics"]["best"]["step"] < r["history"][-1]["step"] for r in group["record"])
-        rows[model] = {
-            "seeds": len(group),
-            "accuracy (%)": with_interval(group["accuracy"]),
-            "loss (nats)": with_interval(group["loss"], 3),
-            "bits per byte": f"{group['bits_per_byte'].mean():.3f}",
-            "E": f"{group['effective_depth'].mean():.2f}",
-            f"lower loss than {order}-grams": "yes" if group["did_train"].all() else "no",
-            "best before the end": early,
-        }
-    table = pd.DataFrame(rows).T.rename_axis("model")
-    labels = dict.fromkeys(label for pair in long_pairs(experiment_of(records)) for label in pair)
-    first = [label for label in labels if label in table.index]
-    return table.loc[first + [label for label in table.index if label not in first]]
-
-
-def experiment_of(records: pd.DataFrame) -> str:
-    return records.iloc[0]["experiment"].removesuffix("-long")
-
-
 def epochs_of(records: pd.DataFrame) -> int:
     """Epochs of an experiment's fixed models, of which those of twelve layers are one."""
     return records[records["model"] == "fixed-deep"].iloc[0]["record"]["config"]["train"]["epochs"]
@@ -165,8 +137,10 @@ def show_long(experiment: str, folder: Path | None = None) -> None:
     table = f"the best table of counts ({order}-grams: {counts['loss']:.3f} nats a token)"
     if records["accuracy"].max() < counts["accuracy"]:
         table += f", and none guesses right as often as it ({counts['accuracy']:.1f} %)"
+    early = sum(r["metrics"]["best"]["step"] < r["history"][-1]["step"] for r in records["record"])
     note = (
-        f"{who} a lower loss than {table}. Points of held-out accuracy where validation loss was lowest, "
+        f"{who} a lower loss than {table}. Points of held-out accuracy where validation loss was lowest (in "
+        f"{early or 'none'} of {len(records)} runs before the end), "
         f"width {config['d_model']}, over the seeds that both models have. {HOW_TO_READ}"
     )
     show(told, verdicts(records, long_pairs(experiment)), note)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from morlib import Training, Transformer
+from morlib import Training
 
 from ..files import sha256, write_whole
 
@@ -90,9 +90,6 @@ class Best:
     def before(self, training: Training) -> bool:
         """Whether it came before the training's last point."""
         return self.point.get("val_loss", math.inf) < training.history[-1]["val_loss"]
-
-    def put_into(self, model: Transformer) -> None:
-        model.load_state_dict(self.weights)
 
 
 def forgotten(history: list[dict]) -> dict:

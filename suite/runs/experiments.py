@@ -44,7 +44,8 @@ TEXTS = {
     "exp2": dict(name="tinyshakespeare", split="halves"),
     "bangla": dict(name="bangla", split="90/10"),
 }
-# Epochs of models that train long: six fixed layers then have a lower loss than the best table of counts
+# Epochs of models that train long: enough for a lower loss than the best table of counts (Bangla: of which
+# no record ships yet)
 LONG = {"exp1": PRESETS["long"]["epochs"], "exp2": PRESETS["long"]["epochs"], "bangla": 30}
 # Of each experiment the MoR that matters most, and what its blind control is called
 ROUTED = {

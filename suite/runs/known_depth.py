@@ -220,9 +220,7 @@ def rate_runs(s: Settings) -> list[Run]:
     narrow, own = (size | dict(lr=2 * RATE) for size in (NARROW, size_of(s)))
     models = known_depth_models(s, narrow) | {"fixed-between": fixed_between(NARROW["layers"])}
     asked = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth", "mor")
-    runs = known_depth_runs(s, {label: models[label] for label in asked}, "rates", narrow)
-    longer = narrow | dict(steps=2 * narrow["steps"])
-    runs += known_depth_runs(s, {"fixed-half-long": models["fixed-half"]}, "rates", longer)
+    runs = also_longer(s, {label: models[label] for label in asked}, "rates", narrow)
     models = known_depth_models(s, own)
     two = {label: models[label] for label in ("fixed-half", "worth")}
     return runs + known_depth_runs(s, two, "known-depth-rates", own)
@@ -230,8 +228,11 @@ def rate_runs(s: Settings) -> list[Run]:
 
 def narrow_runs(s: Settings) -> list[Run]:
     """The models of the known depth in the setting NARROW, and half of its layers in twice the steps."""
-    models = known_depth_models(s, NARROW)
-    longer = known_depth_runs(
-        s, {"fixed-half-long": models["fixed-half"]}, "field", NARROW | dict(steps=2 * NARROW["steps"])
-    )
-    return known_depth_runs(s, models, "field", NARROW) + longer
+    return also_longer(s, known_depth_models(s, NARROW), "field", NARROW)
+
+
+def also_longer(s: Settings, models: Changes, experiment: str, size: dict) -> list[Run]:
+    """`known_depth_runs`, and half of the layers in twice the steps."""
+    longer, half = size | dict(steps=2 * size["steps"]), {"fixed-half-long": models["fixed-half"]}
+    own = known_depth_runs(s, models, experiment, size)
+    return own + known_depth_runs(s, half, experiment, longer)

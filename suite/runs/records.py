@@ -21,6 +21,7 @@ from ..files import REFERENCE, sha256
 from .checkpoint import Best
 
 STRICT = ("long", "paper")  # presets that train long enough to be held to the best table of counts
+POINT = ("loss", "accuracy", "effective_depth", "bits_per_byte")  # what is kept of a point of a training
 FOLLOWED = 64  # windows that the measure of a followed budget reads at a time
 # The fields that were there when the stored records were made. One that came later is left out of a run's
 # identity as long as it has its default, so that what ships is still found.
@@ -82,36 +83,38 @@ def gate(floors: dict, preset: str) -> float:
     return min(losses.values()) if preset in STRICT else losses["2"]
 
 
-def at_point(model: Transformer, training: Training, step: int) -> dict:
-    """The main held-out metrics of a model, as it was at a step of a training."""
-    metrics = morlib.evaluate(model, training.corpus, "heldout", training.tc.heldout_windows)
-    names = ("loss", "accuracy", "effective_depth", "bits_per_byte")
-    return dict(step=step) | {name: metrics[name] for name in names}
-
-
-def settle(training: Training, best: Best, preset: str) -> dict:
+def settle(training: Training, best: Best | None, preset: str) -> tuple[dict, dict]:
     """Choose the point of a training that its record is about: the last one, or under a preset that trains
     long the one where validation loss was lowest; its weights are then the model's.
 
-    Returns `last` and `best`, the main held-out metrics of both. `best` is left out where its weights are not
-    known.
+    Returns its held-out metrics, and `last` and `best`, the main ones of both points. `best` is left out
+    where its weights are not known.
     """
-    steps, model = training.history[-1]["step"], training.model
-    points = dict(last=at_point(model, training, steps))
+
+    def heldout(model: Transformer) -> dict:
+        return morlib.evaluate(model, training.corpus, "heldout", training.tc.heldout_windows)
+
+    def point(metrics: dict, step: int) -> dict:
+        return dict(step=step) | {name: metrics[name] for name in POINT}
+
+    metrics = heldout(training.model)
+    points = dict(last=point(metrics, training.history[-1]["step"]))
+    if best is None or (best.before(training) and not best.weights):
+        return metrics, points
     if not best.before(training):
-        return points | dict(best=points["last"])
-    if not best.weights:
-        return points
-    model = model if preset in STRICT else copy.deepcopy(model)
-    best.put_into(model)
+        return metrics, points | dict(best=points["last"])
+    model = training.model if preset in STRICT else copy.deepcopy(training.model)
+    model.load_state_dict(best.weights)
     morlib.calibrate_on_validation(model, training.corpus, 512)
-    return points | dict(best=at_point(model, training, best.point["step"]))
+    lowest = heldout(model)
+    points |= dict(best=point(lowest, best.point["step"]))
+    return lowest if preset in STRICT else metrics, points
 
 
-def measured(training: Training, preset: str) -> dict:
-    """The metrics of a finished training: on held-out text, sampled, followed, and what it cost."""
+def measured(training: Training, metrics: dict, preset: str) -> dict:
+    """All metrics of a finished training, given those on held-out text: also sampled, followed, and what it
+    cost."""
     model, corpus, tc, cfg = training.model, training.corpus, training.tc, training.model.cfg
-    metrics = morlib.evaluate(model, corpus, "heldout", tc.heldout_windows)
     likeliest = isinstance(model.policy, Router) and cfg.estimator == "scaled"
     if cfg.routing == "none" or likeliest:
         sampled = metrics  # in training they act as in inference
@@ -135,7 +138,7 @@ def record_of(training: Training, where: str, best: Best | None = None, preset: 
 
     best: kept while it trained; without it the record is of the last point. See `settle`.
     """
-    points = settle(training, best, preset) if best else {}
+    metrics, points = settle(training, best, preset)
     core = sha256(Path(morlib.__file__).read_bytes())[:8]
     versions = dict(python=platform.python_version(), torch=torch.__version__, numpy=np.__version__)
     return dict(
@@ -144,7 +147,7 @@ def record_of(training: Training, where: str, best: Best | None = None, preset: 
         data=training.corpus.describe(),
         versions=versions | dict(morlib=f"{morlib.__version__}+{core}"),
         device=where,
-        metrics=measured(training, preset) | points,
+        metrics=measured(training, metrics, preset) | points,
         floors=training.corpus.floors,
         history=training.history,
     )
