@@ -215,7 +215,8 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     """The answer of notebook 07 in a few words: token worth against fixed layers of about its cost, the same
     in twice the steps, and all layers, each difference with its interval."""
     scored, names = with_hops(records), names_of(records)
-    against = {label: compare(scored, "worth", label, metric="hops") for label in names if label != "worth"}
+    fixed = [label for label in ("fixed-half", "fixed-half-long", "fixed-deep") if label in names]
+    against = {label: compare(scored, "worth", label, metric="hops") for label in fixed}
     start = {"better": "Yes", "worse": "No"}.get(verdict_of(against["fixed-half"]), "Not shown so far")
     depth = records[records["model"] == "worth"]["effective_depth"].mean()
     told = (
