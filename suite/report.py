@@ -25,6 +25,7 @@ QUESTIONS = {
 DEPTH = "What is depth worth to models that train longer, and how much of it does MoR get?"
 KNOWN = "Where depth is known to matter, does a router find it?"
 FIELD = "Which other system of the field finds depth where it matters?"
+FIELD_TEXT = "And on text, where depth is worth little?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
 HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
 INTRODUCTION = """# Results
@@ -172,16 +173,16 @@ def known_depth() -> list[str]:
 
 
 def field() -> list[str]:
-    """Other systems of the field on the task of known depth: their answer, their table, which to choose."""
-    records, costs = results.stored_field(), cost.stored_systems()
-    if records.empty:
-        return []
-    rows = [label for label in results.field.NAMES if label in set(records["model"])]
-    return [
-        *(f"## {FIELD}", about(records), results.field_sentence(records, costs)),
-        markdown(results.field_table(records, costs, results.field.ASKED, rows)),
-        *("Which to choose, by what matters:", markdown(results.choices_table(records, costs))),
-    ]
+    """Other systems of the field on the task of known depth and on text: the answer, the table, which to
+    choose."""
+    costs, parts = cost.stored_systems(), []
+    for title, records in ((FIELD, results.stored_field()), (FIELD_TEXT, results.stored_text_field())):
+        if len(records):
+            rows = [label for label in results.field.NAMES if label in set(records["model"])]
+            parts += [f"## {title}", about(records), results.field_sentence(records, costs)]
+            parts += [markdown(results.field_table(records, costs, results.field.ASKED, rows))]
+            parts += ["Which to choose, by what matters:", markdown(results.choices_table(records, costs))]
+    return parts
 
 
 def told_by(function: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[pd.DataFrame], str]:

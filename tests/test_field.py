@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import morlib
 from morlib import FORWARD, Cache
 from suite import cost, field, runs, texts
+from suite.field.dr import changed, through
 from suite.field.exits import exit_losses, log_stopping
 from suite.field.lora import MATRICES
 from suite.field.moe import ExpertBlock
@@ -39,6 +40,7 @@ SYSTEMS = {
     "moe-top1": dict(routing="moe", n_layers=2),
     "moe-top2": dict(routing="moe", n_layers=2, options=dict(top=2)),
     "mor-moe": dict(routing="mor-moe", n_layers=5),
+    "dr": dict(routing="dr", n_layers=4, max_recursions=1),  # repeats have a test of their own
 }
 ADAPTIVE = [name for name in SYSTEMS if not name.startswith(("moe", "lora", "sliced"))]
 
@@ -137,7 +139,7 @@ def reference(model, x, ran):
             number = n // (model.cfg.shared_blocks or 1)
             size = -(-model.cfg.max_len // model.cfg.options["groups"]) if number % 2 == 0 else L
             before = s + block.between[number - 1](s) if number else s
-        shown = ran[n] if name in ("mod", "mor-expert", "mor-token", "mor-moe") else everyone
+        shown = ran[n] if name in ("mod", "mor-expert", "mor-token", "mor-moe", "dr") else everyone
         others = entered.setdefault(model.layout[n], before) if "sharing" in name else None
         after = apply(block, before, shown, others, size)
         if name == "mod" and n % 2:
@@ -243,7 +245,10 @@ def test_a_gradient_reaches_all_that_should_learn(make, name):
     loss = F.cross_entropy(out.logits.flatten(0, 1), x.flatten())
     model.policy.objective(loss, out, x).backward()
     for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
+        if name == "dr" and not parameter_name.startswith("policy."):
+            assert parameter.grad is None, "a trained model keeps its weights"
+        else:
+            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
 
 
 @pytest.mark.parametrize("fresh", [None, 1])
@@ -450,6 +455,78 @@ def test_lora_of_full_rank_is_the_model_that_it_begins_with_and_a_lower_one_is_n
         model.policy.adopt(model, make_model(routing="none").state_dict())
 
 
+@pytest.fixture
+def routed(make):
+    """A model of Dr.LLM that repeats, tokens, and the states with which it begins."""
+    model, x = make("dr", max_recursions=2), tokens(8)
+    return model, x, (model.embed(x) + model.positions[:L]).view(8 * L, -1).detach()
+
+
+def test_a_path_of_dr_is_what_the_model_runs(routed):
+    model, x, start = routed
+    out = model(x)
+    path = out.actions[:, 0].flatten(1).long()
+    assert set(path.unique().tolist()) == {0, 1, 2} and torch.equal(out.depth, path.sum(0).view(8, L))
+    before = start.clone()
+    assert torch.allclose(model.readout(through(model, start, path, x.shape)[-1]).view(8, L, V), out.logits)
+    assert torch.equal(start, before), "paths that are tried begin with the same states"
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.02, 100.0])
+def test_no_line_costs_more_by_the_path_that_dr_finds(routed, cost):
+    model, x, start = routed
+    model.policy.options |= dict(cost=cost, rounds=200)
+    own, plain = model(x).actions[:, 0].flatten(1).long(), torch.ones(4, 8 * L, dtype=torch.long)
+    found = model.policy.search(model, start, x, own)
+    prices = [model.policy.price(model, start, x, path) for path in (found, own, plain)]
+    assert (prices[0] < torch.minimum(*prices[1:])).all()
+    losses = F.cross_entropy(model(x).logits.transpose(1, 2), x, reduction="none").sum(1)
+    assert torch.allclose(prices[1], losses + cost * own.sum(0).view(8, L).sum(1), atol=1e-3)
+    if cost == 100:
+        assert found.float().mean() < 0.2, "nothing is worth as much"
+
+
+@pytest.mark.parametrize("by_router", [False, True])
+def test_dr_tries_one_action_at_one_layer_of_a_line(by_router):
+    path, keen = torch.ones(4, 8 * L, dtype=torch.long), torch.rand(4, 8 * L, 3)
+    after = changed(path, (8, L), keen if by_router else None).view(4, 8, L)
+    assert path.eq(1).all() and after.ne(1).any()
+    for line in range(8):
+        layers, places = after[:, line].ne(1).nonzero().unbind(1)
+        assert len(set(layers.tolist())) <= 1 and len(places) <= L / 2
+        if by_router and len(places):
+            layer, action = layers[0], after[layers[0], line, places[0]]
+            keenest = keen.view(4, 8, L, 3)[layer, line, :, action].topk(len(places)).indices
+            assert set(keenest.tolist()) == set(places.tolist())
+
+
+def test_dr_learns_by_a_focal_loss_in_which_rare_actions_weigh_more(make):
+    policy = make("dr").policy
+    policy.options |= dict(beta=0.999)
+    logits, actions = torch.randn(50, 3), torch.tensor([1] * 45 + [0] * 5)
+    each, weights = [], []
+    for row, action in zip(logits.tolist(), actions.tolist()):
+        p = math.exp(row[action]) / sum(map(math.exp, row))
+        weights.append(0.001 / (1 - 0.999 ** (5 if action == 0 else 45)))
+        each.append(-((1 - p) ** 2) * math.log(p))
+    expected = sum(w * e for w, e in zip(weights, each)) / sum(weights)
+    assert policy.focal(logits, actions).item() == pytest.approx(expected, rel=1e-4)
+    assert weights[-1] > 8 * weights[0]
+
+
+def test_dr_is_added_to_the_trained_model_and_leaves_it_as_it_is(smoke, monkeypatch, make_model):
+    monkeypatch.setattr(texts.Hops, "floors", {"2": {"heldout": dict(loss=3.0)}})
+    (spec,) = field.field_runs(smoke, ["dr"])
+    fixed = field.field_runs(smoke, ["fixed-deep"])[0]
+    assert spec.parent == fixed and spec.train.windows < fixed.train.windows
+    (model, record, _), (begun, before, _) = runs.trained_model(spec), runs.trained_model(fixed)
+    assert record["parent"] == before["id"]
+    kept = model.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in begun.state_dict().items())
+    with pytest.raises(ValueError, match="dr begins with a fixed model of 4 layers, each with a block"):
+        make_model(routing="dr", n_layers=4).policy.adopt(model, make_model(routing="none").state_dict())
+
+
 def test_balance_is_least_where_all_are_used_evenly():
     even = balance(torch.full((8, 4), 0.25), torch.arange(8)[:, None] % 4)
     one = balance(torch.eye(4)[torch.zeros(8, dtype=torch.long)], torch.zeros(8, 1, dtype=torch.long))
@@ -493,10 +570,9 @@ def smoke(monkeypatch):
 
 
 LABELS = [
-    "act", "blind", "exit", "exit-confidence", "fixed-between", "fixed-deep", "fixed-half", "lora", "mod",
-    "moe-top1", "moe-top2", "mor", "mor-expert", "mor-expert-cycle", "mor-expert-sharing", "mor-moe",
-    "mor-token", "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "sliced",
-    "worth",
+    "act", "blind", "dr", "exit", "exit-confidence", "fixed-between", "fixed-deep", "fixed-half", "lora",
+    "mod", "moe-top1", "moe-top2", "mor", "mor-expert", "mor-expert-cycle", "mor-expert-sharing", "mor-moe",
+    "mor-token", "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "sliced", "worth",
 ]  # fmt: skip
 
 
@@ -534,9 +610,9 @@ def test_lora_goes_on_from_a_trained_fixed_model(smoke, monkeypatch):
         for spec in listed(s, labels)
     ])  # fmt: skip
     (spec,) = field.uptrained(smoke, "lora", lr=1e-9)
-    parent = next((runs.runner.outputs() / "results").glob("*_fixed 2_*.json"))
-    before, after = runs.read_record(parent), runs.run(spec)
-    assert after["parent"] == before["id"] == spec.parent
+    after, parent = runs.run(spec), next((runs.runner.outputs() / "results").glob("*_fixed 2_*.json"))
+    before = runs.read_record(parent)
+    assert after["parent"] == before["id"] == runs.run(spec.parent)["id"]
     assert after["metrics"]["loss"] == pytest.approx(before["metrics"]["loss"], abs=0.2), "rank 8 of 16"
     assert runs.run(spec)["id"] == after["id"] != before["id"]
 

@@ -10,11 +10,12 @@ import torch
 
 import morlib
 from suite import cost, field, files, results, runs, texts
-from suite.cost.systems import times
+from suite.cost.systems import follows_surprisal, times
 from suite.results.field import (
     FIXED,
     NAMES,
     NO_RECORD,
+    ON_TEXT,
     ahead_of_fixed,
     chose_nothing,
     collapsed,
@@ -63,8 +64,33 @@ def test_there_is_a_row_for_each_system():
     assert (
         set(field.QUICK) <= set(NAMES) and len(set(NAMES.values())) == len(NAMES) - 2
     )  # the fixed are alike
-    found = field.field_runs(s)
-    assert {run.train.seed for run in found} == {0, 1, 2} and len(found) == 3 * len(NAMES)
+    for listed, rows in ((field.field_runs, NAMES), (field.text_runs, field.text_models(s))):
+        found = listed(s)
+        assert {run.train.seed for run in found} == {0, 1, 2} and len(found) == 3 * len(rows)
+        assert set(rows) == set(NAMES) - ({"planted"} if listed is field.text_runs else set())
+    assert {run.preset for run in found} == {"long"} and {run.config.n_layers for run in found} <= {
+        6,
+        7,
+        8,
+        12,
+    }
+
+
+def test_the_fixed_models_of_the_field_on_text_are_those_of_experiment_1(tmp_path):
+    s = runs.settings(dict(preset="cpu"))
+    fixed = {spec.model: spec for spec in field.text_runs(s, list(FIXED)) if spec.train.seed == 0}
+    long = {spec.model: spec for spec in runs.long_runs(s, "exp1") if spec.train.seed == 0}
+    for name, label in ON_TEXT.items():
+        same = dict(experiment="", model="")
+        assert replace(fixed[label], **same) == replace(long[name], **same)
+    assert results.stored_text_field(tmp_path).empty
+    for path in files.REFERENCE.glob("exp1-long_*_s0_*.json"):
+        record = path.read_text(encoding="utf-8")
+        (tmp_path / path.name).write_text(record, encoding="utf-8")
+    own = json.loads(record) | dict(experiment="field-text", model="act")
+    (tmp_path / "field-text_act_s0_0.json").write_text(json.dumps(own), encoding="utf-8")
+    stored = results.stored_text_field(tmp_path)
+    assert set(stored["model"]) == {*FIXED, "act"} and set(stored["experiment"]) == {"field-text"}
 
 
 def test_partial_records_say_how_many_and_which_are_missing():
@@ -132,6 +158,28 @@ def test_the_best_by_each_price_is_named():
     assert table["the loss, at the operations of half the layers or a fifth more"] == NAMES["mod"]
     assert table["operations, half of the way to all layers at least"] == NAMES["mod"]
     assert results.choices_table(runs.stored_records("no-such-experiment"), NO_COSTS).empty
+
+
+def test_on_text_it_is_accuracy_that_is_right():
+    records = records_of(LOSSES | {"act": [1.45, 1.46]})
+    for record in records["record"]:
+        del record["metrics"]["details"]
+    table = results.field_table(records.assign(accuracy=48.125), costs_of(records), 3)
+    assert table.loc[NAMES["act"], "accuracy (%)"] == "48.12" and "hard answers right (%)" not in table
+    assert table.loc[NAMES["act"], "depth follows surprisal"] == "+0.25"
+
+
+@torch.no_grad()
+def test_depth_that_follows_surprisal_is_seen(small_text):
+    corpus = texts.load_corpus(small_text)
+    windows = corpus.windows("heldout", 32, 20)
+    surprisal = texts.ngram_surprisal(corpus.ids["train"], windows.flatten(), 3, corpus.vocab_size)[0]
+    depth = torch.zeros(windows.numel())
+    depth[1:-1] = torch.tensor(surprisal).argsort().argsort().float()  # of the token read, at its place
+    depth = depth.view(windows.shape)[:, :-1]
+    assert follows_surprisal(dict(depth=depth), windows, corpus) > 0.99  # equal ones share a rank
+    assert follows_surprisal(dict(depth=-depth), windows, corpus) < -0.99
+    assert follows_surprisal(dict(depth=0 * depth), windows, corpus) == 0
 
 
 def test_figures_draw_what_is_there():

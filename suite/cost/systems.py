@@ -6,8 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import scipy.stats
 import torch
+from torch import Tensor
 
 import morlib
 from morlib import Cache, Transformer
@@ -15,6 +18,7 @@ from morlib import Cache, Transformer
 from ..files import REFERENCE, write_whole
 from ..results.dial import follows
 from ..runs import Run, trained_model
+from ..texts import ngram_surprisal
 from .flops import flops
 from .timing import decoding, in_turn, training_step
 
@@ -28,8 +32,9 @@ def measure_systems(specs: list[Run], lines: int = LINES, repeats: int = 5) -> p
 
     operations: floating-point operations of a forward pass, a token; cache: bytes of keys and values that are
     kept, a token of context (of eight lines); r: the rank correlation of depth with the hops that are asked
-    for; balance: n sum_i f_i P_i of experts (1: all are used evenly), NaN where there are none; step and
-    decode: as in `times`, over those of a fixed model with as many layers as the deepest of these runs.
+    for, or on text as in `follows_surprisal`; balance: n sum_i f_i P_i of experts (1: all are used evenly),
+    NaN where there are none; step and decode: as in `times`, over those of a fixed model with as many layers
+    as the deepest of these runs.
     Runs that are not finished are trained.
     """
     rows, layers = [], max(spec.config.n_layers for spec in specs)
@@ -49,12 +54,22 @@ def measured(model: Transformer, task, lines: int) -> dict:
     out = model(windows[:8, :-1].to(device), cache)
     kept = cache.tokens() * 2 * model.cfg.d_model * out.logits.element_size()
     even = out.memory.get("balance")
+    followed = follows if hasattr(task, "answers") else follows_surprisal
     return dict(
         operations=flops(model, seen["actions"])["total"] / seen["depth"].numel(),
         cache=kept / out.depth.numel(),
-        r=follows(seen, windows, task),
+        r=followed(seen, windows, task),
         balance=float(torch.stack(even).mean()) if even else float("nan"),
     )
+
+
+def follows_surprisal(seen: dict[str, Tensor], windows: Tensor, corpus) -> float:
+    """Rank correlation (Spearman) of depth with the surprisal of the next token by trigrams of the training
+    text, which no model has a part in; windows [n, L + 1]. 0 where all are equally deep."""
+    surprisal = ngram_surprisal(corpus.ids["train"], windows.flatten(), 3, corpus.vocab_size)[0]
+    surprisal = np.append([np.nan, np.nan], surprisal).reshape(windows.shape)[:, 2:]  # [n, L - 1]
+    depth = seen["depth"][:, 1:].numpy()
+    return float(scipy.stats.spearmanr(surprisal.ravel(), depth.ravel()).statistic) if np.ptp(depth) else 0.0
 
 
 def times(model: Transformer, task, layers: int, repeats: int) -> dict[str, float]:

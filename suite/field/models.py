@@ -1,15 +1,18 @@
-"""Which systems the field is compared by, on the task of known depth."""
+"""Which systems the field is compared by, on the task of known depth and on text."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, run
-from ..runs.experiments import Changes
-from ..runs.known_depth import fixed_between
+from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, settings
+from ..runs.experiments import LONG, TEXTS, WORTH_TRAINING, Changes, experiment_runs
+from ..runs.known_depth import RATE, fixed_between
 
 CONTROLS = ("fixed-deep", "planted", "blind", "worth", "mor")  # as `known_depth_models` makes them
 SEEDS = 3
+ADDED = {"dr": 1 / 20}  # systems that are added to a trained model, and the share of its steps that they take
+LAYER_ON_TEXT = 0.005  # nats that a layer above the sixth is worth there to fixed models
 # Where a preset has no time for the setting that is stored: that of a test, and that of a try
 SMALL = {
     "smoke": dict(task="hops-8-2", layers=4, width=16, steps=30, batch=16, target=2.3, heldout=100),
@@ -23,16 +26,14 @@ def field_size(s: Settings) -> dict:
     return SMALL.get(s.preset, NARROW)
 
 
-def field_models(s: Settings) -> Changes:
-    """Each system by its name, at about half of the cost of N layers, beside fixed depth and the controls.
+def systems_of(N: int, target: float) -> dict[str, dict]:
+    """Each system by its name: what it changes of a model of N layers, to cost about `target` of them.
 
     Where E follows from the system's own settings, these are near: see each class.
     """
-    size = field_size(s)
-    N, target = size["layers"], size["target"]
     recursive = dict(n_layers=max(N // 2 + 1, 4))  # two blocks of their own and as many recursions as fit
     cycle = dict(options=dict(ends=False))  # N recursions of one block: E is (N + 1) / 2
-    systems = {
+    return {
         "act": dict(routing="act"),
         "ponder": dict(routing="ponder", options=dict(prior=round(1 / target, 3))),
         "exit": dict(routing="exit", target_depth=target),
@@ -49,12 +50,43 @@ def field_models(s: Settings) -> Changes:
         "moe-top1": dict(routing="moe", n_layers=N // 2),
         "moe-top2": dict(routing="moe", n_layers=N // 2, options=dict(top=2)),
         "mor-moe": recursive | dict(routing="mor-moe"),
+        "dr": dict(routing="dr", max_recursions=2),
     }
-    same_rate = dict(router_lr=2e-3, share_power=0.0)  # routers learn as everything else, as their authors do
+
+
+def same_rate(lr: float) -> dict:
+    """Training in which routers learn as everything else, as their authors have it."""
+    return dict(router_lr=lr, share_power=0.0)
+
+
+def field_models(s: Settings) -> Changes:
+    """Each system on the task of known depth, at about half of the cost of N layers, beside fixed depth and
+    the controls."""
+    size = field_size(s)
+    N = size["layers"]
     known = known_depth_models(s, size)
     models = {"fixed-half": known["fixed-half"], "fixed-between": fixed_between(N)}
     models |= {label: known[label] for label in CONTROLS}
-    return models | {label: (changes, same_rate) for label, changes in systems.items()}
+    own = systems_of(N, size["target"])
+    return models | {label: (changes, same_rate(RATE)) for label, changes in own.items()}
+
+
+def text_models(s: Settings) -> Changes:
+    """Each system on text, at about half of the cost of N layers, beside fixed depth and the controls."""
+    base, lr = s.model(vocab_size=1), s.train().lr
+    N, target = base.n_layers, base.n_layers / 2
+    fixed, once = dict(routing="none"), dict(target_depth=target, max_recursions=1)
+    models = {
+        "fixed-half": (fixed | dict(n_layers=N // 2), {}),
+        "fixed-between": (fixed | dict(n_layers=2 * N // 3), {}),
+        "fixed-deep": (fixed, {}),
+        "blind": (once | dict(routing="blind-tokens"), dict(depth_warmup=WORTH_TRAINING["depth_warmup"])),
+        "worth": (once | dict(routing="worth"), WORTH_TRAINING),
+        "mor": (dict(routing="mor", target_depth=target), {}),
+    }
+    own = systems_of(N, target)
+    own["dr"] |= dict(options=dict(cost=LAYER_ON_TEXT))
+    return models | {label: (dict(max_recursions=1) | own[label], same_rate(lr)) for label in own}
 
 
 def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
@@ -63,22 +95,50 @@ def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
     labels: some of `field_models`; None: all. `suite.runs.run(field_runs(s, ["act"])[0])` trains one row.
     Raises ValueError that names the labels.
     """
-    models = field_models(s)
+    few, models = replace(s, seeds=min(s.seeds, SEEDS)), field_models(s)
+    return begun(lambda chosen: known_depth_runs(few, chosen, "field", field_size(s)), models, labels)
+
+
+def text_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
+    """One Run per seed, three at most, and system on the text of experiment 1, trained long.
+
+    labels: some of `text_models`; None: all. Of s only seeds and device are used; under the presets "smoke"
+    and "quick" their sizes. Fixed models are those of `runs.long_runs`.
+    Raises ValueError that names the labels.
+    """
+    if s.preset not in SMALL:
+        s = settings(dict(preset="long", epochs=LONG["exp1"], seeds=s.seeds, device=s.device))
+    few, models = replace(s, seeds=min(s.seeds, SEEDS)), text_models(s)
+    return begun(lambda chosen: experiment_runs(few, "field-text", TEXTS["exp1"], chosen), models, labels)
+
+
+def begun(make: Callable[[Changes], list[Run]], models: Changes, labels: list[str] | None) -> list[Run]:
+    """The runs of the models with these labels, or of all. Those of ADDED begin with the weights of the model
+    of all layers, and train for a part of its steps.
+
+    Raises ValueError that names labels that are none of them.
+    """
     if unknown := sorted(set(labels or ()) - set(models)):
         raise ValueError(f"no system {', '.join(unknown)}: choose among {', '.join(models)}")
-    chosen = {label: changes for label, changes in models.items() if labels is None or label in labels}
-    return known_depth_runs(replace(s, seeds=min(s.seeds, SEEDS)), chosen, "field", field_size(s))
+    runs = make({label: changes for label, changes in models.items() if labels is None or label in labels})
+    fixed = {run.train.seed: run for run in make({"fixed-deep": models["fixed-deep"]})}
+    for index, own in enumerate(runs):
+        if part := ADDED.get(own.model):
+            fewer = max(round(part * own.train.windows), own.train.batch_size)
+            train = replace(own.train, windows=fewer)
+            runs[index] = replace(own, train=train, parent=fixed[own.train.seed])
+    return runs
 
 
 def uptrained(s: Settings, label: str, **changes) -> list[Run]:
     """One Run per seed of a system that begins with the weights of a fixed model of as many layers.
 
-    label: "lora". That model is trained first if need be: its steps come on top. changes: of TrainConfig.
+    label: "lora". That model's steps come on top. changes: of TrainConfig.
     """
     runs = []
     for spec in field_runs(s, [label]):
         fixed = replace(spec.config, routing="none", options=None, shared_blocks=None)
         parent = replace(spec, model=f"fixed {fixed.n_layers}", config=fixed)
         train = replace(spec.train, **changes)
-        runs.append(replace(spec, model=f"{label}, uptrained", train=train, parent=run(parent)["id"]))
+        runs.append(replace(spec, model=f"{label}, uptrained", train=train, parent=parent))
     return runs

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 from morlib import ModelConfig, TrainConfig
 
 from ..runs import Run, Settings
-from .models import field_runs
+from .models import field_runs, text_runs
 
 STEPS, SEED = 1500, 10  # a seed that no row of the field has
 # Of each system its trials: fields of ModelConfig or TrainConfig, or options, that differ from its row
@@ -25,13 +25,22 @@ TRIALS: dict[str, list[dict]] = {
         dict(alpha=1.0, weight=0.01),
     ],
     "mor-token": [dict(alpha=1.0, weight=0.1), dict(alpha=1.0, weight=0.01)],
+    "dr": [dict(beta=0.0), dict(beta=0.999)],
 }
+# On text, where what a pass is worth differs: whose depth follows from a price
+TRIALS_ON_TEXT = {"act": [dict(tau=0.01), dict(tau=0.003), dict(tau=0.001)]}
 
 
 def trial_runs(s: Settings) -> list[Run]:
     """One Run a trial on the task of a preset: few steps, judged by the end of its validation curve."""
     return [trial(field_runs(replace(s, seeds=1), [label])[0], changes)
             for label, several in TRIALS.items() for changes in several]  # fmt: skip
+
+
+def text_trial_runs(s: Settings) -> list[Run]:
+    """The same on text."""
+    return [trial(text_runs(replace(s, seeds=1), [label])[0], changes)
+            for label, several in TRIALS_ON_TEXT.items() for changes in several]  # fmt: skip
 
 
 def trial(spec: Run, changes: dict) -> Run:
@@ -41,8 +50,11 @@ def trial(spec: Run, changes: dict) -> Run:
     of_training = {k: v for k, v in changes.items() if k in named[TrainConfig]}
     options = {k: v for k, v in changes.items() if k not in of_model and k not in of_training}
     options = (spec.config.options or {}) | options
-    short = dict(windows=spec.train.batch_size * STEPS // spec.train.epochs, evaluations=3, seed=SEED)
-    train = replace(spec.train, **short | dict(heldout_windows=300) | of_training)
+    windows = min(spec.train.batch_size * STEPS // spec.train.epochs, spec.train.windows)
+    short = dict(windows=windows, evaluations=3, seed=SEED, heldout_windows=300)
+    train = replace(spec.train, **short | of_training)
     config = replace(spec.config, options=options or None, **of_model)
     told = ", ".join(f"{name} {value:g}" for name, value in changes.items())
-    return replace(spec, experiment="field-trials", model=f"{spec.model}, {told}", config=config, train=train)
+    names = dict(experiment=f"{spec.experiment}-trials", model=f"{spec.model}, {told}")
+    parent = spec.parent and replace(spec.parent, train=replace(spec.parent.train, seed=SEED))
+    return replace(spec, config=config, train=train, parent=parent, **names)

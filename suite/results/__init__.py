@@ -10,6 +10,7 @@ from .field import (
     loss_against_operations,
     sampled_table,
     stored_field,
+    stored_text_field,
     trials_table,
     way_to_all_layers,
 )

@@ -41,6 +41,7 @@ NAMES = {
     "moe-top1": "mixture of experts, top 1",
     "moe-top2": "mixture of experts, top 2",
     "mor-moe": "MoR of Bae et al. with experts",
+    "dr": "Dr.LLM, routers for a trained model",
 }
 FIXED = ("fixed-half", "fixed-between", "fixed-deep")
 # In these nothing learns who is deep
@@ -49,12 +50,33 @@ EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between 
 NO_RECORD = "no record yet"
 ASKED = 3  # seeds that a row is to have
 COST_NAMES = ("operations", "cache", "step", "decode", "r", "balance")
+# On text, what experiment 1 trained long calls the fixed models of the field
+ON_TEXT = {"fixed-shallow": "fixed-half", "fixed-at-E": "fixed-between", "fixed-deep": "fixed-deep"}
+# On the task of known depth and on text: what is right, and what depth may follow
+RIGHT = ("hard answers right (%)", "accuracy (%)")
+FOLLOWS = ("depth follows hops", "depth follows surprisal")
 
 
 def stored_field(folder: Path | None = None) -> pd.DataFrame:
-    """The records of the field that ship. Those of notebook 07 alone, which lie among them, are left out."""
+    """The records of the field that ship, on the task of known depth. Those of notebook 07 alone, which lie
+    among them, are left out."""
     stored = stored_records("field", folder)
     return stored[stored["model"].isin(NAMES)] if len(stored) else stored
+
+
+def stored_text_field(folder: Path | None = None) -> pd.DataFrame:
+    """The records of the field on text that ship, with the fixed models of experiment 1 trained long."""
+    own, fixed = stored_records("field-text", folder), stored_records("exp1-long", folder)
+    if own.empty or fixed.empty:
+        return own
+    fixed = fixed[fixed["model"].isin(ON_TEXT)]
+    fixed = fixed.assign(experiment="field-text", model=fixed["model"].replace(ON_TEXT))
+    return pd.concat([fixed, own[~own["model"].isin(FIXED)]], ignore_index=True)
+
+
+def is_text(records: pd.DataFrame) -> bool:
+    """Whether records are of text. Those of a task know its answers."""
+    return len(records) > 0 and "details" not in records.iloc[0]["record"]["metrics"]
 
 
 # ---- Of one run ----
@@ -75,17 +97,19 @@ def collapsed(row: pd.Series) -> bool:
 
 
 def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
-    """Records with what was measured of their models, by run, `hops`, `way`, and `collapsed`.
+    """Records with what was measured of their models, by run, `right`, `way`, and `collapsed`.
 
-    way: per cent of the way from half of the layers to all, in held-out loss, paired by seed where both are
-    there, else by their mean. Operations that were not measured at a seed are those of the others.
+    right: per cent of the hard answers, or of all tokens of a text. way: per cent of the way from half of the
+    layers to all, in held-out loss, paired by seed where both are there, else by their mean. Operations that
+    were not measured at a seed are those of the others.
     """
     if records.empty:
-        return pd.DataFrame(columns=["model", "seed", "loss", *COST_NAMES, "hops", "way", "collapsed"])
+        return pd.DataFrame(columns=["model", "seed", "loss", *COST_NAMES, "right", "way", "collapsed"])
     own = costs.set_index("run")[list(COST_NAMES)].astype(float)
     own = own[~own.index.duplicated()]
     ids = records["record"].map(lambda record: record["id"])
-    table = with_hops(records).join(own.reindex(ids).set_axis(records.index))
+    right = records["accuracy"] if is_text(records) else with_hops(records)["hops"]
+    table = records.assign(right=right).join(own.reindex(ids).set_axis(records.index))
     wide = records.pivot_table(index="seed", columns="model", values="loss")
     table["operations"] = table.groupby("model")["operations"].transform(lambda own: own.fillna(own.mean()))
     table["way"] = np.nan
@@ -128,19 +152,19 @@ def field_table(records: pd.DataFrame, costs: pd.DataFrame, seeds: int, rows=tup
 def row_of(own: pd.DataFrame, seeds: int) -> dict:
     """The row of one system from its records."""
     chooses = own["model"].iloc[0] not in NO_CHOICE or own["balance"].notna().any()
-    mean = own.mean(numeric_only=True)
+    mean, text = own.mean(numeric_only=True), is_text(own)
     cells = {
         "seeds": f"{len(own)} of {max(seeds, len(own))}",
         "E": f"{mean['effective_depth']:.2f}",
         "loss (nats)": f"{mean['loss']:.3f}",
-        "hard answers right (%)": f"{mean['hops']:.0f}",
+        RIGHT[text]: f"{mean['right']:.{2 if text else 0}f}",
         "way (%)": f"{mean['way']:.0f}",
         "parameters (thousands)": f"{mean['parameters'] / 1e3:.0f}",
         "operations a token (thousands)": f"{mean['operations'] / 1e3:.0f}",
         "training step (all layers: 1)": f"{mean['step']:.2f}",
         "decoding (all layers: 1)": f"{mean['decode']:.2f}",
         "cache (bytes a token)": f"{mean['cache']:.0f}",
-        "depth follows hops": f"{mean['r']:+.2f}" if chooses else "",
+        FOLLOWS[text]: f"{mean['r']:+.2f}" if chooses else "",
         "collapsed": f"{own['collapsed'].sum()} of {len(own)}" if chooses else "",
     }
     return {name: "" if cell.endswith("nan") else cell.replace("-", "\u2212") for name, cell in cells.items()}
@@ -239,6 +263,19 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     return f"{told} ({each} a system, which suggests and proves nothing)."
 
 
+def on_text_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
+    """What the records of the field on text show, where they ship; else nothing."""
+    records = stored_text_field(folder)
+    if records.empty:
+        return ""
+    losses = records.groupby("model")["loss"].mean()
+    names = names_of(records, FIXED)
+    worth = f"{losses['fixed-half'] - losses['fixed-deep']:.3f} nats"
+    start = f" On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
+    told = field_sentence(records, costs)
+    return start + told[0].lower() + told[1:]
+
+
 def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     """Show the answer of notebook 08 from the records that ship. costs: those that ship with them."""
     records = stored_field(folder)
@@ -253,7 +290,8 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     )
     table = field_table(records, costs, ASKED)
     shown = ["seeds", "loss (nats)", "way (%)", "operations a token (thousands)"]
-    show(field_sentence(records, costs), table[table["seeds"] != NO_RECORD][shown], note)
+    told = field_sentence(records, costs) + on_text_sentence(costs, folder)
+    show(told, table[table["seeds"] != NO_RECORD][shown], note)
     loss_against_operations(records, costs)
 
 

@@ -70,7 +70,7 @@ class Run:
     preset: str
     recipe: str
     device: str | None = None  # as in `pick_device`; not part of a run's identity
-    parent: str = ""  # the id of the finished run whose weights it begins with
+    parent: Run | str = ""  # the run whose weights it begins with, trained first if need be; or its id
 
     @property
     def code(self) -> str:

@@ -45,6 +45,8 @@ def run(spec: Run, progress: bool = False, hook: Hook | None = None, folder: Pat
     `stopped_at`, and is not taken for that of the whole run.
     folder: where outputs go. card: the number of the card to train on.
     """
+    if isinstance(spec.parent, Run):
+        spec = replace(spec, parent=run(spec.parent, progress, None, folder, card)["id"])
     corpus = load_corpus(**dict(spec.corpus))
     cfg = replace(spec.config, vocab_size=corpus.vocab_size)
     files = Files(spec, cfg, corpus, folder or outputs())
@@ -162,10 +164,10 @@ def load_weights(model: Transformer, path: Path, digest: str | None = None) -> N
 def go_on(spec: Run, **changes) -> Run:
     """A new run that begins with the weights of a finished one; changes are fields of TrainConfig.
 
-    `go_on(run, epochs=12, lr=1e-3)`: its record names the parent. The parent is trained first if need be.
+    `go_on(run, epochs=12, lr=1e-3)`: its record names the parent, which is trained first if need be.
     """
     train, label = replace(spec.train, **changes), f"{spec.model}, continued"
-    return replace(spec, model=label, train=train, parent=run(spec)["id"])
+    return replace(spec, model=label, train=train, parent=spec)
 
 
 def tensors_digest(state: dict[str, torch.Tensor]) -> str:

@@ -1,0 +1,144 @@
+"""Dr.LLM (Heakl et al. 2025, arXiv:2510.12773): routers for a trained model, taught by paths that pay."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import morlib
+from morlib import FORWARD, Decision, ModelConfig, Output, StepInput, Tokens, Transformer
+
+from .common import System, learning
+
+
+class DynamicRouting(System):
+    """A trained model keeps its weights. A router a layer (D -> hidden -> 3) learns who skips it, runs it, or
+    runs it twice.
+
+    For `lines` lines of each batch a search looks for paths by which they cost less: the loss of a line (the
+    sum over its tokens, nats) and `cost` for each application. It begins with the routers' own path or with
+    the plain one, whichever is cheaper. `rounds` times it gives some tokens another action at a layer, and
+    keeps what is cheaper. The routers learn the path found, by focal loss -(1 - p)^gamma log p, in
+    which an action weighs (1 - beta) / (1 - beta^n) if it was taken n times (Cui et al. 2019), 1 on average.
+    By default all weigh the same: rare actions with more weight were taken where they harm (see the trials).
+
+    Differs: each token has its own path, read from its own state, where the paper has one for a whole
+    question, read from the means of parts of it. The search climbs, where theirs is a tree (MCTS) that is
+    grown once for all. Passes of the search are not among the applications that a record counts.
+    """
+
+    OPTIONS = dict(cost=0.1, lines=8, rounds=128, gamma=2.0, beta=0.0)
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.hidden = max(cfg.d_model // 2, 8)
+        self.routers = nn.ModuleList(self.router() for _ in range(cfg.n_layers))
+
+    def router(self) -> nn.Module:
+        """Begins with the plain path: run once."""
+        last = nn.Linear(self.hidden, 3)
+        nn.init.constant_(last.bias[FORWARD : FORWARD + 1].detach(), 1.0)
+        return nn.Sequential(nn.Linear(self.cfg.d_model, self.hidden), nn.GELU(), last)
+
+    def logits(self, states: Tensor, layer: int) -> Tensor:
+        return self.routers[layer](F.layer_norm(states, states.shape[-1:])).float()  # [T, 3]
+
+    def forward(self, step: StepInput) -> Decision:
+        if step.recursion:  # who repeats does so once
+            return Decision()
+        if step.layer == 0 and learning(step):
+            step.memory |= dict(start=step.states.detach(), model=step.readout.__self__)
+        with torch.no_grad():
+            return Decision(self.logits(step.states, step.layer).argmax(-1))
+
+    def operations(self, actions: Tensor) -> int:
+        return actions[:, 0].numel() * 2 * self.hidden * (self.cfg.d_model + 3)
+
+    def adopt(self, model: Transformer, state: dict[str, Tensor]) -> None:
+        """Put the weights of a trained fixed model in. Raises ValueError if they are of another kind."""
+        own = model.state_dict()
+        if set(state) != {name for name in own if not name.startswith("policy.")}:
+            wanted = f"a fixed model of {self.cfg.n_layers} layers, each with a block of its own"
+            raise ValueError(f"dr begins with {wanted}")
+        model.load_state_dict(own | state)
+
+    def objective(self, loss: Tensor, out: Output, targets: Tensor) -> Tensor:
+        model, training, lines = out.memory["model"], out.memory["model"].training, self.options["lines"]
+        path, targets = out.actions[:, 0, :lines].flatten(1).long(), targets[:lines]
+        start = out.memory["start"][: targets.numel()]
+        model.eval()
+        path = self.search(model, start, targets, path)
+        seen = through(model, start, path, targets.shape)
+        model.train(training)
+        return self.focal(self.along(seen).flatten(0, 1), path.flatten())
+
+    def along(self, seen: list[Tensor]) -> Tensor:
+        """The routers' logits [N, B * L, 3] on the states that a path goes through."""
+        return torch.stack([self.logits(states, layer) for layer, states in enumerate(seen[:-1])])
+
+    def focal(self, logits: Tensor, actions: Tensor) -> Tensor:
+        """The mean focal loss of logits [T, 3] on the actions [T] that were found."""
+        taken = torch.bincount(actions, minlength=3)
+        weight = (1 - self.options["beta"]) / (1 - self.options["beta"] ** taken.clamp(min=1))
+        weight = weight[actions] / weight[actions].mean()
+        log_p = logits.log_softmax(-1).gather(1, actions[:, None])[:, 0]
+        return -(weight * (1 - log_p.exp()) ** self.options["gamma"] * log_p).mean()
+
+    @torch.no_grad()
+    def search(self, model: Transformer, start: Tensor, targets: Tensor, path: Tensor) -> Tensor:
+        """A path [N, B * L] by which each line costs no more than by the given one, and than by the plain.
+
+        start: the states [B * L, D] before the first layer; targets [B, L].
+        """
+        logits = self.along(through(model, start, path, targets.shape))
+        keen = logits - logits.gather(2, path[..., None])  # to leave the path for each action
+        best, least = path, self.price(model, start, targets, path)  # [B]
+        for turn in range(self.options["rounds"] + 1):
+            trial = torch.full_like(path, FORWARD)
+            if turn:
+                trial = changed(best, targets.shape, keen if turn % 2 == 0 else None)
+            price = self.price(model, start, targets, trial)
+            cheaper = price < least
+            best = torch.where(cheaper.repeat_interleave(targets.shape[1]), trial, best)
+            least = torch.where(cheaper, price, least)
+        return best
+
+    def price(self, model: Transformer, start: Tensor, targets: Tensor, path: Tensor) -> Tensor:
+        """What each line [B] costs by a path [N, B * L] (nats)."""
+        logits = model.readout(through(model, start, path, targets.shape)[-1]).float()
+        losses = F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
+        applications = path.sum(0).view(targets.shape)
+        return (losses + self.options["cost"] * applications).sum(1)
+
+
+def changed(path: Tensor, shape: torch.Size, keen: Tensor | None = None) -> Tensor:
+    """A path [N, B * L] in which each line takes one action, drawn, at one layer for up to half of its
+    tokens: for any of them, or for the keenest of them by keen [N, B * L, 3]."""
+    (B, L), device = shape, path.device
+    row = torch.arange(B, device=device)
+    layer, action = torch.randint(len(path), (B,), device=device), torch.randint(3, (B,), device=device)
+    drawn = keen is None
+    first = torch.rand(B, L, device=device) if drawn else keen.view(-1, B, L, 3)[layer, row, :, action]
+    rank = first.argsort(1, descending=True).argsort(1)
+    chosen = rank < (L / 2 * torch.rand(B, 1, device=device) ** 3).clamp(min=1)
+    path = path.clone().view(-1, B, L)
+    path[layer, row] = torch.where(chosen, action[:, None], path[layer, row])
+    return path.flatten(1)
+
+
+@torch.no_grad()
+def through(model: Transformer, x: Tensor, path: Tensor, shape: torch.Size) -> list[Tensor]:
+    """The states [B * L, D] before each layer and after the last, [N + 1] of them, by a path [N, B * L]."""
+    seen = [x]
+    for layer, actions in enumerate(path):
+        block = model.blocks[model.layout[layer]]
+        for recursion in range(model.cfg.max_recursions):
+            places = (actions > recursion).nonzero().flatten()
+            if len(places):  # a copy, as states are changed in place
+                x = model.run_step([block], x.clone(), Tokens(places), [None], *shape)
+        seen.append(x)
+    return seen
+
+
+morlib.POLICIES["dr"] = DynamicRouting
