@@ -84,11 +84,22 @@ def test_what_trains_long_is_what_the_experiment_trains_and_more():
         assert {label for pair in results.long_pairs(experiment) for label in pair} - blind <= labels
     [target] = {spec.config.target_depth for spec in runs.long_runs(s, "exp2") if spec.config.target_depth}
     assert target == 6.0
-    lengths = runs.length_runs(s)
-    assert {(spec.config.n_layers, spec.train.epochs) for spec in lengths} == {
-        (n, epochs) for n in (6, 12) for epochs in (30, 60)
+    found = runs.depth_worth_runs(s)
+    assert {spec.train.seed for spec in found} == {0, 1, 2} and {spec.config.n_layers for spec in found} == {
+        6,
+        12,
     }
-    assert {spec.train.seed for spec in lengths} == {0, 1, 2}
+    settings = {
+        (spec.experiment, spec.train.epochs, spec.config.d_model, spec.config.max_len) for spec in found
+    }
+    assert settings == {
+        *(("length", epochs, 64, 64) for epochs in (30, 60)),
+        *(("sizes", 15, *size) for size in ((32, 64), (128, 64), (64, 256))),
+    }
+    read = {spec.train.batch_size * spec.config.max_len for spec in found}
+    assert read == {1024} and len({spec.train.windows * spec.config.max_len for spec in found}) == 1
+    rates = {spec.config.d_model: round(spec.train.lr, 6) for spec in found}
+    assert rates == {32: 0.004, 64: 0.004, 128: 0.002828} and len({spec.model for spec in found}) == 10
 
 
 def test_who_trains_long_must_beat_the_best_table_of_counts():
@@ -189,7 +200,8 @@ def test_stored_records_are_those_of_the_runs_that_make_them():
             continue
         specs = runs.long_runs(s, experiment)
         hold_to(specs + runs.long_controls(table, specs, experiment), table)
-    hold_to(runs.length_runs(s), runs.stored_records("length"))
+    for experiment in ("length", "sizes"):
+        hold_to(runs.depth_worth_runs(s), runs.stored_records(experiment))
 
 
 def hold_to(specs, table):
@@ -207,9 +219,14 @@ def test_what_depth_is_worth_by_length_of_training(tmp_path):
         record(f"{n}, 30", seed, 50 + n / 6 + seed * (n == 12), n, n, epochs=30, experiment="length")
         for n in (6, 12) for seed in (0, 1, 2)
     ]  # fmt: skip
-    write(tmp_path, several(2) + longer)
+    wider = [record(f"{n}, wide", 0, 50 + n, n, n, experiment="sizes") for n in (6, 12)]
+    for each in wider:
+        each["config"]["model"]["d_model"] = 128
+    write(tmp_path, several(2) + longer + wider)
     table = results.worth_of_depth(tmp_path)
-    assert list(table.index) == [15, 30] and table["seeds"].tolist() == [2, 3]
+    assert list(table.index) == [(15, 64, 64), (15, 128, 64), (30, 64, 64)]
+    table = table.xs((64, 64), level=("width", "context"))
+    assert table["seeds"].tolist() == [2, 3]
     assert table["difference (points)"].tolist() == ["+1.10", "+2.00"]
     assert table["95 % interval"].tolist() == ["", "\u22120.48 to +4.48"]
     assert table.loc[30, "12 layers (%)"] == 53.0

@@ -67,31 +67,29 @@ def gate_sentence(experiment: str, folder: Path | None = None) -> str:
 
 
 def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
-    """One row a length of training on the text of experiment 1: seeds, accuracy (%) of N and of N/2 fixed
-    layers where validation loss was lowest, their difference in points with its 95 % interval."""
-    rows = [
-        dict(layers=r["config"]["model"]["n_layers"], epochs=r["config"]["train"]["epochs"])
-        | dict(seed=r["seed"], accuracy=r["metrics"]["accuracy"])
-        for experiment in ("pareto", "exp1-long", "length")
-        for r in stored_records(experiment, folder).get("record", ())
-        if r["config"]["model"]["routing"] == "none"
-    ]
-    table = pd.DataFrame(rows, columns=["layers", "epochs", "seed", "accuracy"])
-    N = table["layers"].max()
-    result = {}
-    for epochs, group in table.groupby("epochs"):
+    """One row a length of training, width and context on the text of experiment 1: seeds, accuracy (%) of N
+    and of N/2 fixed layers as each is judged, their difference in points with its 95 % interval."""
+    rows = []
+    for experiment in ("pareto", "exp1-long", "length", "sizes"):
+        for r in stored_records(experiment, folder).get("record", ()):
+            model, epochs = r["config"]["model"], r["config"]["train"]["epochs"]
+            if model["routing"] == "none":
+                setting = epochs, model["d_model"], model["max_len"]
+                rows.append([*setting, model["n_layers"], r["seed"], r["metrics"]["accuracy"]])
+    settings = ["epochs", "width", "context"]
+    table = pd.DataFrame(rows, columns=[*settings, "layers", "seed", "accuracy"])
+    N, found = table["layers"].max(), []
+    for setting, group in table.groupby(settings):
         wide = group.pivot_table(index="seed", columns="layers", values="accuracy")
         wide = wide.reindex(columns=[N // 2, N]).dropna()
         if wide.empty:
             continue
         mean, low, high = interval(wide[N] - wide[N // 2])
-        result[epochs] = {
-            "seeds": len(wide),
-            **{f"{layers} layers (%)": round(wide[layers].mean(), 2) for layers in (N // 2, N)},
-            "difference (points)": signed(mean),
-            "95 % interval": "" if math.isnan(low) else span(low, high),
-        }
-    return pd.DataFrame.from_dict(result, orient="index").rename_axis("epochs")
+        row = dict(zip(settings, setting)) | dict(seeds=len(wide))
+        row |= {f"{layers} layers (%)": round(wide[layers].mean(), 2) for layers in (N // 2, N)}
+        row |= {"difference (points)": signed(mean)}
+        found.append(row | {"95 % interval": "" if math.isnan(low) else span(low, high)})
+    return pd.DataFrame(found).set_index(settings) if found else pd.DataFrame()
 
 
 def epochs_of(records: pd.DataFrame) -> int:

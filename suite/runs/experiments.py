@@ -207,18 +207,36 @@ def long_controls(records: pd.DataFrame, runs: list[Run], experiment: str) -> li
     return random_controls(records, runs, *ROUTED[experiment])
 
 
-def length_runs(s: Settings, epochs: tuple[int, ...] = (30, 60)) -> list[Run]:
-    """Fixed models of N and N/2 layers on the text of experiment 1, trained longer still: what depth is worth
-    to them. Three seeds at most; otherwise the settings of preset `long`."""
+def depth_worth_runs(s: Settings) -> list[Run]:
+    """Fixed models of N and N/2 layers on the text of experiment 1: what depth is worth to them, trained for
+    longer than `long_runs` do ("length"), or in other widths and contexts ("sizes").
+
+    Three seeds at most; otherwise the settings of preset `long`. A wider model learns at a rate that falls
+    with the root of its width. A longer context has as many tokens a batch and an epoch.
+    """
+    own = settings(dict(preset="long"))
+    batch, windows, L = own.train().batch_size, own.train().windows, own.model(vocab_size=1).max_len
+    width, lr = own.model(vocab_size=1).d_model, own.train().lr
     runs = []
-    for length in epochs:
-        given = dict(preset="long", epochs=length, seeds=min(s.seeds, 3), device=s.device)
-        long = settings(given)
-        N = long.model(vocab_size=1).n_layers
-        fixed = dict(routing="none", target_depth=None)
-        models = {f"fixed {n}, {length} epochs": (fixed | dict(n_layers=n), {}) for n in (N // 2, N)}
-        runs += experiment_runs(long, "length", TEXTS["exp1"], models)
+    for epochs in (30, 60):
+        runs += fixed_pair(s, "length", f"{epochs} epochs", dict(epochs=epochs))
+    for wide in (32, 128):
+        changes = dict(d_model=wide, d_ff=4 * wide, lr=lr * min(width / wide, 1) ** 0.5)
+        runs += fixed_pair(s, "sizes", f"width {wide}", changes)
+    for longer in (256,):
+        k = longer // L
+        changes = dict(max_len=longer, batch_size=batch // k, windows=windows // k, eval_windows=200 // k)
+        runs += fixed_pair(s, "sizes", f"context {longer}", changes)
     return runs
+
+
+def fixed_pair(s: Settings, experiment: str, named: str, changes: dict) -> list[Run]:
+    """Fixed models of N/2 and N layers on the text of experiment 1 with the preset `long`, some changed."""
+    given = dict(preset="long", seeds=min(s.seeds, 3), device=s.device)
+    long, fixed = settings(given | changes), dict(routing="none", target_depth=None)
+    N = long.model(vocab_size=1).n_layers
+    models = {f"fixed {n}, {named}": (fixed | dict(n_layers=n), {}) for n in (N // 2, N)}
+    return experiment_runs(long, experiment, TEXTS["exp1"], models)
 
 
 def vocabulary_runs(s: Settings, vocabularies: list[str]) -> list[Run]:
