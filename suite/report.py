@@ -178,7 +178,7 @@ def field() -> list[str]:
     costs, parts = cost.stored_systems(), []
     for title, records in ((FIELD, results.stored_field()), (FIELD_TEXT, results.stored_text_field())):
         if len(records):
-            rows = [label for label in results.field.NAMES if label in set(records["model"])]
+            rows = results.rows_of(records)
             parts += [f"## {title}", about(records), results.field_sentence(records, costs)]
             parts += [markdown(results.field_table(records, costs, results.field.ASKED, rows))]
             parts += ["Which to choose, by what matters:", markdown(results.choices_table(records, costs))]

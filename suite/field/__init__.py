@@ -5,7 +5,7 @@ from .dr import DynamicRouting
 from .exits import ConfidenceExit, DepthAdaptive
 from .lora import Relaxed
 from .mod import MixtureOfDepths, agreement
-from .models import QUICK, field_models, field_runs, field_size, text_models, text_runs, uptrained
+from .models import QUICK, SMALL, field_models, field_runs, field_size, text_models, text_runs, uptrained
 from .moe import MixtureOfExperts, RecursionsOfExperts
 from .mor import ExpertChoice, TokenChoice
 from .ponder import PonderNet

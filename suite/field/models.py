@@ -12,7 +12,8 @@ from ..runs.known_depth import RATE, fixed_between
 CONTROLS = ("fixed-deep", "planted", "blind", "worth", "mor")  # as `known_depth_models` makes them
 SEEDS = 3
 ADDED = {"dr": 1 / 20}  # systems that are added to a trained model, and the share of its steps that they take
-LAYER_ON_TEXT = 0.005  # nats that a layer above the sixth is worth there to fixed models
+# Options on text, where a pass is worth less: of dr, what a layer above the sixth is worth to fixed models
+ON_TEXT = {"act": dict(tau=0.003), "dr": dict(cost=0.005)}
 # Where a preset has no time for the setting that is stored: that of a test, and that of a try
 SMALL = {
     "smoke": dict(task="hops-8-2", layers=4, width=16, steps=30, batch=16, target=2.3, heldout=100),
@@ -85,7 +86,8 @@ def text_models(s: Settings) -> Changes:
         "mor": (dict(routing="mor", target_depth=target), {}),
     }
     own = systems_of(N, target)
-    own["dr"] |= dict(options=dict(cost=LAYER_ON_TEXT))
+    for label, options in ON_TEXT.items():
+        own[label] |= dict(options=options)
     return models | {label: (dict(max_recursions=1) | own[label], same_rate(lr)) for label in own}
 
 

@@ -8,6 +8,8 @@ from .field import (
     field_sentence,
     field_table,
     loss_against_operations,
+    on_text_sentence,
+    rows_of,
     sampled_table,
     stored_field,
     stored_text_field,

@@ -263,17 +263,20 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     return f"{told} ({each} a system, which suggests and proves nothing)."
 
 
-def on_text_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
-    """What the records of the field on text show, where they ship; else nothing."""
-    records = stored_text_field(folder)
-    if records.empty:
+def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
+    """What records of the field on text show; nothing without fixed models of both depths."""
+    losses = records.groupby("model")["loss"].mean() if len(records) else {}
+    if not {"fixed-half", "fixed-deep"} <= set(losses):
         return ""
-    losses = records.groupby("model")["loss"].mean()
-    names = names_of(records, FIXED)
+    names, told = names_of(records, FIXED), field_sentence(records, costs)
     worth = f"{losses['fixed-half'] - losses['fixed-deep']:.3f} nats"
-    start = f" On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
-    told = field_sentence(records, costs)
+    start = f"On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
     return start + told[0].lower() + told[1:]
+
+
+def rows_of(records: pd.DataFrame) -> list[str]:
+    """The labels that records are of, in the table's order."""
+    return [label for label in NAMES if label in set(records.get("model", ()))]
 
 
 def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
@@ -290,8 +293,9 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     )
     table = field_table(records, costs, ASKED)
     shown = ["seeds", "loss (nats)", "way (%)", "operations a token (thousands)"]
-    told = field_sentence(records, costs) + on_text_sentence(costs, folder)
-    show(told, table[table["seeds"] != NO_RECORD][shown], note)
+    on_text = on_text_sentence(stored_text_field(folder), costs)
+    note = "\n\n".join(filter(None, [on_text, note]))
+    show(field_sentence(records, costs), table[table["seeds"] != NO_RECORD][shown], note)
     loss_against_operations(records, costs)
 
 
