@@ -40,8 +40,10 @@ SYSTEMS = {
     "moe-top1": dict(routing="moe", n_layers=2),
     "moe-top2": dict(routing="moe", n_layers=2, options=dict(top=2)),
     "mor-moe": dict(routing="mor-moe", n_layers=5),
-    "dr": dict(routing="dr", n_layers=4, max_recursions=1),  # repeats have a test of their own
+    "dr": dict(routing="dr", n_layers=4, max_recursions=1),
+    "dr, repeats": dict(routing="dr", n_layers=4, max_recursions=2),
 }
+WRITTEN_OUT = [name for name in SYSTEMS if name != "dr, repeats"]  # which has a test of its own
 ADAPTIVE = [name for name in SYSTEMS if not name.startswith(("moe", "lora", "sliced"))]
 
 
@@ -170,7 +172,7 @@ def gradients(model, logits, x):
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("sampling", [False, True])
-@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("name", WRITTEN_OUT)
 def test_packed_execution_is_the_equations_written_out(make, name, norm, sampling):
     model, x = make(name, norm=norm), tokens()
     out = model(x, sampling=sampling)
@@ -245,7 +247,7 @@ def test_a_gradient_reaches_all_that_should_learn(make, name):
     loss = F.cross_entropy(out.logits.flatten(0, 1), x.flatten())
     model.policy.objective(loss, out, x).backward()
     for parameter_name, parameter in model.named_parameters():
-        if name == "dr" and not parameter_name.startswith("policy."):
+        if name.startswith("dr") and not parameter_name.startswith("policy."):
             assert parameter.grad is None, "a trained model keeps its weights"
         else:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
@@ -458,7 +460,7 @@ def test_lora_of_full_rank_is_the_model_that_it_begins_with_and_a_lower_one_is_n
 @pytest.fixture
 def routed(make):
     """A model of Dr.LLM that repeats, tokens, and the states with which it begins."""
-    model, x = make("dr", max_recursions=2), tokens(8)
+    model, x = make("dr, repeats"), tokens(8)
     return model, x, (model.embed(x) + model.positions[:L]).view(8 * L, -1).detach()
 
 
@@ -523,8 +525,31 @@ def test_dr_is_added_to_the_trained_model_and_leaves_it_as_it_is(smoke, monkeypa
     assert record["parent"] == before["id"]
     kept = model.state_dict()
     assert all(torch.equal(kept[name], tensor) for name, tensor in begun.state_dict().items())
-    with pytest.raises(ValueError, match="dr begins with a fixed model of 4 layers, each with a block"):
-        make_model(routing="dr", n_layers=4).policy.adopt(model, make_model(routing="none").state_dict())
+    torch.manual_seed(spec.train.seed)
+    fresh = morlib.Transformer(model.cfg).state_dict()
+    routers = [name for name in kept if name.startswith("policy.")]
+    assert routers and not any(torch.equal(kept[name], fresh[name]) for name in routers), "they learnt"
+    for other in (dict(n_layers=3), dict(n_layers=4, d_model=8, d_ff=16)):
+        with pytest.raises(ValueError, match="dr begins with a fixed model of its own width and 4 layers"):
+            model.policy.adopt(model, make_model(routing="none", **other).state_dict())
+
+
+def test_a_search_that_runs_out_of_memory_leaves_dr_in_training(routed, monkeypatch):
+    model, x, _ = routed
+    task, tc = texts.load_corpus("hops-8-2"), morlib.TrainConfig(epochs=1, windows=8, batch_size=8)
+    model = morlib.Transformer(replace(model.cfg, vocab_size=task.vocab_size, max_len=20))
+    training, price, calls = morlib.Training(model.train(), task, tc), model.policy.price, []
+
+    def short_of_memory(*args):
+        calls.append(len(args[2]))
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("none left")
+        return price(*args)
+
+    monkeypatch.setattr(model.policy, "price", short_of_memory)
+    training.gradients(task.windows("train", 20, 8))
+    assert training.micro == 4 and calls[:2] == [8, 4] and model.training
+    assert all(p.grad.abs().sum() > 0 for p in model.policy.parameters())
 
 
 def test_balance_is_least_where_all_are_used_evenly():
@@ -544,6 +569,7 @@ def test_balance_is_least_where_all_are_used_evenly():
     (dict(routing="act", granularity="sample"), "needs granularity token"),
     (dict(routing="mor-token", n_layers=3), "needs n_layers of 2 more"),
     (dict(routing="moe", options=dict(top=3)), "top in 1..4 that divides d_ff"),
+    (dict(routing="dr", dropout=0.1), "routing dr needs dropout 0, not 0.1"),
 ])  # fmt: skip
 def test_a_wrong_setting_is_explained(make_model, changes, message):
     with pytest.raises(ValueError, match=message):

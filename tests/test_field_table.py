@@ -145,6 +145,9 @@ def test_a_router_has_collapsed_if_each_layer_runs_all_or_none(run, fallen):
     assert not collapsed(pd.Series(row | dict(model="fixed-half"))), "which has no choice to lose"
     for balance, uneven in ((2.5, True), (1.1, False)):
         assert collapsed(pd.Series(row | dict(model="moe-top1", balance=balance))) is uneven
+    repeats = json.loads(json.dumps(records["record"][0]))
+    repeats["metrics"]["action_rates"] = [[[0.0, 0.8, 0.2]], [[0.0, 1.0, 0.0]]]
+    assert not chose_nothing(repeats), "who repeats has chosen"
     shown = results.field_table(records, NO_COSTS, 3).loc[NAMES["act"], "collapsed"]
     assert shown == f"{int(fallen)} of 1"
 
@@ -167,6 +170,10 @@ def test_on_text_it_is_accuracy_that_is_right():
     table = results.field_table(records.assign(accuracy=48.125), costs_of(records), 3)
     assert table.loc[NAMES["act"], "accuracy (%)"] == "48.12" and "hard answers right (%)" not in table
     assert table.loc[NAMES["act"], "depth follows surprisal"] == "+0.25"
+    told = results.on_text_sentence(records, costs_of(records))
+    start = "On text, where four layers are worth 0.300 nats over two layers: one of one systems lies below"
+    assert told.startswith(start)
+    assert results.on_text_sentence(records[records["model"] == "act"], NO_COSTS) == ""
 
 
 @torch.no_grad()

@@ -19,19 +19,24 @@ class DynamicRouting(System):
     For `lines` lines of each batch a search looks for paths by which they cost less: the loss of a line (the
     sum over its tokens, nats) and `cost` for each application. It begins with the routers' own path or with
     the plain one, whichever is cheaper. `rounds` times it gives some tokens another action at a layer, and
-    keeps what is cheaper. The routers learn the path found, by focal loss -(1 - p)^gamma log p, in
-    which an action weighs (1 - beta) / (1 - beta^n) if it was taken n times (Cui et al. 2019), 1 on average.
-    By default all weigh the same: rare actions with more weight were taken where they harm (see the trials).
+    keeps what is cheaper; every other time these are the tokens that the router itself would change first.
+    The routers learn the path found, by the focal loss -(1 - p)^gamma log p. An action that was taken n times
+    in the batch weighs (1 - beta) / (1 - beta^n) (Cui et al. 2019), 1 on average.
 
-    Differs: each token has its own path, read from its own state, where the paper has one for a whole
-    question, read from the means of parts of it. The search climbs, where theirs is a tree (MCTS) that is
-    grown once for all. Passes of the search are not among the applications that a record counts.
+    Differs: each token has its own path, read from its own (normalised) state, where the paper has one for a
+    whole question, read from the means of parts of it. What a path is worth is its loss and its price, where
+    theirs must keep the answer right within a budget. The search climbs, anew for each batch, where theirs is
+    a tree (MCTS) that labels a set of questions once. All actions weigh the same (beta 0), where theirs has
+    beta 0.999: in the trials that took rare actions where they harm. A record does not count the passes of
+    the search among its applications. Where memory makes a batch several parts, `lines` are of each part.
     """
 
     OPTIONS = dict(cost=0.1, lines=8, rounds=128, gamma=2.0, beta=0.0)
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
+        if cfg.dropout:  # the search sees the states as the batch began with them
+            raise ValueError(f"ModelConfig: routing dr needs dropout 0, not {cfg.dropout}")
         self.hidden = max(cfg.d_model // 2, 8)
         self.routers = nn.ModuleList(self.router() for _ in range(cfg.n_layers))
 
@@ -58,8 +63,9 @@ class DynamicRouting(System):
     def adopt(self, model: Transformer, state: dict[str, Tensor]) -> None:
         """Put the weights of a trained fixed model in. Raises ValueError if they are of another kind."""
         own = model.state_dict()
-        if set(state) != {name for name in own if not name.startswith("policy.")}:
-            wanted = f"a fixed model of {self.cfg.n_layers} layers, each with a block of its own"
+        backbone = {name: own[name].shape for name in own if not name.startswith("policy.")}
+        if {name: tensor.shape for name, tensor in state.items()} != backbone:
+            wanted = f"a fixed model of its own width and {self.cfg.n_layers} layers, a block each"
             raise ValueError(f"dr begins with {wanted}")
         model.load_state_dict(own | state)
 
@@ -68,9 +74,11 @@ class DynamicRouting(System):
         path, targets = out.actions[:, 0, :lines].flatten(1).long(), targets[:lines]
         start = out.memory["start"][: targets.numel()]
         model.eval()
-        path = self.search(model, start, targets, path)
-        seen = through(model, start, path, targets.shape)
-        model.train(training)
+        try:
+            path = self.search(model, start, targets, path)
+            seen = through(model, start, path, targets.shape)
+        finally:
+            model.train(training)
         return self.focal(self.along(seen).flatten(0, 1), path.flatten())
 
     def along(self, seen: list[Tensor]) -> Tensor:
@@ -108,7 +116,7 @@ class DynamicRouting(System):
         """What each line [B] costs by a path [N, B * L] (nats)."""
         logits = model.readout(through(model, start, path, targets.shape)[-1]).float()
         losses = F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
-        applications = path.sum(0).view(targets.shape)
+        applications = path.clamp(max=model.cfg.max_recursions).sum(0).view(targets.shape)
         return (losses + self.options["cost"] * applications).sum(1)
 
 

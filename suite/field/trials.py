@@ -56,5 +56,8 @@ def trial(spec: Run, changes: dict) -> Run:
     config = replace(spec.config, options=options or None, **of_model)
     told = ", ".join(f"{name} {value:g}" for name, value in changes.items())
     names = dict(experiment=f"{spec.experiment}-trials", model=f"{spec.model}, {told}")
-    parent = spec.parent and replace(spec.parent, train=replace(spec.parent.train, seed=SEED))
+    parent = spec.parent
+    if parent:  # a model that no row of the field has either
+        own = replace(parent.train, seed=SEED)
+        parent = replace(parent, train=own, experiment=f"{spec.experiment}-trials-begin")
     return replace(spec, config=config, train=train, parent=parent, **names)

@@ -83,10 +83,11 @@ def is_text(records: pd.DataFrame) -> bool:
 
 
 def chose_nothing(record: dict) -> bool:
-    """Whether a router collapsed: on held-out lines each step runs all of the tokens asked, or none."""
+    """Whether a router collapsed: on held-out lines each step runs all of the tokens asked, or none, and
+    recurses with all or none."""
     rates = np.asarray(record["metrics"]["action_rates"])  # [N, R, 3]
-    run = 1 - rates[..., 0]
-    return not ((run > EDGE) & (run < 1 - EDGE)).any()
+    shares = np.stack([1 - rates[..., 0], rates[..., 2]])
+    return not ((shares > EDGE) & (shares < 1 - EDGE)).any()
 
 
 def collapsed(row: pd.Series) -> bool:
@@ -265,7 +266,7 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
 
 def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     """What records of the field on text show; nothing without fixed models of both depths."""
-    losses = records.groupby("model")["loss"].mean() if len(records) else {}
+    losses = records.groupby("model")["loss"].mean().to_dict() if len(records) else {}
     if not {"fixed-half", "fixed-deep"} <= set(losses):
         return ""
     names, told = names_of(records, FIXED), field_sentence(records, costs)

@@ -225,13 +225,14 @@ def depth_worth_runs(s: Settings) -> list[Run]:
         runs += fixed_pair(s, "sizes", f"width {wide}", changes)
     for longer in (256,):
         k = longer // L
-        changes = dict(max_len=longer, batch_size=batch // k, windows=windows // k, eval_windows=200 // k)
+        changes = dict(max_len=longer, batch_size=batch // k, windows=windows // k)
+        changes |= dict(eval_windows=own.train().eval_windows // k)
         runs += fixed_pair(s, "sizes", f"context {longer}", changes)
     return runs
 
 
 def fixed_pair(s: Settings, experiment: str, named: str, changes: dict) -> list[Run]:
-    """Fixed models of N/2 and N layers on the text of experiment 1 with the preset `long`, some changed."""
+    """Fixed models of N/2 and N layers on the text of experiment 1, as under the preset `long` but changed."""
     given = dict(preset="long", seeds=min(s.seeds, 3), device=s.device)
     long, fixed = settings(given | changes), dict(routing="none", target_depth=None)
     N = long.model(vocab_size=1).n_layers

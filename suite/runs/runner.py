@@ -204,8 +204,9 @@ def trained_model(spec: Run) -> tuple[Transformer, dict, object]:
 # ---- Records that ship ----
 
 
-def stored_key(model: dict, train: dict, data: tuple) -> tuple:
-    """What a stored record and a run have in common without the text: both configurations and its name."""
+def stored_key(model: dict, train: dict, data: tuple, parent: str) -> tuple:
+    """What a stored record and a run have in common without the text: both configurations, its name, and the
+    id of the run that it goes on from, if any."""
 
     def frozen(value):
         if isinstance(value, dict):
@@ -213,7 +214,7 @@ def stored_key(model: dict, train: dict, data: tuple) -> tuple:
         return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
 
     fields = {k: frozen(v) for k, v in {**LATER, **model, **train}.items() if k != "vocab_size"}
-    return *sorted(fields.items()), data
+    return *sorted(fields.items()), data, parent
 
 
 def stored(specs: list[Run], folder: Path = REFERENCE) -> list[dict | str]:
@@ -224,14 +225,19 @@ def stored(specs: list[Run], folder: Path = REFERENCE) -> list[dict | str]:
         data = record["data"]
         pieces = data["vocab_size"] if data["tokenizer"] == "sentencepiece" else 0
         key = (data["name"].removesuffix("-wikipedia"), data["split"], pieces)
-        known[stored_key(record["config"]["model"], record["config"]["train"], key)] = record
+        config, parent = record["config"], record.get("parent", "")
+        known[stored_key(config["model"], config["train"], key, parent)] = record
     results = []
     for spec in specs:
         text = dict(spec.corpus)
         usual = "sentencepiece" if text["name"] == "bangla" else "char"
         pieces = text["subwords"] if (text.get("tokenizer") or usual) == "sentencepiece" else 0
-        key = stored_key(vars(spec.config), vars(spec.train), (text["name"], text["split"], pieces))
-        record = known.get(key)
+        parent = spec.parent
+        if isinstance(parent, Run):
+            (before,) = stored([parent], folder)
+            parent = before["id"] if isinstance(before, dict) else before  # in words: no record has this one
+        data = text["name"], text["split"], pieces
+        record = known.get(stored_key(vars(spec.config), vars(spec.train), data, parent))
         missing = "no record of it ships: choose a preset that trains it"
         names = dict(experiment=spec.experiment, model=spec.model)
         results.append(missing if record is None else record | names)
