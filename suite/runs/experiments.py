@@ -232,7 +232,7 @@ def depth_worth_runs(s: Settings) -> list[Run]:
 
 
 def fixed_pair(s: Settings, experiment: str, named: str, changes: dict) -> list[Run]:
-    """Fixed models of N/2 and N layers on the text of experiment 1, as under the preset `long` but changed."""
+    """Fixed models of N/2 and N layers on the text of experiment 1, with the preset `long` and changes."""
     given = dict(preset="long", seeds=min(s.seeds, 3), device=s.device)
     long, fixed = settings(given | changes), dict(routing="none", target_depth=None)
     N = long.model(vocab_size=1).n_layers
