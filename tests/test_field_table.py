@@ -91,6 +91,8 @@ def test_the_fixed_models_of_the_field_on_text_are_those_of_experiment_1(tmp_pat
     (tmp_path / "field-text_act_s0_0.json").write_text(json.dumps(own), encoding="utf-8")
     stored = results.stored_text_field(tmp_path)
     assert set(stored["model"]) == {*FIXED, "act"} and set(stored["experiment"]) == {"field-text"}
+    table = results.field_table(stored, NO_COSTS, 3, results.rows_of(stored))
+    assert list(table.index) == ["six layers", "eight layers", "twelve layers", NAMES["act"]]
 
 
 def test_partial_records_say_how_many_and_which_are_missing():
@@ -124,6 +126,9 @@ def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_at_its_operati
     gaps = {name: ahead_of_fixed(scored, name) for name in ("act", "mod", "exit", "ponder")}
     assert gaps.pop("ponder") != gaps.get("ponder")  # NaN
     assert gaps == pytest.approx(dict(act=0.05, mod=-0.05, exit=0.05)), "the line is level beyond all layers"
+    right = scored.assign(right=100 - 10 * scored["loss"])
+    gaps = {name: ahead_of_fixed(right, name, "right") for name in ("act", "mod", "exit")}
+    assert gaps == pytest.approx(dict(act=0.5, mod=-0.5, exit=0.5)), "points; more is better"
     told = results.field_sentence(records, costs_of(records, act=125.0, mod=125.0, exit=500.0))
     assert told.startswith("Two of three systems lie below the line of fixed depth at equal operations")
     assert (
@@ -172,7 +177,7 @@ def test_on_text_it_is_accuracy_that_is_right():
     assert table.loc[NAMES["act"], "depth follows surprisal"] == "+0.25"
     told = results.on_text_sentence(records, costs_of(records))
     start = "On text, where four layers are worth 0.300 nats over two layers: one of one systems lies below"
-    assert told.startswith(start)
+    assert told.startswith(start) and told.endswith("By accuracy, those ahead of it are: none.")
     assert results.on_text_sentence(records[records["model"] == "act"], NO_COSTS) == ""
 
 

@@ -126,7 +126,8 @@ def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
 def names_of(records: pd.DataFrame, labels: Sequence[str]) -> dict[str, str]:
     """Each label in words; a fixed model by its number of layers, where a record says it."""
-    layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records.get("record", ())}
+    found = zip(records.get("model", ()), records.get("record", ()))
+    layers = {label: record["config"]["model"]["n_layers"] for label, record in found}
     unknown = dict(zip(FIXED, ("half of the layers", "three quarters of the layers", "all layers")))
     names = {}
     for label in labels:
@@ -219,23 +220,25 @@ def trials_table(trials: pd.DataFrame) -> pd.DataFrame:
 # ---- The answer in words ----
 
 
-def fixed_line(scored: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Operations and mean loss of the fixed models, from the cheapest on."""
-    own = scored[scored["model"].isin(FIXED)].groupby("model")[["operations", "loss"]].mean().dropna()
+def fixed_line(scored: pd.DataFrame, what: str = "loss") -> tuple[np.ndarray, np.ndarray]:
+    """Operations and mean loss (or `right`) of the fixed models, from the cheapest on."""
+    own = scored[scored["model"].isin(FIXED)].groupby("model")[["operations", what]].mean().dropna()
     own = own.sort_values("operations")
-    return own["operations"].to_numpy(), own["loss"].to_numpy()
+    return own["operations"].to_numpy(), own[what].to_numpy()
 
 
-def ahead_of_fixed(scored: pd.DataFrame, label: str) -> float:
-    """Mean loss (nats) of the fixed models at a system's operations, less its own: above 0 it is ahead.
+def ahead_of_fixed(scored: pd.DataFrame, label: str, what: str = "loss") -> float:
+    """How far a system is ahead of the fixed models at its operations: in mean loss (nats), or in `right`
+    (points). Below 0 it is behind.
 
     Between fixed models the line is straight, beyond them it is level. NaN where something is missing.
     """
-    operations, loss = fixed_line(scored)
-    own = scored[scored["model"] == label][["operations", "loss"]].mean()
-    if len(loss) < 2 or own.isna().any():
+    operations, values = fixed_line(scored, what)
+    own = scored[scored["model"] == label][["operations", what]].mean()
+    if len(values) < 2 or own.isna().any():
         return np.nan
-    return float(np.interp(own["operations"], operations, loss) - own["loss"])
+    gap = float(own[what] - np.interp(own["operations"], operations, values))
+    return gap if what == "right" else -gap
 
 
 def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
@@ -272,7 +275,11 @@ def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     names, told = names_of(records, FIXED), field_sentence(records, costs)
     worth = f"{losses['fixed-half'] - losses['fixed-deep']:.3f} nats"
     start = f"On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
-    return start + told[0].lower() + told[1:]
+    scored = with_costs(records, costs)
+    systems = [label for label in rows_of(records) if label not in (*FIXED, "blind")]
+    ahead = [NAMES[label] for label in systems if ahead_of_fixed(scored, label, "right") > 0]
+    by_accuracy = f"By accuracy, those ahead of it are: {'; '.join(ahead) or 'none'}."
+    return f"{start}{told[0].lower()}{told[1:]} {by_accuracy}"
 
 
 def rows_of(records: pd.DataFrame) -> list[str]:
