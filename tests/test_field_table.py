@@ -208,6 +208,15 @@ def test_figures_draw_what_is_there():
         assert draw(nothing, NO_COSTS).axes[0].get_lines() is not None
 
 
+def test_a_run_that_goes_on_from_another_is_not_mistaken_for_one_that_does_not():
+    s = runs.settings(dict(preset="cpu"))
+    [dr, *_], [lora, *_] = field.field_runs(s, ["dr"]), field.uptrained(s, "lora")
+    first, began, later, none = runs.runner.stored([dr.parent, dr, lora, runs.go_on(dr.parent)])
+    assert began["parent"] == first["id"] and began["model"] == "dr"
+    assert later.startswith("no record of it ships") and none == later, "from scratch there are such records"
+    assert isinstance(runs.runner.stored([replace(lora, parent="")])[0], dict)
+
+
 # ---- Costs ----
 
 
