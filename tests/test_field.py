@@ -457,6 +457,10 @@ def test_lora_of_full_rank_is_the_model_that_it_begins_with_and_a_lower_one_is_n
         model.policy.adopt(model, make_model(routing="none").state_dict())
 
 
+def with_a_short_search(spec):
+    return replace(spec, config=replace(spec.config, options=dict(rounds=8)))
+
+
 @pytest.fixture
 def routed(make):
     """A model of Dr.LLM that repeats, tokens, and the states with which it begins."""
@@ -518,7 +522,7 @@ def test_dr_learns_by_a_focal_loss_in_which_rare_actions_weigh_more(make):
 
 def test_dr_is_added_to_the_trained_model_and_leaves_it_as_it_is(smoke, monkeypatch, make_model):
     monkeypatch.setattr(texts.Hops, "floors", {"2": {"heldout": dict(loss=3.0)}})
-    (spec,) = field.field_runs(smoke, ["dr"])
+    spec = with_a_short_search(*field.field_runs(smoke, ["dr"]))
     fixed = field.field_runs(smoke, ["fixed-deep"])[0]
     assert spec.parent == fixed and spec.train.windows < fixed.train.windows
     (model, record, _), (begun, before, _) = runs.trained_model(spec), runs.trained_model(fixed)
@@ -613,6 +617,7 @@ def test_each_row_is_trained_found_loaded_and_generates(smoke, tmp_path, monkeyp
     monkeypatch.setattr(texts.Hops, "floors", {"2": {"heldout": dict(loss=3.0)}})  # they take seconds
     (spec,) = field.field_runs(smoke, [label])
     spec = replace(spec, train=replace(spec.train, heldout_windows=100, eval_windows=50))
+    spec = with_a_short_search(spec) if label == "dr" else spec
     record = runs.run(spec)
     assert record["model"] == label and record["experiment"] == "field"
     assert math.isfinite(record["metrics"]["loss"]) and 0 < record["metrics"]["effective_depth"]
