@@ -123,14 +123,14 @@ def experiments() -> list[str]:
         if experiment == "bangla":
             bits = results.comparisons(records, PAIRS[experiment], "bits_per_byte", margin=0.01)
             parts += ["Differences in bits per byte (lower is better):", markdown(bits)]
-        parts += trained_long(experiment)
+        parts += trained_long(experiment) + trained_long(f"{experiment}-thin")
     return parts
 
 
 def trained_long(experiment: str) -> list[str]:
     """What the models of an experiment reach when they train long, where such records ship."""
     records = results.long_records(experiment)
-    if not results.depth_sentence(experiment):
+    if records.empty or not results.depth_sentence(experiment):
         return []
     return [
         f"### Trained long: {results.TEXT_NAMES[experiment]}",
@@ -140,7 +140,11 @@ def trained_long(experiment: str) -> list[str]:
             markdown(results.summary(records)),
             markdown(results.comparisons(records, results.long_pairs(experiment))),
         ),
-        *(["By length of training:", markdown(results.worth_of_depth())] if experiment == "exp1" else []),
+        *(
+            ["By length of training, width and context:", markdown(results.worth_of_depth())]
+            if experiment == "exp1"
+            else []
+        ),
     ]
 
 

@@ -78,7 +78,8 @@ def test_what_trains_long_is_what_the_experiment_trains_and_more():
         assert {spec.experiment for spec in specs} == {f"{experiment}-long"}
         assert {spec.preset for spec in specs} == {"long"} and "fixed-shared" not in labels
         longer = {25} if experiment == "exp2" else set()
-        wanted = dict(exp1=15, exp2=15, bangla=30)[experiment]
+        wanted = {"exp1": 15, "exp1-thin": 15, "exp2": 15, "bangla": 30}[experiment]
+        assert {spec.config.d_model for spec in specs} == {32 if experiment == "exp1-thin" else 64}
         assert {spec.train.epochs for spec in specs} == {wanted, *longer}
         blind = {"random", "random-deep"}
         assert {label for pair in results.long_pairs(experiment) for label in pair} - blind <= labels

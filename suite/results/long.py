@@ -8,14 +8,19 @@ from pathlib import Path
 import pandas as pd
 
 from ..runs import stored_records
-from ..runs.experiments import ROUTED
+from ..runs.experiments import ROUTED, THIN
 from .figures import accuracy_against_depth
 from .headlines import HOW_TO_READ, show
 from .known_depth import points_of
 from .stats import compare, interval
 from .tables import count, signed, span, verdicts
 
-TEXT_NAMES = {"exp1": "Tiny Shakespeare", "exp2": "half of Tiny Shakespeare", "bangla": "Bangla Wikipedia"}
+TEXT_NAMES = {
+    "exp1": "Tiny Shakespeare",
+    "exp1-thin": f"Tiny Shakespeare, at width {THIN['d_model']}",
+    "exp2": "half of Tiny Shakespeare",
+    "bangla": "Bangla Wikipedia",
+}
 
 
 def long_pairs(experiment: str) -> list[tuple[str, str]]:
@@ -70,7 +75,7 @@ def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
     """One row a length of training, width and context on the text of experiment 1: seeds, accuracy (%) of N
     and of N/2 fixed layers as each is judged, their difference in points with its 95 % interval."""
     rows = []
-    for experiment in ("pareto", "exp1-long", "length", "sizes"):
+    for experiment in ("pareto", "exp1-long", "exp1-thin-long", "length", "sizes"):
         for r in stored_records(experiment, folder).get("record", ()):
             model, epochs = r["config"]["model"], r["config"]["train"]["epochs"]
             if model["routing"] == "none":
@@ -80,7 +85,7 @@ def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=[*settings, "layers", "seed", "accuracy"])
     N, found = table["layers"].max(), []
     for setting, group in table.groupby(settings):
-        wide = group.pivot_table(index="seed", columns="layers", values="accuracy")
+        wide = group.pivot_table(index="seed", columns="layers", values="accuracy")  # one run may stand twice
         wide = wide.reindex(columns=[N // 2, N]).dropna()
         if wide.empty:
             continue

@@ -46,10 +46,13 @@ TEXTS = {
 }
 # Epochs of models that train long: enough for a lower loss than the best table of counts (Bangla: of which
 # no record ships yet)
-LONG = {"exp1": PRESETS["long"]["epochs"], "exp2": PRESETS["long"]["epochs"], "bangla": 30}
+EPOCHS = PRESETS["long"]["epochs"]
+LONG = {"exp1": EPOCHS, "exp1-thin": EPOCHS, "exp2": EPOCHS, "bangla": 30}
+THIN = dict(d_model=32, d_ff=128)  # of "exp1-thin": models to which depth is worth more
 # Of each experiment the MoR that matters most, and what its blind control is called
 ROUTED = {
     "exp1": ("mor", "random"),
+    "exp1-thin": ("mor", "random"),
     "exp2": ("mor-equal-epochs", "random"),
     "bangla": ("mor-deep", "random-deep"),
 }
@@ -185,21 +188,23 @@ def bangla_models(s: Settings, deep: float | None, half: float | None) -> Change
 def long_runs(s: Settings, experiment: str) -> list[Run]:
     """The main models of an experiment trained long: "exp1-long" for "exp1", with the preset `long`.
 
-    With token worth and fixed models of N and N/2 layers. Blind routing is added by `long_controls`. Only the
-    seeds and the device of s are used.
+    experiment: a key of LONG. With token worth and fixed models of N and N/2 layers. Blind routing is added
+    by `long_controls`. Only the seeds and the device of s are used.
     """
-    long = settings(dict(preset="long", epochs=LONG[experiment], seeds=s.seeds, device=s.device))
+    kind, changes = experiment.removesuffix("-thin"), THIN if experiment.endswith("-thin") else {}
+    given = dict(preset="long", epochs=LONG[experiment], seeds=s.seeds, device=s.device)
+    long = settings(given | changes)
     N = long.model(vocab_size=1).n_layers
     most, half = round(2 * N / 3, 2), N / 2
-    targets = {"exp1": (most,), "exp2": (half,), "bangla": (most, half)}[experiment]
-    models = {"exp1": exp1_models, "exp2": exp2_models, "bangla": bangla_models}[experiment](long, *targets)
+    targets = {"exp1": (most,), "exp2": (half,), "bangla": (most, half)}[kind]
+    models = {"exp1": exp1_models, "exp2": exp2_models, "bangla": bangla_models}[kind](long, *targets)
     fixed = dict(routing="none", target_depth=None)
     worth = dict(routing="worth", target_depth=targets[0], max_recursions=1)
     models |= {"fixed-deep": (fixed, {}), "fixed-shallow": (fixed | dict(n_layers=N // 2), {})}
     models |= {"worth": (worth, WORTH_TRAINING)}
     for label in ("fixed-shared", "mor-equal-compute", "mor-half", "frozen-half"):
         models.pop(label, None)
-    return experiment_runs(long, f"{experiment}-long", TEXTS[experiment], models)
+    return experiment_runs(long, f"{experiment}-long", TEXTS[kind], models)
 
 
 def long_controls(records: pd.DataFrame, runs: list[Run], experiment: str) -> list[Run]:
