@@ -217,7 +217,8 @@ def depth_worth_runs(s: Settings) -> list[Run]:
     longer than `long_runs` do ("length"), or in other widths and contexts ("sizes").
 
     Three seeds at most; otherwise the settings of preset `long`. A wider model learns at a rate that falls
-    with the root of its width. A longer context has as many tokens a batch and an epoch.
+    with the root of its width. A longer context has as many tokens a batch and an epoch. Narrower models are
+    those of `long_runs(s, "exp1-thin")`.
     """
     own = settings(dict(preset="long"))
     batch, windows, L = own.train().batch_size, own.train().windows, own.model(vocab_size=1).max_len
@@ -225,8 +226,8 @@ def depth_worth_runs(s: Settings) -> list[Run]:
     runs = []
     for epochs in (30, 60):
         runs += fixed_pair(s, "length", f"{epochs} epochs", dict(epochs=epochs))
-    for wide in (32, 128):
-        changes = dict(d_model=wide, d_ff=4 * wide, lr=lr * min(width / wide, 1) ** 0.5)
+    for wide in (128,):
+        changes = dict(d_model=wide, d_ff=4 * wide, lr=lr * (width / wide) ** 0.5)
         runs += fixed_pair(s, "sizes", f"width {wide}", changes)
     for longer in (256,):
         k = longer // L
