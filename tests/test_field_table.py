@@ -16,10 +16,10 @@ from suite.results.field import (
     NAMES,
     NO_RECORD,
     ON_TEXT,
-    ahead_of_fixed,
     chose_nothing,
     collapsed,
     field_look,
+    gaps_to_fixed,
     with_costs,
 )
 
@@ -119,23 +119,29 @@ def test_the_way_is_from_half_of_the_layers_to_all_paired_by_seed():
     assert row["way (%)"] == row["operations a token (thousands)"] == "" and row["loss (nats)"] == "1.000"
 
 
-def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_at_its_operations():
-    losses = LOSSES | {"act": [1.45], "mod": [1.55], "exit": [1.25]}
-    records = records_of(losses)
-    scored = with_costs(records, costs_of(records, act=125.0, mod=125.0, exit=500.0))
-    gaps = {name: ahead_of_fixed(scored, name) for name in ("act", "mod", "exit", "ponder")}
-    assert gaps.pop("ponder") != gaps.get("ponder")  # NaN
-    assert gaps == pytest.approx(dict(act=0.05, mod=-0.05, exit=0.05)), "the line is level beyond all layers"
+def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_of_its_seed_at_its_operations():
+    losses = LOSSES | {"act": [1.40, 1.56], "mod": [1.5, 1.70], "exit": [1.0, 1.0], "ponder": [1.9]}
+    records = records_of(losses, run=(1.0, 0.5))
+    cost_of = dict(act=125.0, mod=125.0, exit=500.0, ponder=50.0)
+    scored = with_costs(records, costs_of(records, **cost_of))
+    gaps = {name: gaps_to_fixed(scored, name).tolist() for name in ("act", "mod", "exit", "ponder", "sliced")}
+    assert gaps["act"] == pytest.approx([0.05, -0.01]) and gaps["mod"] == pytest.approx([-0.05, -0.15])
+    assert all(gap != gap for gap in gaps["exit"]), "it costs more than any fixed model: no line is there"
+    assert gaps["ponder"] == pytest.approx([-0.4]) and gaps["sliced"] == []
     right = scored.assign(right=100 - 10 * scored["loss"])
-    gaps = {name: ahead_of_fixed(right, name, "right") for name in ("act", "mod", "exit")}
-    assert gaps == pytest.approx(dict(act=0.5, mod=-0.5, exit=0.5)), "points; more is better"
-    told = results.field_sentence(records, costs_of(records, act=125.0, mod=125.0, exit=500.0))
-    assert told.startswith("Two of three systems lie below the line of fixed depth at equal operations")
-    assert (
-        f"in loss: {NAMES['act']}; {NAMES['exit']}. The furthest ahead is" in told
-        and "one seed a system" in told
+    assert gaps_to_fixed(right, "act", "right").tolist() == pytest.approx([0.5, -0.1]), (
+        "points; more is better"
     )
+    told = results.field_sentence(records, costs_of(records, **cost_of))
+    assert told.startswith("None of three systems lies below the line of fixed depth at equal operations")
+    assert f"The nearest to it is {NAMES['act']} (+0.020 nats)" in told and "1 to 2 seeds a system" in told
+    better = records_of(losses | {"act": [1.40, 1.50]}, run=(1.0, 0.5))
+    told = results.field_sentence(better, costs_of(better, **cost_of))
+    assert f"each seed: {NAMES['act']}. The furthest ahead is" in told and "chose nothing" in told
     assert results.field_sentence(records, NO_COSTS).startswith("Not known yet")
+    fallen = records_of(losses)
+    told = results.field_sentence(fallen, costs_of(fallen, **cost_of))
+    assert told.startswith("Not known yet"), "who chose nothing is not counted"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +175,7 @@ def test_the_best_by_each_price_is_named():
 
 
 def test_on_text_it_is_accuracy_that_is_right():
-    records = records_of(LOSSES | {"act": [1.45, 1.46]})
+    records = records_of(LOSSES | {"act": [1.45, 1.55]}, run=(1.0, 0.5))
     for record in records["record"]:
         del record["metrics"]["details"]
     table = results.field_table(records.assign(accuracy=48.125), costs_of(records), 3)

@@ -14,7 +14,7 @@ from ..runs import stored_records
 from .figures import BLACK, BLUE, COLOURS, GREY, MARKERS, Look, figure_style, legend_of, marker_of
 from .headlines import show
 from .known_depth import by_hops, steps_of, with_hops
-from .tables import count
+from .tables import count, signed
 
 # Each row of the field in words. n: layers of the model, N: of the deepest
 NAMES = {
@@ -160,13 +160,13 @@ def row_of(own: pd.DataFrame, seeds: int) -> dict:
         "E": f"{mean['effective_depth']:.2f}",
         "loss (nats)": f"{mean['loss']:.3f}",
         RIGHT[text]: f"{mean['right']:.{2 if text else 0}f}",
-        "way (%)": f"{mean['way']:.0f}",
+        "way (%)": f"{mean['way'].round() + 0.0:.0f}",
         "parameters (thousands)": f"{mean['parameters'] / 1e3:.0f}",
         "operations a token (thousands)": f"{mean['operations'] / 1e3:.0f}",
         "training step (all layers: 1)": f"{mean['step']:.2f}",
         "decoding (all layers: 1)": f"{mean['decode']:.2f}",
         "cache (bytes a token)": f"{mean['cache']:.0f}",
-        FOLLOWS[text]: f"{mean['r']:+.2f}" if chooses else "",
+        FOLLOWS[text]: "" if own["model"].iloc[0] in NO_CHOICE else f"{mean['r']:+.2f}",
         "collapsed": f"{own['collapsed'].sum()} of {len(own)}" if chooses else "",
     }
     return {name: "" if cell.endswith("nan") else cell.replace("-", "\u2212") for name, cell in cells.items()}
@@ -220,51 +220,57 @@ def trials_table(trials: pd.DataFrame) -> pd.DataFrame:
 # ---- The answer in words ----
 
 
-def fixed_line(scored: pd.DataFrame, what: str = "loss") -> tuple[np.ndarray, np.ndarray]:
-    """Operations and mean loss (or `right`) of the fixed models, from the cheapest on."""
-    own = scored[scored["model"].isin(FIXED)].groupby("model")[["operations", what]].mean().dropna()
-    own = own.sort_values("operations")
+def fixed_line(scored: pd.DataFrame, what: str = "loss", seed: int | None = None) -> tuple[np.ndarray, ...]:
+    """Operations and loss (or `right`) of the fixed models, from the cheapest on: means over seeds, or those
+    of one seed where they are there."""
+    fixed = scored[scored["model"].isin(FIXED)]
+    own = fixed.groupby("model")[["operations", what]].mean()
+    if seed is not None:
+        own.update(fixed[fixed["seed"] == seed].set_index("model")[[what]])
+    own = own.dropna().sort_values("operations")
     return own["operations"].to_numpy(), own[what].to_numpy()
 
 
-def ahead_of_fixed(scored: pd.DataFrame, label: str, what: str = "loss") -> float:
-    """How far a system is ahead of the fixed models at its operations: in mean loss (nats), or in `right`
-    (points). Below 0 it is behind.
+def gaps_to_fixed(scored: pd.DataFrame, label: str, what: str = "loss") -> np.ndarray:
+    """By how much a system is ahead of the fixed models of its seed at its operations, each seed: in loss
+    (nats), or in `right` (points). Below 0 it is behind.
 
-    Between fixed models the line is straight, beyond them it is level. NaN where something is missing.
+    Between fixed models the line is straight, below the cheapest it is level. NaN where something is missing,
+    and where the system costs more than any fixed model.
     """
-    operations, values = fixed_line(scored, what)
-    own = scored[scored["model"] == label][["operations", what]].mean()
-    if len(values) < 2 or own.isna().any():
-        return np.nan
-    gap = float(own[what] - np.interp(own["operations"], operations, values))
-    return gap if what == "right" else -gap
+    gaps = []
+    for row in scored[scored["model"] == label].to_dict("records"):
+        operations, values = fixed_line(scored, what, row["seed"])
+        known = len(values) > 1 and row["operations"] <= 1.01 * operations[-1]
+        gaps.append(row[what] - np.interp(row["operations"], operations, values) if known else np.nan)
+    return np.array(gaps) if what == "right" else -np.array(gaps)
 
 
 def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
-    """The answer of notebook 08 in plain words: who is ahead of fixed depth at equal operations."""
+    """The answer of notebook 08 in plain words: who is ahead of fixed depth at equal operations, at each of
+    its seeds. Those that chose nothing are fixed models themselves, and are only named."""
     scored = with_costs(records, costs)
-    systems = [label for label in NAMES if label not in (*FIXED, "planted", "blind")]
-    there = [label for label in systems if label in set(scored["model"])]
-    gaps = {label: ahead_of_fixed(scored, label) for label in there}
-    known = {label: gap for label, gap in gaps.items() if not np.isnan(gap)}
+    systems = [label for label in rows_of(records) if label not in (*FIXED, "planted", "blind")]
+    fallen = [label for label in systems if scored[scored["model"] == label]["collapsed"].any()]
+    gaps = {label: gaps_to_fixed(scored, label) for label in systems if label not in fallen}
+    known = {label: gap for label, gap in gaps.items() if not np.isnan(gap).any()}
     if not known:
         return "Not known yet: fixed models of two depths, and their costs, must be measured first."
-    best = max(known, key=known.get)
-    ahead = [NAMES[label] for label in known if known[label] > 0]
-    seeds = sorted({len(scored[scored["model"] == label]) for label in known})
-    lie = "lies" if len(ahead) == 1 else "lie"
-    told = (
-        f"{count(len(ahead)).capitalize()} of {count(len(known))} systems {lie} below the line of fixed depth"
+    best = max(known, key=lambda label: known[label].mean())
+    ahead = [NAMES[label] for label in known if (known[label] > 0).all()]
+    seeds = sorted({len(gap) for gap in known.values()})
+    lie = "lies" if len(ahead) < 2 else "lie"
+    many = count(len(ahead)).capitalize() if ahead else "None"
+    told = f"{many} of {count(len(known))} systems {lie} below the line of fixed "
+    told += f"depth at equal operations, in loss and at each seed{': ' if ahead else ''}{'; '.join(ahead)}"
+    how = "furthest ahead" if NAMES[best] in ahead else "nearest to it"
+    told += f". The {how} is {NAMES[best]} ({signed(known[best].mean(), 3)} nats)"
+    told += (
+        f". Routers that chose nothing, in a seed or more: {'; '.join(NAMES[x] for x in fallen) or 'none'}"
     )
-    told += f" at equal operations, in loss{': ' if ahead else ''}{'; '.join(ahead)}"
-    how = "furthest ahead" if known[best] > 0 else "nearest to it"
-    told += f". The {how} is {NAMES[best]} ({known[best]:+.3f} nats)".replace("-", "\u2212")
-    fallen = [NAMES[label] for label in there if scored[scored["model"] == label]["collapsed"].any()]
-    told += f". Routers that chose nothing, in a seed or more: {', '.join(fallen) or 'none'}"
     each = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{count(seeds[0])} seeds"
     each = "one seed" if seeds == [1] else each
-    return f"{told} ({each} a system, which suggests and proves nothing)."
+    return f"{told} ({each} a system; fewer than six prove nothing)."
 
 
 def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
@@ -276,8 +282,8 @@ def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     worth = f"{losses['fixed-half'] - losses['fixed-deep']:.3f} nats"
     start = f"On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
     scored = with_costs(records, costs)
-    systems = [label for label in rows_of(records) if label not in (*FIXED, "blind")]
-    ahead = [NAMES[label] for label in systems if ahead_of_fixed(scored, label, "right") > 0]
+    gaps = {label: gaps_to_fixed(scored, label, "right") for label in rows_of(records)}
+    ahead = [NAMES[x] for x, gap in gaps.items() if x not in (*FIXED, "blind") and (gap > 0).all()]
     by_accuracy = f"By accuracy, those ahead of it are: {'; '.join(ahead) or 'none'}."
     return f"{start}{told[0].lower()}{told[1:]} {by_accuracy}"
 
@@ -297,14 +303,14 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     width, steps = first["config"]["model"]["d_model"], steps_of(first["config"])
     note = (
         f"Held-out lines of {first['data']['name']}, width {width}, {steps:,} steps. *way*: of the way from "
-        "half of the layers to all, in loss."
+        "half of the layers to all, in loss. Token worth is held by hand to the depth that its plan needs."
     )
     table = field_table(records, costs, ASKED)
     shown = ["seeds", "loss (nats)", "way (%)", "operations a token (thousands)"]
     on_text = on_text_sentence(stored_text_field(folder), costs)
     note = "\n\n".join(filter(None, [on_text, note]))
     show(field_sentence(records, costs), table[table["seeds"] != NO_RECORD][shown], note)
-    loss_against_operations(records, costs)
+    way_to_all_layers(records, costs)
 
 
 def choices_table(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
@@ -387,8 +393,9 @@ def way_to_all_layers(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:
         own, look = scored[scored["model"] == label]["way"], field_look(label)
         ax.scatter(own, np.full(len(own), place), s=9, alpha=0.5, color=look.colour)
         ax.plot(means[label], place, linestyle="", markersize=8, **marker_of(look))
-    for level in (0, 100):
+    for level, name in ((0, "half of\nthe layers"), (100, "all\nlayers")):
         ax.axvline(level, color=GREY, linewidth=1, linestyle=":")
+        ax.text(level, len(means) - 0.3, name, ha="center", va="bottom", fontsize=8, color=GREY)
     ax.set_yticks(range(len(means)), [names.get(label, label) for label in means.index])
     ax.set(xlabel="way from half of the layers to all, in loss (%)")
     ax.tick_params(axis="y", length=0)
