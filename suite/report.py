@@ -73,7 +73,7 @@ def readme_part() -> str:
         if len(records):
             answer = results.sentence(experiment, records) + results.trained_longer(experiment, records)
             lines.append(f"- *{QUESTIONS[experiment]}* {answer}")
-    if told := results.depth_sentence("exp1"):
+    if told := " ".join(filter(None, map(results.depth_sentence, ("exp1", "exp1-thin")))):
         lines.append(f"- *{DEPTH}* {told}")
     if subjects := stored_subjects():
         lines.append(f"- *Does its depth follow token difficulty?* {difficulty_sentence(subjects)}")

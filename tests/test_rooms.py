@@ -198,9 +198,8 @@ def test_every_stored_record_has_the_identity_of_its_content():
         cfg = morlib.ModelConfig(**fields | dict(estimator="cut" if estimator in GONE else estimator))
         object.__setattr__(cfg, "estimator", estimator)
         tc = morlib.TrainConfig(**record["config"]["train"])
-        identity = records.run_id(
-            cfg, tc, Described(record["data"]), code_of(cfg.routing), preset=record["preset"]
-        )
+        code, parent = code_of(cfg.routing), record.get("parent", "")
+        identity = records.run_id(cfg, tc, Described(record["data"]), code, parent, record["preset"])
         assert path.stem.endswith(f"_{identity}") and record["id"] == identity, path.name
 
 
