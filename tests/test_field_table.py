@@ -165,12 +165,15 @@ def test_a_router_has_collapsed_if_each_layer_runs_all_or_none(run, fallen):
 
 def test_the_best_by_each_price_is_named():
     losses = LOSSES | {"act": [1.31], "mod": [1.34], "worth": [1.7], "planted": [1.0]}
-    records = records_of(losses)
+    records = records_of(losses, run=(1.0, 0.5))
     costs = costs_of(records, act=190.0, mod=110.0, worth=90.0, planted=90.0)
     table = results.choices_table(records, costs).set_index("what matters")["system"]
     assert table["the loss alone"] == "four layers", "by the mean over seeds; the plan is left out"
     assert table["the loss, at the operations of half the layers or a fifth more"] == NAMES["mod"]
     assert table["operations, half of the way to all layers at least"] == NAMES["mod"]
+    fallen = records_of(LOSSES | {"act": [0.9]})
+    table = results.choices_table(fallen, costs_of(fallen)).set_index("what matters")["system"]
+    assert table["the loss alone"] == "four layers", "act chose nothing"
     assert results.choices_table(runs.stored_records("no-such-experiment"), NO_COSTS).empty
 
 

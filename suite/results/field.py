@@ -316,11 +316,13 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
 def choices_table(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Which system to choose by what matters: of all that learn who is deep, and of those without a choice.
 
-    Left out are the plan written down, which nobody has on another task, and the blind control.
+    Left out are the plan written down, which nobody has on another task, the blind control, and routers that
+    chose nothing at any seed.
     """
     columns = ["what matters", "system", "loss (nats)", "operations a token (thousands)"]
     scored = with_costs(records, costs)
-    scored = scored[~scored["model"].isin(["planted", "blind"])]
+    fallen = scored.groupby("model")["collapsed"].all()
+    scored = scored[~scored["model"].isin(["planted", "blind", *fallen[fallen].index])]
     if not {"fixed-half", "fixed-deep"} <= set(scored["model"]):
         return pd.DataFrame(columns=columns)
     names, means = names_of(scored, list(NAMES)), scored.groupby("model").mean(numeric_only=True)
