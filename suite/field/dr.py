@@ -27,7 +27,7 @@ class DynamicRouting(System):
     whole question, read from the means of parts of it. What a path is worth is its loss and its price, where
     theirs must keep the answer right within a budget. The search climbs, anew for each batch, where theirs is
     a tree (MCTS) that labels a set of questions once. All actions weigh the same (beta 0), where theirs has
-    beta 0.999: in the trials that took rare actions where they harm. A record does not count the passes of
+    beta 0.999, which was worse in the trials. A record does not count the passes of
     the search among its applications. Where memory makes a batch several parts, `lines` are of each part.
     """
 
@@ -43,7 +43,7 @@ class DynamicRouting(System):
     def router(self) -> nn.Module:
         """Begins with the plain path: run once."""
         last = nn.Linear(self.hidden, 3)
-        nn.init.constant_(last.bias[FORWARD : FORWARD + 1].detach(), 1.0)
+        last.bias.data[FORWARD] = 1.0
         return nn.Sequential(nn.Linear(self.cfg.d_model, self.hidden), nn.GELU(), last)
 
     def logits(self, states: Tensor, layer: int) -> Tensor:
