@@ -123,14 +123,15 @@ def experiments() -> list[str]:
         if experiment == "bangla":
             bits = results.comparisons(records, PAIRS[experiment], "bits_per_byte", margin=0.01)
             parts += ["Differences in bits per byte (lower is better):", markdown(bits)]
-        parts += trained_long(experiment) + trained_long(f"{experiment}-thin")
+        for long in (experiment, f"{experiment}-thin"):
+            parts += trained_long(long) if long in results.TEXT_NAMES else []
     return parts
 
 
 def trained_long(experiment: str) -> list[str]:
     """What the models of an experiment reach when they train long, where such records ship."""
     records = results.long_records(experiment)
-    if records.empty or not results.depth_sentence(experiment):
+    if not results.depth_sentence(experiment):
         return []
     return [
         f"### Trained long: {results.TEXT_NAMES[experiment]}",

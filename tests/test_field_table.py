@@ -305,8 +305,22 @@ def test_trials_differ_from_their_rows_in_what_their_names_say(smoke):
     as_it_is = found["mod, router_lr 0.002"]
     assert as_it_is.config == row.config
     assert replace(as_it_is.train, **shorter) == replace(row.train, **shorter)
+    begun = found["dr, beta 0.999"].parent
+    assert begun.train.seed == 10 and begun.config.routing == "none" and "trials" in begun.experiment
     for run in trials:
         morlib.Transformer(replace(run.config, vocab_size=9))
+
+
+def test_on_text_the_price_of_a_pass_is_its_own_and_added_routers_are_judged_at_the_end():
+    s = runs.settings(dict(preset="cpu"))
+    on_text = {run.model: run for run in field.text_runs(s) if run.train.seed == 1}
+    assert on_text["act"].config.options == dict(tau=0.003) and on_text["dr"].config.options == dict(
+        cost=0.005
+    )
+    assert on_text["dr"].train.evaluations == 1 < on_text["act"].train.evaluations
+    assert on_text["dr"].parent == on_text["fixed-deep"] and on_text["act"].parent == ""
+    tried = {run.model: run.config.options for run in field.text_trial_runs(s)}
+    assert tried["act, tau 0.003"] == on_text["act"].config.options and len(tried) == 3
 
 
 def test_trials_are_listed_the_best_of_each_system_first():

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.stats
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from morlib import Cache, Transformer
 
 from ..files import REFERENCE, write_whole
 from ..results.dial import follows
+from ..results.stats import rank_correlation
 from ..runs import Run, trained_model
 from ..texts import ngram_surprisal
 from .flops import flops
@@ -68,8 +68,7 @@ def follows_surprisal(seen: dict[str, Tensor], windows: Tensor, corpus) -> float
     text, which no model has a part in; windows [n, L + 1]. 0 where all are equally deep."""
     surprisal = ngram_surprisal(corpus.ids["train"], windows.flatten(), 3, corpus.vocab_size)[0]
     surprisal = np.append([np.nan, np.nan], surprisal).reshape(windows.shape)[:, 2:]  # [n, L - 1]
-    depth = seen["depth"][:, 1:].numpy()
-    return float(scipy.stats.spearmanr(surprisal.ravel(), depth.ravel()).statistic) if np.ptp(depth) else 0.0
+    return rank_correlation(seen["depth"][:, 1:].numpy().astype(float), surprisal, draws=1)[0]
 
 
 def times(model: Transformer, task, layers: int, repeats: int) -> dict[str, float]:
