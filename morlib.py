@@ -427,6 +427,7 @@ class StepInput:
     done: float = 1.0  # the share of the training that is over
     memory: dict = field(default_factory=dict)  # for what a policy keeps from step to step of a pass
     readout: Callable | None = None  # states [T, D] to logits [T, V], as at the end of the model
+    ids: Tensor | None = None  # [B * L] the tokens that were read
 
     @property
     def row(self) -> Tensor:
@@ -833,7 +834,7 @@ class Transformer(nn.Module):
         sampling = self.training if sampling is None else sampling
         calibrate = self.training if calibrate is None else calibrate
         x = self.dropout(self.embed(tokens) + self.positions[start : start + L]).view(B * L, -1)
-        everyone = Tokens(torch.arange(B * L, device=x.device), all=True)
+        ids, everyone = tokens.flatten(), Tokens(torch.arange(B * L, device=x.device), all=True)
         trace, memory, decision = Trace(cfg, B * L, x.device), {}, Decision()
         for layer in range(cfg.n_layers):
             if decision.lasts:
@@ -846,7 +847,7 @@ class Transformer(nn.Module):
                 if not asked.all:
                     states = TakeRows.apply(states, asked.places)
                 step = StepInput(layer, recursion, states, asked.places, L, start, trace.actions,
-                                 sampling, calibrate, full, done, memory, self.readout)  # fmt: skip
+                                 sampling, calibrate, full, done, memory, self.readout, ids)  # fmt: skip
                 decision = self.policy(step)
                 running, again = decision.split(asked, decision.lasts or recursion + 1 == cfg.max_recursions)
                 trace.add(step, decision, running)
@@ -860,9 +861,8 @@ class Transformer(nn.Module):
         if cache:
             cache.length += L
         actions = trace.actions.view(cfg.n_layers, -1, B, L)
-        logits = self.readout(x).view(B, L, -1)
-        expected_depth = (x.new_zeros(()) + trace.expected()) / (B * L)
-        return Output(logits, (actions >= FORWARD).sum((0, 1)), expected_depth, actions, memory)
+        logits, expected = self.readout(x).view(B, L, -1), (x.new_zeros(()) + trace.expected()) / (B * L)
+        return Output(logits, (actions >= FORWARD).sum((0, 1)), expected, actions, memory)
 
     def readout(self, states: Tensor) -> Tensor:
         """Logits [..., V] of states [..., D]."""

@@ -391,40 +391,7 @@ def test_a_perfect_reader_has_the_least_loss():
     assert loss / n / 64 == pytest.approx(task.least_loss(64))
 
 
-# ---- The control that draws whole tokens ----
-
-
-def test_blind_tokens_run_all_layers_or_the_first_and_hold_the_target(make_model):
-    model = make_model(n_layers=6, routing="blind-tokens", target_depth=3.1, max_recursions=1, max_len=64)
-    tokens = torch.randint(11, (64, 64), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert model.train()(tokens).depth.double().mean().item() == pytest.approx(3.1, abs=0.01)
-        assert model(tokens, full=1.0).depth.double().mean().item() == 6
-        drawn = [model(tokens).depth for _ in range(2)]
-        assert not torch.equal(*drawn)
-        whole, cache = model.eval()(tokens), morlib.Cache()
-        parts = [model(tokens[:, :9], cache)] + [model(tokens[:, i : i + 1], cache) for i in range(9, 64)]
-    assert whole.depth.unique().tolist() == [1, 6]
-    assert whole.depth.double().mean().item() == pytest.approx(3.1, abs=0.15)
-    assert torch.equal(torch.cat([part.depth for part in parts], 1), whole.depth)
-    assert torch.allclose(torch.cat([part.logits for part in parts], 1), whole.logits, atol=1e-5)
-
-
-@pytest.mark.parametrize("target", [None, 1.0, 6.0])
-def test_blind_tokens_need_a_target_that_leaves_a_choice(make_model, target):
-    with pytest.raises(ValueError, match=r"target_depth above 1 and below n_layers \(6\)"):
-        make_model(n_layers=6, routing="blind-tokens", target_depth=target, max_recursions=1)
-
-
-@pytest.mark.parametrize("routing", ["worth-above-5", "blind-tokens-above-5"])
-def test_five_layers_for_all_leave_a_seventh_of_the_tokens_to_run_twelve(make_model, routing):
-    model = make_model(n_layers=12, routing=routing, target_depth=6.0, max_recursions=1, max_len=64)
-    tokens = torch.randint(11, (64, 64), generator=torch.Generator().manual_seed(0))
-    morlib.calibrate(model, tokens)
-    depth = model(tokens).depth
-    assert depth.unique().tolist() == [5, 12]
-    assert depth.double().mean().item() == pytest.approx(6, abs=0.15)
-    assert model.policy.shares() == [1.0] * 5 + [pytest.approx(1 / 7)] * 7
+# ---- Variants and the front ----
 
 
 def test_whole_windows_run_whole_in_training_only(make_model, monkeypatch):

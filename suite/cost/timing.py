@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import morlib
 from morlib import Cache, ModelConfig, RandomPolicy, Transformer
 
-from ..runs.known_depth import BlindTokens
+from ..runs.whole_tokens import BlindTokens
 
 GOLDEN = 0.6180339887498949  # golden ratio: its multiples, modulo 1, lie evenly however many there are
 

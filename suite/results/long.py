@@ -19,6 +19,7 @@ TEXT_NAMES = {
     "exp1": "Tiny Shakespeare",
     "exp1-thin": f"Tiny Shakespeare, at width {THIN['d_model']}",
     "exp2": "half of Tiny Shakespeare",
+    "exp2-thin": f"half of Tiny Shakespeare, at width {THIN['d_model']}",
     "bangla": "Bangla Wikipedia",
 }
 
@@ -26,7 +27,7 @@ TEXT_NAMES = {
 def long_pairs(experiment: str) -> list[tuple[str, str]]:
     """What is compared: what depth is worth, then MoR and token worth against fixed depth and controls."""
     mor, blind = ROUTED[experiment]
-    as_cheap = "fixed-shallow" if experiment == "exp2" else "fixed-at-E"
+    as_cheap = "fixed-shallow" if experiment.startswith("exp2") else "fixed-at-E"
     pairs = [("fixed-deep", "fixed-shallow"), (mor, "fixed-deep"), (mor, as_cheap)]
     if as_cheap != "fixed-shallow":
         pairs[1:1] = [(as_cheap, "fixed-shallow")]

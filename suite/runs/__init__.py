@@ -44,3 +44,4 @@ from .records import (
 )
 from .runner import go_on, run, run_all, trained_model
 from .settings import OWN_TEXT, PRESETS, RECIPES, Settings, settings
+from .whole_tokens import BlindTokens, ByKind, WholeTokens

@@ -43,49 +43,6 @@ class PlantedChains(Planted):
     TASK, DEEP = Chains(4, 5), ("table", "x")
 
 
-class BlindTokens(morlib.Policy):
-    """The control of a router that decides once: as many tokens run all layers, drawn blindly.
-
-    Training draws anew, with the share exact in each batch; in inference see `StepInput.draw`. (Blind draws
-    for each layer apart, which "random" makes, are a weaker control: hardly any token runs all layers then.)
-    """
-
-    ALWAYS = morlib.WorthRouter.ALWAYS
-    version = "1"
-
-    def __init__(self, cfg: ModelConfig):
-        super().__init__(cfg)
-        if cfg.target_depth is None or not self.ALWAYS < cfg.target_depth < cfg.n_layers:
-            wanted = f"a target_depth above {self.ALWAYS} and below n_layers ({cfg.n_layers})"
-            raise ValueError(f"ModelConfig: routing blind-tokens needs {wanted}, not {cfg.target_depth}")
-        self.share = (cfg.target_depth - self.ALWAYS) / (cfg.n_layers - self.ALWAYS)
-        self.register_buffer("table", torch.rand(cfg.max_len))
-
-    def shares(self) -> list[float]:
-        return [1.0] * self.ALWAYS + [self.share] * (self.cfg.n_layers - self.ALWAYS)
-
-    def forward(self, step: StepInput) -> Decision:
-        if step.layer < self.ALWAYS:
-            return Decision()
-        if step.sampling:
-            draw = (torch.randperm(len(step.index), device=step.index.device) + 0.5) / len(step.index)
-        else:
-            draw = step.draw(self.table)
-        return Decision((draw < self.share + (1 - self.share) * step.full).long(), lasts=True)
-
-
-class FiveThenWorth(morlib.WorthRouter):
-    """Token worth, but five layers run every token, much as in MoR's budget of six layers in twelve."""
-
-    ALWAYS = 5
-
-
-class FiveThenBlind(BlindTokens):
-    """Its control: as many tokens run the layers above the fifth, drawn blindly."""
-
-    ALWAYS = 5
-
-
 class WholeWindows(morlib.WorthRouter):
     """Token worth, but in training a share of the windows runs whole. So the model also learns what takes
     depth at tokens that the plan leaves out, and the router is shown what they are worth then."""
@@ -102,11 +59,8 @@ class WholeWindows(morlib.WorthRouter):
 
 morlib.POLICIES |= {
     "worth-whole-windows": WholeWindows,
-    "worth-above-5": FiveThenWorth,
-    "blind-tokens-above-5": FiveThenBlind,
     "planted-hops-8": PlantedHops,
     "planted-chains-4-5": PlantedChains,
-    "blind-tokens": BlindTokens,
 }
 
 PLANS = {"hops-8": "planted-hops-8", "chains-4": "planted-chains-4-5"}
