@@ -23,6 +23,7 @@ QUESTIONS = {
     "bangla": "Does the same hold for Bangla?",
 }
 DEPTH = "What is depth worth to models that train longer, and how much of it does MoR get?"
+LONG_SENTENCES = (results.gate_sentence, results.depth_sentence, results.kinds_sentence)
 KNOWN = "Where depth is known to matter, does a router find it?"
 FIELD = "Which other system of the field finds depth where it matters?"
 FIELD_TEXT = "And on text, where depth is worth little?"
@@ -73,10 +74,12 @@ def readme_part() -> str:
         if len(records):
             answer = results.sentence(experiment, records) + results.trained_longer(experiment, records)
             lines.append(f"- *{QUESTIONS[experiment]}* {answer}")
-    if told := " ".join(filter(None, map(results.depth_sentence, ("exp1", "exp1-thin")))):
+    told = [*map(results.depth_sentence, ("exp1", "exp1-thin")), results.kinds_sentence("exp1-thin")]
+    if told := " ".join(filter(None, told)):
         lines.append(f"- *{DEPTH}* {told}")
     if subjects := stored_subjects():
-        lines.append(f"- *Does its depth follow token difficulty?* {difficulty_sentence(subjects)}")
+        told = f"{difficulty_sentence(subjects)} {routing.gain_sentence(routing.stored_gain())}"
+        lines.append(f"- *Does its depth follow token difficulty, and does it go where depth pays?* {told}")
     text = f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
     known = results.main_records()
     if known.empty:
@@ -136,7 +139,7 @@ def trained_long(experiment: str) -> list[str]:
     return [
         f"### Trained long: {results.TEXT_NAMES[experiment]}",
         about(records),
-        f"{results.gate_sentence(experiment)} {results.depth_sentence(experiment)}",
+        " ".join(filter(None, (sentence(experiment) for sentence in LONG_SENTENCES))),
         *(
             markdown(results.summary(records)),
             markdown(results.comparisons(records, results.long_pairs(experiment))),
@@ -248,8 +251,10 @@ def difficulty() -> list[str]:
     subjects = stored_subjects()
     if not subjects:
         return []
-    lines = lines_of(verdict_lines(subjects))
-    return ["## Does depth follow difficulty?", difficulty_sentence(subjects), lines]
+    lines, gain = lines_of(verdict_lines(subjects)), routing.stored_gain()
+    parts = ["## Does depth follow difficulty?", difficulty_sentence(subjects), lines]
+    parts += ["### Where depth pays", routing.gain_sentence(gain)]
+    return [*parts, "Parts of the gain in accuracy (%):", markdown(routing.gain_table(gain))]
 
 
 def price_of_many(runs: int = 10_000) -> list[str]:

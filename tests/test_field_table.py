@@ -209,7 +209,13 @@ def test_figures_draw_what_is_there():
     for costs_known in (costs, NO_COSTS):
         axes = results.loss_against_operations(records, costs_known).axes[0]
         drawn = [line.get_label() for line in axes.get_lines()]
-        assert drawn == ["fixed depth", *([NAMES["act"], NAMES["ponder"]] if len(costs_known) else [])]
+        systems = [f"1  {NAMES['act']}", f"2  {NAMES['ponder']}"] if len(costs_known) else []
+        assert drawn == ["fixed depth", *systems]
+        beside = {text.get_text(): text.xy for text in axes.texts}
+        assert list(beside) == [name[0] for name in systems]
+        assert [line.get_xydata()[0].tolist() for line in axes.get_lines()[1:]] == [
+            list(place) for place in beside.values()
+        ]
     axes = results.way_to_all_layers(records, costs).axes[0]
     assert len(axes.get_yticks()) == 5
     nothing = runs.stored_records("no-such-experiment")

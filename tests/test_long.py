@@ -78,7 +78,7 @@ def test_what_trains_long_is_what_the_experiment_trains_and_more():
         assert {spec.experiment for spec in specs} == {f"{experiment}-long"}
         assert {spec.preset for spec in specs} == {"long"} and "fixed-shared" not in labels
         longer = {25} if experiment == "exp2" else set()
-        wanted = {"exp1": 15, "exp1-thin": 15, "exp2": 15, "bangla": 30}[experiment]
+        wanted = 30 if experiment == "bangla" else 15
         assert {spec.config.d_model for spec in specs} == {32 if experiment == "exp1-thin" else 64}
         assert {spec.train.epochs for spec in specs} == {wanted, *longer}
         blind = {"random", "random-deep"}
@@ -98,6 +98,23 @@ def test_what_depth_is_worth_is_asked_of_longer_training_and_of_other_sizes():
     assert {kind[2]: round(kind[4], 6) for kind in kinds} == {64: 0.004, 128: 0.002828}
     read = {spec.train.batch_size * spec.config.max_len for spec in found}
     assert read == {1024} and len({spec.train.windows * spec.config.max_len for spec in found}) == 1
+
+
+def test_what_the_same_kinds_are_worth_is_said_against_chance_and_against_mor(tmp_path):
+    assert results.kinds_sentence("exp1-thin", tmp_path) == ""
+    made, options = several(6), dict(always=6)
+    for one in list(made):
+        if one["model"] == "mor":
+            gains = {"by-kind": 0.5, "blind-tokens": -0.5}
+            for label, gain in gains.items():
+                accuracy = one["metrics"]["accuracy"] + gain
+                made.append(record(label, one["seed"], accuracy, 8.0, routing=label))
+                made[-1]["config"]["model"]["options"] = options
+    write(tmp_path, [one | dict(experiment="exp1-thin-long") for one in made])
+    told = results.kinds_sentence("exp1-thin", tmp_path)
+    assert "may run twelve layers and all others six (E 8.0)" in told
+    assert "drawn anew each time: +1.00 points" in told
+    assert "Against MoR, which learns whom to run: +0.50 points" in told
 
 
 def test_who_trains_long_must_beat_the_best_table_of_counts():

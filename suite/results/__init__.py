@@ -56,6 +56,7 @@ from .long import (
     TEXT_NAMES,
     depth_sentence,
     gate_sentence,
+    kinds_sentence,
     long_pairs,
     long_records,
     show_long,

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..runs import stored_records
@@ -366,22 +367,45 @@ def field_look(label: str) -> Look:
 
 
 def loss_against_operations(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:
-    """Held-out loss against operations a token; the line is fixed depth, dots are seeds."""
+    """Held-out loss against operations a token; the line is fixed depth, dots are seeds.
+
+    Each system has a number, beside its mark and in the legend.
+    """
     figure_style()
-    figure, ax = plt.subplots(figsize=(9.5, 4.6))
+    figure, ax = plt.subplots(figsize=(10, 5.2))
     scored = with_costs(records, costs).dropna(subset=["operations"])
     names = names_of(records, list(NAMES))
     operations, loss = fixed_line(scored)
     ax.plot(operations / 1e3, loss, color=BLACK, linewidth=1, linestyle="-", label="fixed depth", marker="o")
+    marks = []
     for label in [label for label in NAMES if label in set(scored["model"])]:
         own, look = scored[scored["model"] == label], field_look(label)
-        ax.scatter(own["operations"] / 1e3, own["loss"], s=7, alpha=0.5, color=look.colour)
+        ax.scatter(own["operations"] / 1e3, own["loss"], s=7, alpha=0.3, color=look.colour)
         if label not in FIXED:
-            middle = own["operations"].mean() / 1e3, own["loss"].mean()
-            ax.plot(*middle, linestyle="", markersize=8, label=names[label], **marker_of(look))
+            marks.append((own["operations"].mean() / 1e3, own["loss"].mean()))
+            name = f"{len(marks)}  {names[label]}"
+            ax.plot(*marks[-1], linestyle="", markersize=8, label=name, **marker_of(look))
     ax.set(xlabel="operations of a forward pass, a token (thousands)", ylabel="held-out loss (nats a token)")
     legend_of(figure, ax)
+    number_marks(ax, marks, list(zip(operations / 1e3, loss)))
     return figure
+
+
+def number_marks(ax: Axes, marks: list[tuple], others: list[tuple]) -> None:
+    """Write 1, 2, ... beside marks, each on the side where it is farthest from other marks and numbers."""
+    ax.figure.draw_without_rendering()  # the layout is known from here on
+    taken = [ax.transData.transform(mark) for mark in [*marks, *others]]
+    away = 9 * ax.figure.dpi / 72  # pixels
+    sides = [away * np.array([np.cos(angle), np.sin(angle)]) for angle in np.arange(8) * np.pi / 4]
+    for number, mark in enumerate(marks, 1):
+        here = ax.transData.transform(mark)
+        rest = [place for place in taken if not np.array_equal(place, here)]
+        best = max(
+            sides, key=lambda side: min((np.hypot(*(here + side - place)) for place in rest), default=0)
+        )
+        taken.append(here + best)
+        ax.annotate(str(number), mark, best * 72 / ax.figure.dpi, textcoords="offset points", fontsize=8,
+                    ha="center", va="center")  # fmt: skip
 
 
 def way_to_all_layers(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:

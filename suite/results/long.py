@@ -19,7 +19,6 @@ TEXT_NAMES = {
     "exp1": "Tiny Shakespeare",
     "exp1-thin": f"Tiny Shakespeare, at width {THIN['d_model']}",
     "exp2": "half of Tiny Shakespeare",
-    "exp2-thin": f"half of Tiny Shakespeare, at width {THIN['d_model']}",
     "bangla": "Bangla Wikipedia",
 }
 
@@ -27,7 +26,7 @@ TEXT_NAMES = {
 def long_pairs(experiment: str) -> list[tuple[str, str]]:
     """What is compared: what depth is worth, then MoR and token worth against fixed depth and controls."""
     mor, blind = ROUTED[experiment]
-    as_cheap = "fixed-shallow" if experiment.startswith("exp2") else "fixed-at-E"
+    as_cheap = "fixed-shallow" if experiment == "exp2" else "fixed-at-E"
     pairs = [("fixed-deep", "fixed-shallow"), (mor, "fixed-deep"), (mor, as_cheap)]
     if as_cheap != "fixed-shallow":
         pairs[1:1] = [(as_cheap, "fixed-shallow")]
@@ -35,7 +34,11 @@ def long_pairs(experiment: str) -> list[tuple[str, str]]:
     pairs += [(mor, other) for other in (blind, blind.replace("random", "frozen"))]
     if experiment == "exp2":
         pairs += [("mor-source-protocol", "fixed-long")]
-    return pairs + [("worth", "fixed-deep"), ("worth", as_cheap), ("worth", mor)]
+    pairs += [("worth", "fixed-deep"), ("worth", as_cheap), ("worth", mor)]
+    if experiment.endswith("-thin"):
+        others = ("fixed-deep", as_cheap, mor, "blind-tokens", "worth-above")
+        pairs += [("by-kind", other) for other in others]
+    return pairs
 
 
 def long_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:
@@ -126,6 +129,25 @@ def depth_sentence(experiment: str, folder: Path | None = None) -> str:
     E = records[records["model"] == routed]["effective_depth"].mean()
     mor = f"MoR, which runs {E:.1f} layers on average, against the same {shallow}"
     return f"{told} {mor}: {gap(records, routed, 'fixed-shallow')}."
+
+
+def kinds_sentence(experiment: str, folder: Path | None = None) -> str:
+    """What it is worth to run always the same kinds of tokens, and to learn which.
+
+    Nothing, where no such records ship.
+    """
+    records, (mor, _) = long_records(experiment, folder), ROUTED[experiment]
+    if not {"by-kind", "blind-tokens", mor} <= set(records.get("model", ())):
+        return ""
+    own = records[records["model"] == "by-kind"]
+    config = own["record"].iloc[0]["config"]["model"]
+    all_of_them, first = count(config["n_layers"]), count(config["options"]["always"])
+    return (
+        f"A third of the tokens may run {all_of_them} layers and all others {first} "
+        f"(E {own['effective_depth'].mean():.1f}). Kinds of tokens drawn by lot once, which no router has "
+        f"chosen, against tokens drawn anew each time: {gap(records, 'by-kind', 'blind-tokens')}. Against "
+        f"MoR, which learns whom to run: {gap(records, 'by-kind', mor)}."
+    )
 
 
 def show_long(experiment: str, folder: Path | None = None) -> None:

@@ -47,14 +47,13 @@ TEXTS = {
 # Epochs of models that train long: enough for a lower loss than the best table of counts (Bangla: of which
 # no record ships yet)
 EPOCHS = PRESETS["long"]["epochs"]
-LONG = {"exp1": EPOCHS, "exp1-thin": EPOCHS, "exp2": EPOCHS, "exp2-thin": EPOCHS, "bangla": 30}
-THIN = dict(d_model=32, d_ff=128)  # of "-thin": models to which depth is worth more
+LONG = {"exp1": EPOCHS, "exp1-thin": EPOCHS, "exp2": EPOCHS, "bangla": 30}
+THIN = dict(d_model=32, d_ff=128)  # of "exp1-thin": models to which depth is worth more
 # Of each experiment the MoR that matters most, and what its blind control is called
 ROUTED = {
     "exp1": ("mor", "random"),
     "exp1-thin": ("mor", "random"),
     "exp2": ("mor-equal-epochs", "random"),
-    "exp2-thin": ("mor-equal-epochs", "random"),
     "bangla": ("mor-deep", "random-deep"),
 }
 # Of token worth, on each task: its router learns as fast as everything else, and all begins at full depth
@@ -190,7 +189,7 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
     """The main models of an experiment trained long: "exp1-long" for "exp1", with the preset `long`.
 
     experiment: a key of LONG. With token worth and fixed models of N and N/2 layers, and where models are
-    narrow with those of `whole_token_models`. Blind routing is added by `long_controls`. Only the seeds and
+    narrow also those of `whole_token_models`. Blind routing is added by `long_controls`. Only the seeds and
     the device of s are used.
     """
     kind, changes = experiment.removesuffix("-thin"), THIN if experiment.endswith("-thin") else {}
@@ -212,11 +211,10 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
 
 
 def whole_token_models(N: int, target: float) -> Changes:
-    """A third of the tokens runs all layers, the others as many as the target depth leaves: which third?
-
-    The one that token worth learns, one drawn anew each time, or all tokens of some kinds.
+    """Some tokens run all layers, the others half of them: which? Those that token worth learns, those that
+    are drawn anew each time, or always those of the same kinds.
     """
-    always = round((3 * target - N) / 2)
+    always = N // 2
     once = dict(target_depth=target, max_recursions=1)
     lots = once | dict(options=dict(always=always))
     return {

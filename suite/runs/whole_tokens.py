@@ -99,12 +99,6 @@ class FiveThenWorth(morlib.WorthRouter):
     ALWAYS = 5
 
 
-class ThreeThenWorth(morlib.WorthRouter):
-    """Token worth, but three layers run every token."""
-
-    ALWAYS = 3
-
-
 class SixThenWorth(morlib.WorthRouter):
     """Token worth, but six layers run every token."""
 
@@ -120,7 +114,6 @@ class FiveThenBlind(BlindTokens):
 morlib.POLICIES |= {
     "blind-tokens": BlindTokens,
     "by-kind": ByKind,
-    "worth-above-3": ThreeThenWorth,
     "worth-above-5": FiveThenWorth,
     "worth-above-6": SixThenWorth,
     "blind-tokens-above-5": FiveThenBlind,

@@ -1,0 +1,206 @@
+"""Where on a text depth is worth something, and whether a router's depth goes there.
+
+The gain of a place is what a model of N layers predicts better there than one of N/2, trained apart. One pair
+of models tells little of a single place, since it differs between seeds; what it tells of kinds of places it
+tells reliably. So places are put in an order by something that is known without that pair, and it is
+measured how much of the whole gain the first of them carry.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+import morlib
+
+from .. import runs
+from ..files import REFERENCE, write_whole
+from ..results.figures import figure_style
+from ..results.stats import interval
+from ..results.tables import count
+
+FILE = "depth_gain.json"
+EXPERIMENT = "exp1-thin"  # of `runs.long_runs`: the setting in which depth is worth most
+SHARES = [round(0.05 * i, 2) for i in range(1, 21)]  # of the places
+WINDOWS = 3000  # of the training text, from which it is learned where depth pays
+PRIOR = 50  # places' worth of trust in the shorter context
+WAYS = {
+    "three": "the last three tokens",
+    "read": "the token read",
+    "entropy": "how unsure six layers are",
+    "mor": "MoR's own depth",
+}
+
+
+def measure_gain(specs: list[runs.Run]) -> pd.DataFrame:
+    """One row a seed and way in WAYS: the `accuracy` (points) and `loss` (nats) that the first SHARES of the
+    held-out places, in that order, add to a whole text, and the ids of the seed's runs.
+
+    specs: of `runs.long_runs`. Runs that are not finished are trained. The order of a seed is made from the
+    training text and from the models of all other seeds, but for MoR's, which is its own.
+    """
+    scored, ids, windows = scores(specs)
+    gains = {
+        part: gains_of(scored, part) for part in windows
+    }  # each [seeds, places] of loss, and of accuracy
+    rows = []
+    for index, seed in enumerate(sorted({spec.train.seed for spec in specs})):
+        others = [i for i in range(len(gains["train"]["loss"])) if i != index]
+        told = gains["train"]["loss"][others].mean(0)
+        entropy = stacked(scored, "heldout", "fixed-shallow", "entropy")[others].mean(0)
+        depth = scored["heldout", "mor", seed]["depth"].flatten().double().numpy()
+        orders = {
+            "three": expected(told, windows["train"], windows["heldout"], 3),
+            "read": expected(told, windows["train"], windows["heldout"], 1),
+            "entropy": entropy,
+            "mor": depth,
+        }
+        own = {name: values[index] for name, values in gains["heldout"].items()}
+        for way, value in orders.items():
+            carried = {name: carried_by(value, gain) for name, gain in own.items()}
+            rows.append(dict(seed=seed, way=way) | carried | dict(runs=ids[seed]))
+    return pd.DataFrame(rows)
+
+
+def scores(specs: list[runs.Run]) -> tuple[dict, dict, dict]:
+    """By part, label and seed what `morlib.score` gives; by seed the ids of its runs; by part the windows."""
+    scored, ids, windows = {}, {}, {}
+    for spec in specs:
+        if spec.model not in ("fixed-deep", "fixed-shallow", "mor"):
+            continue
+        model, record, corpus = runs.trained_model(spec)
+        for part, most in (("train", WINDOWS), ("heldout", None)):
+            windows[part] = corpus.windows(part, model.cfg.max_len, most)
+            if part == "heldout" or spec.model != "mor":
+                scored[part, spec.model, spec.train.seed] = morlib.score(model, windows[part])
+        ids.setdefault(spec.train.seed, {})[spec.model] = record["id"]
+    return scored, ids, windows
+
+
+def stacked(scored: dict, part: str, label: str, what: str) -> np.ndarray:
+    """A score [seeds, places] of the models with a label, in the order of seeds."""
+    seeds = sorted(seed for p, own, seed in scored if (p, own) == (part, label))
+    return torch.stack([scored[part, label, s][what].flatten().double() for s in seeds]).numpy()
+
+
+def gains_of(scored: dict, part: str) -> dict[str, np.ndarray]:
+    """What N layers gain over N/2 at each place, each [seeds, places]: nats of loss, points of accuracy."""
+    deep, shallow = ("fixed-deep", "fixed-shallow")
+    loss = stacked(scored, part, shallow, "surprisal") - stacked(scored, part, deep, "surprisal")
+    right = stacked(scored, part, deep, "correct") - stacked(scored, part, shallow, "correct")
+    return dict(loss=loss, accuracy=100 * right)
+
+
+def expected(gain: np.ndarray, read: torch.Tensor, at: torch.Tensor, order: int) -> np.ndarray:
+    """The mean gain after the last `order` tokens, as learned where `gain` [places] was measured.
+
+    read: the windows [n, L + 1] of those places; at: the windows for which it is asked. Short contexts stand
+    in for long ones that are rare: each is worth PRIOR places.
+    """
+    base = int(max(read.max(), at.max())) + 2
+    known, asked = (contexts(windows, order, base) for windows in (read, at))
+    told, answer = np.full(len(gain), gain.mean()), np.full(len(asked[0]), gain.mean())
+    for of_known, of_asked in zip(known, asked):
+        kinds, place = np.unique(of_known, return_inverse=True)
+        sums, n = np.bincount(place, gain), np.bincount(place)
+        before = np.bincount(place, told) / n  # alike for all places of a kind
+        mean = (sums + PRIOR * before) / (n + PRIOR)
+        told = mean[place]
+        found = np.searchsorted(kinds, of_asked).clip(max=len(kinds) - 1)
+        answer = np.where(kinds[found] == of_asked, mean[found], answer)
+    return answer
+
+
+def contexts(windows: torch.Tensor, order: int, base: int) -> list[np.ndarray]:
+    """For 1 to `order` tokens a number [places] for the last of those that were read at each place."""
+    ids = windows[:, :-1].numpy().astype(np.int64) + 1  # 0 stands before a window
+    n, L = ids.shape
+    padded = np.concatenate([np.zeros((n, order - 1), np.int64), ids], axis=1)
+    numbers, number = [], np.zeros((n, L), np.int64)
+    for back in range(order):
+        number = number + padded[:, order - 1 - back : order - 1 - back + L] * base**back
+        numbers.append(number.ravel())
+    return numbers
+
+
+def carried_by(value: np.ndarray, gain: np.ndarray) -> list[float]:
+    """How much the first SHARES of the places, those of the highest value, add to the mean gain.
+
+    Places of one value share alike in what they add.
+    """
+    levels, place = np.unique(-value, return_inverse=True)
+    n, sums = np.bincount(place), np.bincount(place, gain)
+    share = np.concatenate([[0], n.cumsum() / n.sum()])
+    return np.interp(SHARES, share, np.concatenate([[0], sums.cumsum() / n.sum()])).round(6).tolist()
+
+
+# ---- What is stored and shown ----
+
+
+def save_gain(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
+    """Write the table as JSON, a line a row; `stored_gain` reads it."""
+    rows = ",\n".join(json.dumps(row) for row in table.to_dict("records"))
+    write_whole(path, f"[\n{rows}\n]\n".encode())
+
+
+def stored_gain(path: Path = REFERENCE / FILE) -> pd.DataFrame:
+    """The table that ships."""
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+
+
+def carried_share(table: pd.DataFrame, way: str, what: str = "accuracy") -> np.ndarray:
+    """Of a way in WAYS, the part of a seed's whole gain that the first SHARES carry, [seeds, shares] in %."""
+    carried = np.array(table[table["way"] == way][what].tolist())
+    return 100 * carried / carried[:, -1:]
+
+
+def gain_table(table: pd.DataFrame, what: str = "accuracy") -> pd.DataFrame:
+    """A row a way: what part of the gain in accuracy or loss a tenth, a third, half of the tokens carry."""
+    rows = {}
+    for way, told in WAYS.items():
+        shares = carried_share(table, way, what)
+        row = {}
+        for share in (0.1, 0.2, 1 / 3, 0.5):
+            mean, low, high = interval(np.array([np.interp(share, SHARES, seed) for seed in shares]))
+            row[f"first {100 * share:.0f} %"] = f"{mean:.0f} [{low:.0f}, {high:.0f}]"
+        rows[told] = row
+    return pd.DataFrame(rows).T.rename_axis("tokens in the order of")
+
+
+def gain_sentence(table: pd.DataFrame) -> str:
+    """What the third of the tokens carries that gains most, and the third that MoR runs most often."""
+    third = {}
+    for way in ("three", "mor"):
+        at = [np.interp(1 / 3, SHARES, seed) for seed in carried_share(table, way)]
+        mean, low, high = interval(np.array(at))
+        third[way] = f"{mean:.0f} % (95 % interval {low:.0f} to {high:.0f})"
+    seeds = count(table["seed"].nunique())
+    return (
+        "A third of the tokens, those whose last three characters promise most, carries "
+        f"{third['three']} of what twelve layers predict better than six. The third that MoR runs most "
+        f"often carries {third['mor']}; chance would take 33 % ({seeds} seeds)."
+    )
+
+
+def draw_gain(table: pd.DataFrame) -> Figure:
+    """The part of the gain in accuracy that the first tokens carry, in each order; the diagonal is chance."""
+    figure_style()
+    figure, ax = plt.subplots(figsize=(6.4, 4.2))
+    x = 100 * np.array([0, *SHARES])
+    ax.plot([0, 100], [0, 100], color="0.6", linestyle=":", linewidth=1, label="chance")
+    for index, (way, told) in enumerate(WAYS.items()):
+        shares = carried_share(table, way)
+        bounds = np.array([interval(column) for column in shares.T])  # [shares, 3]
+        colour = f"C{index}"
+        ax.plot(x, [0, *bounds[:, 0]], color=colour, linestyle="-", label=told)
+        ax.fill_between(x, [0, *bounds[:, 1]], [0, *bounds[:, 2]], color=colour, alpha=0.15, linewidth=0)
+    ax.set(xlabel="tokens that get all layers (%)", ylabel="part of the gain that they carry (%)")
+    ax.set(xlim=(0, 100), ylim=(0, None), title="Where depth pays")
+    ax.legend(title="tokens in the order of", loc="lower right")
+    return figure
