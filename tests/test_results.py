@@ -396,6 +396,9 @@ def test_equal_values_stand_side_by_side():
     moved = figures.side_by_side([8.0, 12.0, 8.1, 8.05], 0.5)
     assert moved[1] == 12 and sorted(np.diff(sorted(moved[[0, 2, 3]]))) == pytest.approx([0.5, 0.5])
     assert moved[[0, 2, 3]].mean() == pytest.approx(8.05)
+    many = figures.side_by_side([8.0 + 0.01 * i for i in range(9)], 0.5)
+    assert np.ptp(many) == pytest.approx(2.0) and many.mean() == pytest.approx(8.04)
+    assert (np.diff(many) > 0).all()
 
 
 def test_a_forest_has_a_point_for_each_row_and_model():

@@ -186,13 +186,17 @@ def learning_curves(
 
 
 def side_by_side(values: Sequence[float], gap: float) -> np.ndarray:
-    """The values moved apart where neighbours are closer than the gap, each group about its middle."""
+    """The values moved apart where neighbours are closer than the gap, each group about its middle.
+
+    A group is four gaps wide at most: many stand closer.
+    """
     values = np.asarray(values, dtype=float)
     order = np.argsort(values, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(values[order]) >= gap) + 1)
     moved = values.copy()
     for group in groups:
-        moved[group] = values[group].mean() + gap * (np.arange(len(group)) - (len(group) - 1) / 2)
+        step = gap * min(1, 4 / max(len(group) - 1, 1))
+        moved[group] = values[group].mean() + step * (np.arange(len(group)) - (len(group) - 1) / 2)
     return moved
 
 
