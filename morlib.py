@@ -323,7 +323,7 @@ class Cache:
     """What decoding keeps: a StepCache a step, and for per-sample routing the sum of the states so far."""
 
     def __init__(self):
-        self.length = 0  # positions consumed
+        self.length, self.ids = 0, None  # positions consumed, and their tokens [B, length]
         self.steps: dict[tuple[int, int], StepCache] = {}
         self.prefix: dict[tuple[int, int], Tensor] = {}  # [B, 1, D]
 
@@ -335,7 +335,7 @@ class Cache:
         return sum(sum(step.count) for step in self.steps.values())
 
     def bytes(self) -> int:
-        """Allocated bytes of all tensors."""
+        """Allocated bytes of keys, values and sums of states."""
         return sum(t.nbytes for t in chain(self.prefix.values(), *(s.kv for s in self.steps.values())))
 
 
@@ -427,7 +427,7 @@ class StepInput:
     done: float = 1.0  # the share of the training that is over
     memory: dict = field(default_factory=dict)  # for what a policy keeps from step to step of a pass
     readout: Callable | None = None  # states [T, D] to logits [T, V], as at the end of the model
-    ids: Tensor | None = None  # [B * L] the tokens that were read
+    ids: Tensor | None = None  # [B, start + L] the tokens that were read
 
     @property
     def row(self) -> Tensor:
@@ -834,7 +834,8 @@ class Transformer(nn.Module):
         sampling = self.training if sampling is None else sampling
         calibrate = self.training if calibrate is None else calibrate
         x = self.dropout(self.embed(tokens) + self.positions[start : start + L]).view(B * L, -1)
-        ids, everyone = tokens.flatten(), Tokens(torch.arange(B * L, device=x.device), all=True)
+        ids = torch.cat([cache.ids, tokens], dim=1) if start else tokens
+        everyone = Tokens(torch.arange(B * L, device=x.device), all=True)
         trace, memory, decision = Trace(cfg, B * L, x.device), {}, Decision()
         for layer in range(cfg.n_layers):
             if decision.lasts:
@@ -859,7 +860,7 @@ class Transformer(nn.Module):
                 asked = again
             x = self.policy.settle(x, layer, memory)
         if cache:
-            cache.length += L
+            cache.length, cache.ids = start + L, ids
         actions = trace.actions.view(cfg.n_layers, -1, B, L)
         logits, expected = self.readout(x).view(B, L, -1), (x.new_zeros(()) + trace.expected()) / (B * L)
         return Output(logits, (actions >= FORWARD).sum((0, 1)), expected, actions, memory)
@@ -1149,10 +1150,11 @@ def at_depth(model: Transformer, corpus, target_depth: float) -> Transformer:
     if not model.policy.holds_budget:
         raise ValueError(f"routing {model.cfg.routing} was trained without a target: its depth cannot be set")
     with torch.random.fork_rng(devices=[]):
-        other = Transformer(replace(model.cfg, target_depth=target_depth))
+        other = (
+            Transformer(replace(model.cfg, target_depth=target_depth)).to(model.embed.weight.device).eval()
+        )
     other.load_state_dict(model.state_dict())
     other.vocabulary = model.vocabulary
-    other.to(model.embed.weight.device).eval()
     calibrate_on_validation(other, corpus)
     return other
 

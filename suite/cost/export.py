@@ -40,7 +40,7 @@ class Masked(nn.Module):
             block = model.blocks[model.layout[layer]]
             asked, weight = torch.ones_like(index, dtype=torch.bool), torch.ones_like(x[:, 0])
             for recursion in range(cfg.max_recursions):
-                how = dict(sampling=False, calibrate=False, full=0.0, memory=memory, ids=tokens.view(-1))
+                how = dict(sampling=False, calibrate=False, full=0.0, memory=memory, ids=tokens)
                 step = StepInput(layer, recursion, x, index, L, 0, actions, **how)
                 decision = decision if decision.lasts else model.policy(step)
                 chosen = torch.full_like(index, FORWARD) if decision.actions is None else decision.actions

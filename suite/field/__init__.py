@@ -10,4 +10,5 @@ from .moe import MixtureOfExperts, RecursionsOfExperts
 from .mor import ExpertChoice, TokenChoice
 from .ponder import PonderNet
 from .sliced import Sliced
+from .told import Told, told_runs
 from .trials import text_trial_runs, trial_runs

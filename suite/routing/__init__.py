@@ -44,7 +44,16 @@ from .findings import (
     variance,
     verdicts,
 )
-from .gain import draw_gain, gain_sentence, gain_table, measure_gain, save_gain, stored_gain
+from .gain import (
+    deep_contexts,
+    draw_gain,
+    gain_sentence,
+    gain_table,
+    measure_gain,
+    save_contexts,
+    save_gain,
+    stored_gain,
+)
 from .interventions import Planned, applications, forced, oracle, plans
 from .tables import (
     change_table,

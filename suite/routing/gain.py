@@ -68,6 +68,25 @@ def measure_gain(specs: list[runs.Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def deep_contexts(specs: list[runs.Run], share: float = 1 / 3) -> dict:
+    """The contexts of three tokens that promise most, such that they hold a share of the training text.
+
+    Learned from the training text by all seeds of the specs, of `runs.long_runs`. A context is a number: the
+    token read + 1, the one before times V + 1, and so on; 0 where a window has not begun. `save_contexts`
+    writes them for `suite.field.told`.
+    """
+    scored, ids, windows = scores([spec for spec in specs if spec.model != "mor"])
+    read, vocabulary = windows["train"], runs.trained_model(specs[0])[0].cfg.vocab_size
+    told = expected(gains_of(scored, "train")["loss"].mean(0), read, read, 3)
+    number = contexts(read, 3, vocabulary + 1)[-1]
+    kinds, place, n = np.unique(number, return_inverse=True, return_counts=True)
+    promise = np.zeros(len(kinds))
+    promise[place] = told  # alike for all places of a context
+    order = np.argsort(-promise, kind="stable")
+    deep = kinds[order[: np.searchsorted(n[order].cumsum(), share * len(number))]]
+    return dict(vocabulary=vocabulary, share=share, runs=ids, contexts=sorted(deep.tolist()))
+
+
 def scores(specs: list[runs.Run]) -> tuple[dict, dict, dict]:
     """By part, label and seed what `morlib.score` gives; by seed the ids of its runs; by part the windows."""
     scored, ids, windows = {}, {}, {}
@@ -147,6 +166,11 @@ def save_gain(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
     """Write the table as JSON, a line a row; `stored_gain` reads it."""
     rows = ",\n".join(json.dumps(row) for row in table.to_dict("records"))
     write_whole(path, f"[\n{rows}\n]\n".encode())
+
+
+def save_contexts(found: dict, path: Path = REFERENCE / "depth_pays.json") -> None:
+    """Write what `deep_contexts` found as JSON."""
+    write_whole(path, (json.dumps(found) + "\n").encode())
 
 
 def stored_gain(path: Path = REFERENCE / FILE) -> pd.DataFrame:

@@ -212,7 +212,7 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
 
 def whole_token_models(N: int, target: float) -> Changes:
     """Some tokens run all layers, the others half of them: which? Those that token worth learns, those that
-    are drawn anew each time, or always those of the same kinds.
+    are drawn anew each time, or always those of the same kinds, or at the same positions.
     """
     always = N // 2
     once = dict(target_depth=target, max_recursions=1)
@@ -221,6 +221,7 @@ def whole_token_models(N: int, target: float) -> Changes:
         "worth-above": (once | dict(routing=f"worth-above-{always}"), WORTH_TRAINING),
         "blind-tokens": (lots | dict(routing="blind-tokens"), {}),
         "by-kind": (lots | dict(routing="by-kind"), {}),
+        "by-position": (lots | dict(routing="by-position"), {}),
     }
 
 

@@ -39,6 +39,11 @@ class WholeTokens(morlib.Policy):
         raise NotImplementedError
 
 
+def warmed_up(chosen: torch.Tensor, step: StepInput) -> torch.Tensor:
+    """Those who are chosen [T], and of the others as many as the warm-up from full depth still runs."""
+    return chosen | (torch.rand(len(chosen), device=chosen.device) < step.full) if step.full else chosen
+
+
 class BlindTokens(WholeTokens):
     """The control of a router that decides once: as many tokens run all layers, drawn blindly.
 
@@ -76,11 +81,10 @@ class ByKind(WholeTokens):
         self.register_buffer("settled", torch.tensor(False))
 
     def chosen(self, step: StepInput) -> torch.Tensor:
-        kinds = step.ids.index_select(0, step.index)
+        kinds = step.ids[step.row, step.position]
         if step.calibrate and not self.settled:
             self.settle_kinds(kinds)
-        deep = self.deep.index_select(0, kinds)
-        return deep | (torch.rand(len(deep), device=deep.device) < step.full) if step.full else deep
+        return warmed_up(self.deep.index_select(0, kinds), step)
 
     def settle_kinds(self, kinds: torch.Tensor) -> None:
         """Choose the kinds that run all layers by how frequent they are among these [T]."""
@@ -91,6 +95,17 @@ class ByKind(WholeTokens):
                 self.deep[kind] = counts[kind] <= room
                 room -= counts[kind] * int(self.deep[kind])
         self.settled.fill_(True)
+
+
+class ByPosition(WholeTokens):
+    """The control of ByKind: lots decide once which positions run all layers, whatever token stands there."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.register_buffer("deep", torch.randperm(cfg.max_len) < self.share * cfg.max_len)
+
+    def chosen(self, step: StepInput) -> torch.Tensor:
+        return warmed_up(self.deep.index_select(0, step.position), step)
 
 
 class FiveThenWorth(morlib.WorthRouter):
@@ -114,6 +129,7 @@ class FiveThenBlind(BlindTokens):
 morlib.POLICIES |= {
     "blind-tokens": BlindTokens,
     "by-kind": ByKind,
+    "by-position": ByPosition,
     "worth-above-5": FiveThenWorth,
     "worth-above-6": SixThenWorth,
     "blind-tokens-above-5": FiveThenBlind,
