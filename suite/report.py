@@ -142,7 +142,7 @@ def trained_long(experiment: str) -> list[str]:
         " ".join(filter(None, (sentence(experiment) for sentence in LONG_SENTENCES))),
         *(
             markdown(results.summary(records)),
-            markdown(results.comparisons(records, results.long_pairs(experiment))),
+            markdown(results.comparisons(records, results.long_pairs(experiment) + results.WHO_PAIRS)),
         ),
         *(
             ["By length of training, width and context:", markdown(results.worth_of_depth())]

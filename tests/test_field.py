@@ -40,6 +40,9 @@ SYSTEMS = {
     "moe-top1": dict(routing="moe", n_layers=2),
     "moe-top2": dict(routing="moe", n_layers=2, options=dict(top=2)),
     "mor-moe": dict(routing="mor-moe", n_layers=5),
+    "by-kind-sees-all": dict(
+        routing="by-kind-sees-all", n_layers=5, target_depth=3.0, options=dict(always=2)
+    ),
     "dr": dict(routing="dr", n_layers=4, max_recursions=1),
     "dr, repeats": dict(routing="dr", n_layers=4, max_recursions=2),
 }
@@ -232,7 +235,7 @@ def test_the_cache_holds_the_keys_that_are_shown(make, name):
     model, cache = make(name), Cache()
     out = model(tokens(), cache)
     N, tokens_read = model.cfg.n_layers, out.depth.numel()
-    if name in ("act", "ponder", "exit", "exit-confidence"):
+    if name in ("act", "ponder", "exit", "exit-confidence", "by-kind-sees-all"):
         assert cache.tokens() == N * tokens_read
     elif "sharing" in name:
         assert cache.tokens() == len(model.blocks) * tokens_read

@@ -1,10 +1,11 @@
-"""Policies that decide once for all further layers of a token, without asking what that is worth to it."""
+"""Policies that decide once who runs all layers: drawn anew, by kind, by position, or learned."""
 
 import pytest
 import torch
 
 import morlib
 from suite import runs
+from suite.runs.experiments import WORTH_TRAINING
 
 
 @pytest.fixture
@@ -72,20 +73,31 @@ def test_a_kind_gets_the_same_depth_in_training_and_in_inference_and_keeps_it(by
 
 
 @pytest.mark.parametrize("target", [2.5, 3.0, 5.0])
-def test_kinds_fill_the_share_but_never_pass_it(by_kind, target):
-    """Rare kinds fill up what frequent ones leave: with 200 kinds to within a rare one's share."""
-    tokens = uneven(n=256, vocabulary=200)
+def test_kinds_fill_the_share_of_the_first_batch_and_nearly_of_the_next(by_kind, target):
+    first, second = (uneven(n=256, vocabulary=200, seed=seed) for seed in (0, 1))
     found = set()
     for seed in range(5):
         model = by_kind(target=target, vocab_size=200, seed=seed).train()
-        depth = model(tokens).depth
-        assert target - 0.02 <= depth.double().mean().item() <= target + 1e-9
-        assert depth.unique().tolist() == [2, 6]
+        depths = [model(tokens).depth for tokens in (first, second)]
+        assert depths[0].double().mean().item() == pytest.approx(target, abs=4 * 0.005)
+        assert depths[1].double().mean().item() == pytest.approx(target, abs=0.06)
+        assert depths[0].unique().tolist() == [2, 6]
         found.add(tuple(model.policy.deep.tolist()))
     assert len(found) == 5, "each seed draws lots of its own"
 
 
-def test_kinds_that_the_first_batch_lacks_go_by_the_first_lots(by_kind):
+def test_frequent_kinds_are_as_likely_to_be_deep_as_rare_ones(by_kind):
+    tokens, drawn = uneven(vocabulary=40), []
+    policy = by_kind(vocab_size=40, target=3.0).policy  # a quarter of the tokens
+    for _ in range(400):
+        policy.settle_kinds(tokens.flatten())
+        drawn.append(policy.deep.clone())
+    chance = torch.stack(drawn).float().mean(0)
+    assert chance[:3].mean().item() == pytest.approx(0.25, abs=0.07)
+    assert chance[20:].mean().item() == pytest.approx(0.25, abs=0.05)
+
+
+def test_kinds_that_the_first_batch_lacks_keep_the_lots_of_the_beginning(by_kind):
     model = by_kind(vocab_size=200).train()
     before = model.policy.deep.clone()
     model(uneven(vocabulary=100))
@@ -93,10 +105,23 @@ def test_kinds_that_the_first_batch_lacks_go_by_the_first_lots(by_kind):
     assert not torch.equal(model.policy.deep[:100], before[:100])
 
 
+@torch.no_grad()
+def test_by_position_it_is_the_position_that_decides(make_model):
+    given = dict(n_layers=6, routing="by-position", max_recursions=1, max_len=60, target_depth=3.0)
+    model = make_model(**given | dict(options=dict(always=2)))
+    depth = model(uneven()[:, :60]).depth
+    assert (depth == depth[0]).all() and depth.double().mean().item() == 3.0
+    cache = morlib.Cache()
+    parts = [model(part, cache).depth for part in uneven()[:, :60].split([7, 1, 52], 1)]
+    assert torch.equal(torch.cat(parts, 1), depth)
+
+
 def test_by_kind_a_cache_changes_nothing_and_the_warm_up_runs_everyone(by_kind):
     model, tokens = by_kind(), uneven(n=3)
     with torch.no_grad():
         assert (model.train()(tokens, full=1.0).depth == 6).all()
+        half = [model.eval()(tokens, full=0.5).depth for _ in range(2)]
+        assert torch.equal(*half) and half[0].double().mean() > model(tokens).depth.double().mean() + 0.5
         whole, cache = model.eval()(tokens), morlib.Cache()
         parts = [model(tokens[:, :9], cache)] + [model(tokens[:, i : i + 1], cache) for i in range(9, 64)]
     assert torch.equal(torch.cat([part.depth for part in parts], 1), whole.depth)
@@ -126,12 +151,15 @@ def test_a_choice_must_be_left(by_kind, always, target, message):
 # ---- The runs that compare them ----
 
 
-def test_models_on_text_differ_only_in_who_the_third_is():
-    """Learned, drawn anew or by kind: six layers for all, and as many tokens that run twelve."""
+def test_models_on_text_differ_in_who_the_third_is():
+    """Six layers for all, and as many tokens that run twelve. Token worth has its own training settings."""
     made = {run.model: run for run in runs.long_runs(runs.settings(dict(preset="cpu", seeds=1)), "exp1-thin")}
-    for label in ("worth-above", "blind-tokens", "by-kind"):
+    lots = ("blind-tokens", "by-kind", "by-position")
+    for label in ("worth-above", *lots):
         config = made[label].config
         model = morlib.Transformer(morlib.ModelConfig(**vars(config) | dict(vocab_size=65)))
         assert model.policy.shares() == [1.0] * 6 + [pytest.approx(1 / 3)] * 6
         assert config.target_depth == 8.0 and config.d_model == made["fixed-deep"].config.d_model
-    assert made["by-kind"].train == made["blind-tokens"].train == made["fixed-deep"].train
+    assert all(made[label].train == made["fixed-deep"].train for label in lots)
+    own = vars(made["fixed-deep"].train) | WORTH_TRAINING
+    assert vars(made["worth-above"].train) == own

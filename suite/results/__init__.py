@@ -54,6 +54,7 @@ from .known_front import draw_known_front, front_records, known_front_table, pla
 from .live import LiveCurve
 from .long import (
     TEXT_NAMES,
+    WHO_PAIRS,
     depth_sentence,
     gate_sentence,
     kinds_sentence,

@@ -21,6 +21,24 @@ TEXT_NAMES = {
     "exp2": "half of Tiny Shakespeare",
     "bangla": "Bangla Wikipedia",
 }
+# Models in which a third of the tokens runs all layers, and what is compared to learn which third matters
+WHO_PAIRS = [
+    ("by-kind", "blind-tokens"),
+    ("by-kind", "by-position"),
+    ("by-kind", "fixed-shallow"),
+    ("by-kind", "fixed-at-E"),
+    ("by-kind", "mor"),
+    ("blind-tokens", "fixed-shallow"),
+    ("worth-above", "blind-tokens"),
+    ("worth-above", "by-kind"),
+    ("by-kind-sees-all", "by-kind"),
+    ("told", "by-kind"),
+    ("told-sees-all", "told"),
+    ("told-sees-all", "by-kind-sees-all"),
+    ("told-sees-all", "fixed-at-E"),
+    ("told-sees-all", "fixed-deep"),
+]
+WHO = ("worth-above", "blind-tokens", "by-position", "by-kind", "by-kind-sees-all", "told", "told-sees-all")
 
 
 def long_pairs(experiment: str) -> list[tuple[str, str]]:
@@ -34,11 +52,7 @@ def long_pairs(experiment: str) -> list[tuple[str, str]]:
     pairs += [(mor, other) for other in (blind, blind.replace("random", "frozen"))]
     if experiment == "exp2":
         pairs += [("mor-source-protocol", "fixed-long")]
-    pairs += [("worth", "fixed-deep"), ("worth", as_cheap), ("worth", mor)]
-    if experiment.endswith("-thin"):
-        others = ("fixed-deep", as_cheap, mor, "blind-tokens", "worth-above")
-        pairs += [("by-kind", other) for other in others]
-    return pairs
+    return pairs + [("worth", "fixed-deep"), ("worth", as_cheap), ("worth", mor)]
 
 
 def long_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:
@@ -128,7 +142,11 @@ def depth_sentence(experiment: str, folder: Path | None = None) -> str:
         return told
     E = records[records["model"] == routed]["effective_depth"].mean()
     mor = f"MoR, which runs {E:.1f} layers on average, against the same {shallow}"
-    return f"{told} {mor}: {gap(records, routed, 'fixed-shallow')}."
+    told = f"{told} {mor}: {gap(records, routed, 'fixed-shallow')}."
+    if "fixed-at-E" not in labels:
+        return told
+    as_cheap = f"{count(layers['fixed-at-E']).capitalize()} fixed layers, which cost as much"
+    return f"{told} {as_cheap}: {gap(records, 'fixed-at-E', 'fixed-shallow')}."
 
 
 def kinds_sentence(experiment: str, folder: Path | None = None) -> str:
@@ -151,12 +169,12 @@ def kinds_sentence(experiment: str, folder: Path | None = None) -> str:
 
 
 def show_long(experiment: str, folder: Path | None = None) -> None:
-    """Show what an experiment's models reach when they train long, from the records that ship."""
-    records = long_records(experiment, folder)
-    told = depth_sentence(experiment, folder)
+    """Show what an experiment's models reach when they train long, from records that ship; without WHO."""
+    records, told = long_records(experiment, folder), depth_sentence(experiment, folder)
     if not told:
         print(f"No stored record of {experiment}-long ships with this copy: see runs.long_runs.")
         return
+    records = records[~records["model"].isin(WHO)]
     order, counts = best_count(records)
     config = records.iloc[0]["record"]["config"]["model"]
     who = "All of these models have" if records["did_train"].all() else "Not all of these models have"

@@ -213,6 +213,8 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
 def whole_token_models(N: int, target: float) -> Changes:
     """Some tokens run all layers, the others half of them: which? Those that token worth learns, those that
     are drawn anew each time, or always those of the same kinds, or at the same positions.
+
+    Token worth has training settings of its own, the lots those of all others.
     """
     always = N // 2
     once = dict(target_depth=target, max_recursions=1)

@@ -1,4 +1,4 @@
-"""Policies that decide once for all further layers of a token: controls of one that learns, and its kin."""
+"""Who runs all layers is decided once: controls of token worth, and token worth above more layers."""
 
 from __future__ import annotations
 
@@ -40,15 +40,23 @@ class WholeTokens(morlib.Policy):
 
 
 def warmed_up(chosen: torch.Tensor, step: StepInput) -> torch.Tensor:
-    """Those who are chosen [T], and of the others as many as the warm-up from full depth still runs."""
-    return chosen | (torch.rand(len(chosen), device=chosen.device) < step.full) if step.full else chosen
+    """Those who are chosen [T], and of the others as many as the warm-up from full depth still runs.
+
+    Inference draws by place (by the square of 0.7549 and of the golden ratio), so that it can be repeated.
+    """
+    if not step.full:
+        return chosen
+    draw = torch.rand(len(chosen), device=chosen.device)
+    if not step.sampling:
+        draw = (0.7548776662 * step.position + 0.6180339887 * step.row) % 1
+    return chosen | (draw < step.full)
 
 
 class BlindTokens(WholeTokens):
     """The control of a router that decides once: as many tokens run all layers, drawn blindly.
 
-    Training draws anew, with the share exact in each batch; in inference see `StepInput.draw`. (Blind draws
-    for each layer apart, which "random" makes, are a weaker control: hardly any token runs all layers then.)
+    Training draws anew, with the share exact in each batch; in inference see `StepInput.draw`. (Of blind
+    draws for each layer apart, which "random" makes, hardly any token runs all layers.)
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -68,16 +76,17 @@ class ByKind(WholeTokens):
 
     A kind is the token that was read. So it always gets the same depth, as it gets the same expert in Hash
     Layers (Roller et al. 2021, arXiv:2106.04426, section 3), and nothing asks what depth is worth to it.
-    How frequent kinds are, the first batch of a training says. In the order of the lots, each that still
-    finds room in the share is taken; from then on the choice stands. The first lots hold for kinds that are
-    not in that batch.
+    The first batch of a training says how frequent the kinds are, and from then on the choice stands. Each
+    kind is as likely to be chosen, frequent or rare, and those chosen make up the share of that batch as
+    nearly as lots allow. Kinds that it lacks are drawn one by one.
     """
+
+    version = "2"
+    NEAR, TRIES = 0.005, 100  # lots are drawn until they are so near to the share, or so often
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
-        lots = torch.randperm(cfg.vocab_size)
-        self.register_buffer("lots", lots)  # kinds, in the order in which they are taken
-        self.register_buffer("deep", lots.argsort() < self.share * cfg.vocab_size)  # [V]
+        self.register_buffer("deep", torch.rand(cfg.vocab_size) < self.share)  # [V]
         self.register_buffer("settled", torch.tensor(False))
 
     def chosen(self, step: StepInput) -> torch.Tensor:
@@ -88,12 +97,20 @@ class ByKind(WholeTokens):
 
     def settle_kinds(self, kinds: torch.Tensor) -> None:
         """Choose the kinds that run all layers by how frequent they are among these [T]."""
-        counts = torch.bincount(kinds, minlength=self.cfg.vocab_size).tolist()
-        room = self.share * len(kinds)
-        for kind in self.lots.tolist():
-            if counts[kind]:
-                self.deep[kind] = counts[kind] <= room
-                room -= counts[kind] * int(self.deep[kind])
+        frequency = torch.bincount(kinds.cpu(), minlength=self.cfg.vocab_size) / len(kinds)  # [V]
+        seen, best = frequency.nonzero().flatten(), None
+        for _ in range(self.TRIES):
+            order = seen[torch.randperm(len(seen))]
+            # kinds lie on a circle, as long as they are frequent: those whose middle is in the share run all
+            middle = (frequency[order].cumsum(0) - frequency[order] / 2 + torch.rand(1)) % 1
+            deep = order[middle < self.share]
+            off = abs(frequency[deep].sum().item() - self.share)
+            if best is None or off < best[0]:
+                best = off, deep
+            if off < self.NEAR:
+                break
+        self.deep[seen.to(self.deep.device)] = False
+        self.deep[best[1].to(self.deep.device)] = True
         self.settled.fill_(True)
 
 
