@@ -4,6 +4,8 @@ import json
 import re
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,6 +22,7 @@ from suite.results.field import (
     collapsed,
     field_look,
     gaps_to_fixed,
+    number_marks,
     with_costs,
 )
 
@@ -221,6 +224,21 @@ def test_figures_draw_what_is_there():
     nothing = runs.stored_records("no-such-experiment")
     for draw in (results.loss_against_operations, results.way_to_all_layers):
         assert draw(nothing, NO_COSTS).axes[0].get_lines() is not None
+
+
+def test_numbers_stand_beside_their_marks_and_apart():
+    figure, ax = plt.subplots()
+    marks = [(0.0, 0.0), (0.02, 0.0), (1.0, 1.0)]
+    ax.plot(*zip(*marks), "o")
+    number_marks(ax, marks, [(0.0, 0.02)])
+    texts = [text.get_text() for text in ax.texts]
+    places = [ax.transData.transform(text.xy) + np.array(text.get_position()) for text in ax.texts]
+    assert texts == ["1", "2", "3"]
+    for place in places:
+        others = [ax.transData.transform(mark) for mark in [*marks, (0.0, 0.02)]]
+        others += [other for other in places if other is not place]
+        assert min(np.linalg.norm(place - other) for other in others) > 6, "no number on a mark or a number"
+    plt.close(figure)
 
 
 def test_a_run_that_goes_on_from_another_is_not_mistaken_for_one_that_does_not():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-import morlib
 from suite import routing, runs
+from suite.files import REFERENCE
 from suite.routing import gain
 
 
@@ -39,39 +39,96 @@ def test_what_a_context_gains_is_learned_and_rare_contexts_ask_the_shorter_one()
     assert told[3] == pytest.approx(prior)
 
 
-def test_it_is_measured_from_trained_models(monkeypatch, make_model):
-    """An order that knows the gains carries them; MoR's is its own depth; the rest never saw the seed's."""
+N_TRAIN, N_HELDOUT, SEEDS = 40, 30, 3
+LABELS = ("fixed-deep", "fixed-shallow", "mor")
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """`measure_gain` on scores that are written down; a change to them may be given."""
+    s = runs.settings(dict(preset="cpu", seeds=SEEDS))
+    specs = runs.long_runs(s, gain.EXPERIMENT)
+    draw = torch.Generator().manual_seed(0)
+    windows = {
+        "train": torch.randint(7, (N_TRAIN, 13), generator=draw),
+        "heldout": torch.randint(7, (N_HELDOUT, 13), generator=draw),
+    }
+
+    def of(n):
+        random = torch.rand(3, n, 12, generator=draw)
+        return dict(
+            surprisal=random[0], entropy=random[1], correct=random[2] > 0.5, depth=random[2].round(decimals=1)
+        )
+
+    scored = {
+        (part, label, seed): of(len(own))
+        for part, own in windows.items()
+        for label in LABELS
+        for seed in range(SEEDS)
+    }
+    ids = {seed: {label: f"{label}{seed}" for label in LABELS} for seed in range(SEEDS)}
+
+    def measure(**changed):
+        for place, value in changed.items():
+            part, label, seed, what = place.split("__")
+            scored[part, label.replace("_", "-"), int(seed)][what] = value
+        monkeypatch.setattr(gain, "scores", lambda specs: (scored, ids, windows))
+        return gain.measure_gain(specs).set_index(["seed", "way"]), scored, windows
+
+    return measure
+
+
+def test_each_order_carries_what_its_places_gain(measured):
+    table, scored, windows = measured()
+    for seed in range(SEEDS):
+        deep, shallow, mor = (scored["heldout", label, seed] for label in LABELS)
+        loss = (shallow["surprisal"] - deep["surprisal"]).flatten().double().numpy()
+        accuracy = 100 * (deep["correct"].double() - shallow["correct"].double()).flatten().numpy()
+        others = [
+            scored["heldout", "fixed-shallow", other]["entropy"] for other in range(SEEDS) if other != seed
+        ]
+        learned = [
+            scored["train", "fixed-shallow", other]["surprisal"]
+            - scored["train", "fixed-deep", other]["surprisal"]
+            for other in range(SEEDS)
+            if other != seed
+        ]
+        told = torch.stack(learned).mean(0).flatten().double().numpy()
+        orders = {
+            "mor": mor["depth"].flatten().double().numpy(),
+            "entropy": torch.stack(others).mean(0).flatten().double().numpy(),
+            "read": gain.expected(told, windows["train"], windows["heldout"], 1),
+            "three": gain.expected(told, windows["train"], windows["heldout"], 3),
+        }
+        for way, value in orders.items():
+            row = table.loc[seed, way]
+            assert row["loss"] == pytest.approx(gain.carried_by(value, loss), abs=1e-5), way
+            assert row["accuracy"] == pytest.approx(gain.carried_by(value, accuracy), abs=1e-5), way
+            assert row["runs"]["mor"] == f"mor{seed}"
+
+
+def test_an_order_does_not_know_the_models_whose_gain_is_counted(measured):
+    """Another training text for seed 0's models moves the others' orders, and not its own."""
+    before = measured()[0]
+    after = measured(train__fixed_deep__0__surprisal=torch.rand(N_TRAIN, 12))[0]
+    for way in ("three", "read"):
+        assert after.loc[0, way]["accuracy"] == before.loc[0, way]["accuracy"]
+        assert after.loc[1, way]["accuracy"] != before.loc[1, way]["accuracy"]
+
+
+def test_it_needs_two_seeds_and_all_models(measured):
     s = runs.settings(dict(preset="cpu", seeds=2))
     specs = runs.long_runs(s, gain.EXPERIMENT)
-    monkeypatch.setattr(gain, "WINDOWS", 60)
+    for few in ([r for r in specs if r.train.seed == 0], [r for r in specs if r.model != "fixed-deep"]):
+        with pytest.raises(ValueError, match="two seeds or more are needed, each with runs of fixed-deep"):
+            gain.measure_gain(few)
 
-    class Text:
-        def windows(self, part, length, most=None):
-            own = torch.Generator().manual_seed(len(part))
-            return torch.randint(11, (most or 50, length + 1), generator=own)
 
-    def trained_model(spec):
-        routing_of = dict(routing=spec.config.routing, n_layers=spec.config.n_layers // 2)
-        if spec.model == "mor":
-            routing_of |= dict(target_depth=4.0)
-        model = make_model(seed=spec.train.seed * 10 + spec.config.n_layers, **routing_of)
-        return model, dict(id=f"{spec.model}{spec.train.seed}"), Text()
-
-    monkeypatch.setattr(runs, "trained_model", trained_model)
-    asked = [spec for spec in specs if spec.model in ("fixed-deep", "fixed-shallow", "mor")]
-    table = gain.measure_gain(specs)
-    assert table.groupby("way").size().to_dict() == dict.fromkeys(gain.WAYS, 2)
-    windows = Text().windows("heldout", 12)
-    for seed, own in table.groupby("seed"):
-        of = {spec.model: trained_model(spec)[0] for spec in asked if spec.train.seed == seed}
-        losses = {label: morlib.score(model, windows) for label, model in of.items()}
-        each = losses["fixed-shallow"]["surprisal"] - losses["fixed-deep"]["surprisal"]
-        assert own["loss"].str[-1].tolist() == pytest.approx([each.mean().item()] * 4, abs=1e-6)
-        deepest = losses["mor"]["depth"].flatten().argsort(descending=True)
-        fifth = each.flatten()[deepest][: len(deepest) // 5].sum() / len(deepest)
-        mor = own[own["way"] == "mor"].iloc[0]
-        assert mor["loss"][3] == pytest.approx(fifth.item(), abs=0.02)
-        assert mor["runs"] == {label: f"{label}{seed}" for label in ("fixed-deep", "fixed-shallow", "mor")}
+def test_tables_are_kept_as_they_are(tmp_path):
+    table = routing.stored_gain()
+    gain.save_gain(table, tmp_path / "gain.json")
+    assert routing.stored_gain(tmp_path / "gain.json").equals(table)
+    assert (tmp_path / "gain.json").read_bytes() == (REFERENCE / gain.FILE).read_bytes()
 
 
 def test_the_table_that_ships_agrees_with_the_records_of_its_runs():
@@ -89,9 +146,10 @@ def test_the_sentence_and_the_picture_say_what_the_table_does():
     table = routing.stored_gain()
     shares = gain.carried_share(table, "three")
     third = np.mean([np.interp(1 / 3, gain.SHARES, seed) for seed in shares])
-    assert f"carries {third:.0f} %" in routing.gain_sentence(table)
+    assert f"carries {third:.0f} % (" in routing.gain_sentence(table)
+    assert "six seeds" in routing.gain_sentence(table)
     assert shares[:, -1] == pytest.approx(100)
     shown = routing.gain_table(table)
     assert shown.loc[gain.WAYS["three"], "first 33 %"].startswith(f"{third:.0f} [")
     lines = {line.get_label(): line.get_ydata() for line in routing.draw_gain(table).axes[0].lines}
-    assert lines[gain.WAYS["three"]][-1] == pytest.approx(100) and len(lines) == 5
+    assert lines[gain.WAYS["three"]][-1] == pytest.approx(100) and len(lines) == 7

@@ -109,12 +109,12 @@ def test_what_the_same_kinds_are_worth_is_said_against_chance_and_against_mor(tm
             for label, gain in gains.items():
                 accuracy = one["metrics"]["accuracy"] + gain
                 made.append(record(label, one["seed"], accuracy, 8.0, routing=label))
-                made[-1]["config"]["model"]["options"] = options
+                made[-1]["config"]["model"] |= dict(options=options, target_depth=8.0)
     write(tmp_path, [one | dict(experiment="exp1-thin-long") for one in made])
     told = results.kinds_sentence("exp1-thin", tmp_path)
-    assert "may run twelve layers and all others six (E 8.0)" in told
-    assert "drawn anew each time: +1.00 points" in told
-    assert "Against MoR, which learns whom to run: +0.50 points" in told
+    assert told.startswith("If a third of the tokens runs twelve layers and the others six, ")
+    assert "against a new draw each time, +1.00 points" in told
+    assert "by a router that learns: +0.50 points" in told
 
 
 def test_who_trains_long_must_beat_the_best_table_of_counts():
@@ -137,6 +137,7 @@ def test_what_depth_is_worth_is_said_with_its_interval(tmp_path, capsys):
     )
     assert "+1.01 points (95 % interval +0.86 to +1.16; six seeds)." in told
     assert "MoR, which runs 8.0 layers on average, against the same six: +0.71 points (95 %" in told
+    assert "Eight fixed layers, which cost as much: +0.50 points (95 %" in told
     results.show_long("exp1", tmp_path)
     shown = capsys.readouterr().out
     assert (

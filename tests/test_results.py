@@ -399,6 +399,8 @@ def test_equal_values_stand_side_by_side():
     many = figures.side_by_side([8.0 + 0.01 * i for i in range(9)], 0.5)
     assert np.ptp(many) == pytest.approx(2.0) and many.mean() == pytest.approx(8.04)
     assert (np.diff(many) > 0).all()
+    wide = np.arange(10) * 0.4
+    assert figures.side_by_side(wide, 0.5) == pytest.approx(wide), "never closer than they are"
 
 
 def test_a_forest_has_a_point_for_each_row_and_model():

@@ -185,14 +185,15 @@ def learning_curves(
 def side_by_side(values: Sequence[float], gap: float) -> np.ndarray:
     """The values moved apart where neighbours are closer than the gap, each group about its middle.
 
-    A group is four gaps wide at most: many stand closer.
+    A group is four gaps wide at most, unless its values are: many stand closer.
     """
     values = np.asarray(values, dtype=float)
     order = np.argsort(values, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(values[order]) >= gap) + 1)
     moved = values.copy()
     for group in groups:
-        step = gap * min(1, 4 / max(len(group) - 1, 1))
+        steps = max(len(group) - 1, 1)
+        step = max(gap * min(1, 4 / steps), np.ptp(values[group]) / steps)
         moved[group] = values[group].mean() + step * (np.arange(len(group)) - (len(group) - 1) / 2)
     return moved
 

@@ -13,7 +13,7 @@ from .figures import accuracy_against_depth
 from .headlines import HOW_TO_READ, show
 from .known_depth import points_of
 from .stats import compare, interval
-from .tables import count, signed, span, verdicts
+from .tables import count, share_words, signed, span, verdicts
 
 TEXT_NAMES = {
     "exp1": "Tiny Shakespeare",
@@ -30,7 +30,6 @@ WHO_PAIRS = [
     ("by-kind", "mor"),
     ("blind-tokens", "fixed-shallow"),
     ("worth-above", "blind-tokens"),
-    ("worth-above", "by-kind"),
     ("by-kind-sees-all", "by-kind"),
     ("told", "by-kind"),
     ("told-sees-all", "told"),
@@ -150,21 +149,21 @@ def depth_sentence(experiment: str, folder: Path | None = None) -> str:
 
 
 def kinds_sentence(experiment: str, folder: Path | None = None) -> str:
-    """What it is worth to run always the same kinds of tokens, and to learn which.
+    """What it is worth to run always the same kinds of tokens, against a new draw each time and against MoR.
 
     Nothing, where no such records ship.
     """
     records, (mor, _) = long_records(experiment, folder), ROUTED[experiment]
     if not {"by-kind", "blind-tokens", mor} <= set(records.get("model", ())):
         return ""
-    own = records[records["model"] == "by-kind"]
-    config = own["record"].iloc[0]["config"]["model"]
-    all_of_them, first = count(config["n_layers"]), count(config["options"]["always"])
+    config = records[records["model"] == "by-kind"]["record"].iloc[0]["config"]["model"]
+    N, always = config["n_layers"], config["options"]["always"]
+    share = share_words((config["target_depth"] - always) / (N - always))
     return (
-        f"A third of the tokens may run {all_of_them} layers and all others {first} "
-        f"(E {own['effective_depth'].mean():.1f}). Kinds of tokens drawn by lot once, which no router has "
-        f"chosen, against tokens drawn anew each time: {gap(records, 'by-kind', 'blind-tokens')}. Against "
-        f"MoR, which learns whom to run: {gap(records, 'by-kind', mor)}."
+        f"If {share} of the tokens runs {count(N)} layers and the others {count(always)}, it matters that "
+        "these are always the same: with kinds of tokens that lots chose once, against a new draw each time, "
+        f"{gap(records, 'by-kind', 'blind-tokens')}. Against MoR, which spends as much by a router that "
+        f"learns: {gap(records, 'by-kind', mor)}."
     )
 
 

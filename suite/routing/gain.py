@@ -22,11 +22,14 @@ import morlib
 from .. import runs
 from ..files import REFERENCE, write_whole
 from ..results.figures import figure_style
+from ..results.headlines import seeds_so_far
+from ..results.long import TEXT_NAMES
 from ..results.stats import interval
-from ..results.tables import count
+from ..results.tables import with_interval
 
 FILE = "depth_gain.json"
 EXPERIMENT = "exp1-thin"  # of `runs.long_runs`: the setting in which depth is worth most
+MODELS = ("fixed-deep", "fixed-shallow", "mor")
 SHARES = [round(0.05 * i, 2) for i in range(1, 21)]  # of the places
 WINDOWS = 3000  # of the training text, from which it is learned where depth pays
 PRIOR = 50  # places' worth of trust in the shorter context
@@ -42,15 +45,19 @@ def measure_gain(specs: list[runs.Run]) -> pd.DataFrame:
     """One row a seed and way in WAYS: the `accuracy` (points) and `loss` (nats) that the first SHARES of the
     held-out places, in that order, add to a whole text, and the ids of the seed's runs.
 
-    specs: of `runs.long_runs`. Runs that are not finished are trained. The order of a seed is made from the
-    training text and from the models of all other seeds, but for MoR's, which is its own.
+    specs: `runs.long_runs(s, EXPERIMENT)`. Runs that are not finished are trained. The order of a seed is
+    made from the training text and from the models of all other seeds, but for MoR's, which is its own.
+    Raises ValueError without two seeds of each of MODELS.
     """
+    seeds = {label: {spec.train.seed for spec in specs if spec.model == label} for label in MODELS}
+    if len(seeds["mor"]) < 2 or len({frozenset(own) for own in seeds.values()}) > 1:
+        raise ValueError(f"two seeds or more are needed, each with runs of {', '.join(MODELS)}")
     scored, ids, windows = scores(specs)
     gains = {
         part: gains_of(scored, part) for part in windows
     }  # each [seeds, places] of loss, and of accuracy
     rows = []
-    for index, seed in enumerate(sorted({spec.train.seed for spec in specs})):
+    for index, seed in enumerate(sorted(seeds["mor"])):
         others = [i for i in range(len(gains["train"]["loss"])) if i != index]
         told = gains["train"]["loss"][others].mean(0)
         entropy = stacked(scored, "heldout", "fixed-shallow", "entropy")[others].mean(0)
@@ -91,7 +98,7 @@ def scores(specs: list[runs.Run]) -> tuple[dict, dict, dict]:
     """By part, label and seed what `morlib.score` gives; by seed the ids of its runs; by part the windows."""
     scored, ids, windows = {}, {}, {}
     for spec in specs:
-        if spec.model not in ("fixed-deep", "fixed-shallow", "mor"):
+        if spec.model not in MODELS:
             continue
         model, record, corpus = runs.trained_model(spec)
         for part, most in (("train", WINDOWS), ("heldout", None)):
@@ -153,7 +160,7 @@ def carried_by(value: np.ndarray, gain: np.ndarray) -> list[float]:
 
     Places of one value share alike in what they add.
     """
-    levels, place = np.unique(-value, return_inverse=True)
+    place = np.unique(-value, return_inverse=True)[1]
     n, sums = np.bincount(place), np.bincount(place, gain)
     share = np.concatenate([[0], n.cumsum() / n.sum()])
     return np.interp(SHARES, share, np.concatenate([[0], sums.cumsum() / n.sum()])).round(6).tolist()
@@ -163,7 +170,7 @@ def carried_by(value: np.ndarray, gain: np.ndarray) -> list[float]:
 
 
 def save_gain(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
-    """Write the table as JSON, a line a row; `stored_gain` reads it."""
+    """Write the table of `measure_gain` as JSON, a line a row; `stored_gain` reads it."""
     rows = ",\n".join(json.dumps(row) for row in table.to_dict("records"))
     write_whole(path, f"[\n{rows}\n]\n".encode())
 
@@ -191,8 +198,9 @@ def gain_table(table: pd.DataFrame, what: str = "accuracy") -> pd.DataFrame:
         shares = carried_share(table, way, what)
         row = {}
         for share in (0.1, 0.2, 1 / 3, 0.5):
-            mean, low, high = interval(np.array([np.interp(share, SHARES, seed) for seed in shares]))
-            row[f"first {100 * share:.0f} %"] = f"{mean:.0f} [{low:.0f}, {high:.0f}]"
+            row[f"first {100 * share:.0f} %"] = with_interval(
+                [np.interp(share, SHARES, x) for x in shares], 0
+            )
         rows[told] = row
     return pd.DataFrame(rows).T.rename_axis("tokens in the order of")
 
@@ -204,15 +212,13 @@ def at_a_third(table: pd.DataFrame, way: str) -> tuple[float, float, float]:
 
 def gain_sentence(table: pd.DataFrame) -> str:
     """What the third of the tokens carries that promises most, and the third that MoR runs most often."""
-    named, mor = (
-        "{:.0f} % (95 % interval {:.0f} to {:.0f})".format(*at_a_third(table, way))
-        for way in ("three", "mor")
-    )
-    seeds = count(table["seed"].nunique())
+    parts = {way: at_a_third(table, way) for way in ("three", "mor")}
+    told = {way: f"{mean:.0f} % ({low:.0f} to {high:.0f})" for way, (mean, low, high) in parts.items()}
     return (
-        "Twelve layers predict better than six, and a third of the tokens, named in advance by their last "
-        f"three characters, carries {named} of that gain. The third that MoR runs most often carries {mor}; "
-        f"chance would take 33 % ({seeds} seeds)."
+        f"On {TEXT_NAMES[EXPERIMENT]}, a third of the tokens, named in advance by the last three characters, "
+        f"carries {told['three']} of what twelve layers gain in accuracy over six. The third that MoR runs "
+        f"most often carries {told['mor']}; chance would carry 33 % (95 % intervals, "
+        f"{seeds_so_far(table['seed'].nunique())})."
     )
 
 
