@@ -44,7 +44,10 @@ How to read the tables:
 - **Models**: *fixed-deep* has all layers. *fixed-at-E* has as many as MoR runs on average. *random*
   skips blindly, as often at each layer as MoR does. *frozen* has a router that never learns.
   *fixed-shared* uses half as many blocks twice each. *fixed-long* is the fixed model of equal cost,
-  trained for 5/3 of the epochs as the sources train MoR.
+  trained for 5/3 of the epochs as the sources train MoR. At width 32 a third of the tokens runs all
+  layers, the others half of them: a new third each time (*blind-tokens*), a third that token worth learns
+  (*worth-above*), kinds of tokens or positions that lots chose once (*by-kind*, *by-position*), or those
+  after three characters where depth pays (*told*). In *-sees-all* they see the keys of all tokens.
 - **Brackets** hold the 95 % interval of a mean over seeds (Student's t). **A new seed** is where one
   more run is expected (95 %), and so wider.
 - **Comparisons** are over paired seeds: models of one seed see the same text in the same order, and
@@ -78,7 +81,7 @@ def readme_part() -> str:
     if told := " ".join(filter(None, told)):
         lines.append(f"- *{DEPTH}* {told}")
     if subjects := stored_subjects():
-        told = f"{difficulty_sentence(subjects)} {routing.gain_sentence(routing.stored_gain())}"
+        told = f"{difficulty_sentence(subjects)} {routing.gain_sentence(routing.stored_gain())}".strip()
         lines.append(f"- *Does its depth follow token difficulty, and does it go where depth pays?* {told}")
     text = f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
     known = results.main_records()
@@ -253,8 +256,12 @@ def difficulty() -> list[str]:
         return []
     lines, gain = lines_of(verdict_lines(subjects)), routing.stored_gain()
     parts = ["## Does depth follow difficulty?", difficulty_sentence(subjects), lines]
+    if gain.empty:
+        return parts
     parts += ["### Where depth pays", routing.gain_sentence(gain)]
-    return [*parts, "Parts of the gain in accuracy (%):", markdown(routing.gain_table(gain))]
+    for what in ("accuracy", "loss"):
+        parts += [f"Parts of the gain in {what} (%):", markdown(routing.gain_table(gain, what))]
+    return parts
 
 
 def price_of_many(runs: int = 10_000) -> list[str]:

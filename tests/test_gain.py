@@ -131,6 +131,10 @@ def test_tables_are_kept_as_they_are(tmp_path):
     assert (tmp_path / "gain.json").read_bytes() == (REFERENCE / gain.FILE).read_bytes()
 
 
+def test_without_a_table_nothing_is_said(tmp_path):
+    assert routing.gain_sentence(routing.stored_gain(tmp_path / "none.json")) == ""
+
+
 def test_the_table_that_ships_agrees_with_the_records_of_its_runs():
     table = routing.stored_gain()
     records = {r["id"]: r["metrics"] for r in runs.stored_records("exp1-thin-long")["record"]}

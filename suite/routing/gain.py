@@ -181,8 +181,8 @@ def save_contexts(found: dict, path: Path = REFERENCE / "depth_pays.json") -> No
 
 
 def stored_gain(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The table that ships."""
-    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+    """The table that ships; empty where none does."""
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else [])
 
 
 def carried_share(table: pd.DataFrame, way: str, what: str = "accuracy") -> np.ndarray:
@@ -211,7 +211,12 @@ def at_a_third(table: pd.DataFrame, way: str) -> tuple[float, float, float]:
 
 
 def gain_sentence(table: pd.DataFrame) -> str:
-    """What the third of the tokens carries that promises most, and the third that MoR runs most often."""
+    """What the third of the tokens carries that promises most, and the third that MoR runs most often.
+
+    Nothing for an empty table.
+    """
+    if table.empty:
+        return ""
     parts = {way: at_a_third(table, way) for way in ("three", "mor")}
     told = {way: f"{mean:.0f} % ({low:.0f} to {high:.0f})" for way, (mean, low, high) in parts.items()}
     return (
