@@ -1150,10 +1150,8 @@ def at_depth(model: Transformer, corpus, target_depth: float) -> Transformer:
     if not model.policy.holds_budget:
         raise ValueError(f"routing {model.cfg.routing} was trained without a target: its depth cannot be set")
     with torch.random.fork_rng(devices=[]):
-        other = (
-            Transformer(replace(model.cfg, target_depth=target_depth)).to(model.embed.weight.device).eval()
-        )
-    other.load_state_dict(model.state_dict())
+        other = Transformer(replace(model.cfg, target_depth=target_depth)).to(model.embed.weight.device)
+    other.eval().load_state_dict(model.state_dict())
     other.vocabulary = model.vocabulary
     calibrate_on_validation(other, corpus)
     return other
