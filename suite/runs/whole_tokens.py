@@ -42,7 +42,7 @@ class WholeTokens(morlib.Policy):
 def warmed_up(chosen: torch.Tensor, step: StepInput) -> torch.Tensor:
     """Those who are chosen [T], and of the others as many as the warm-up from full depth still runs.
 
-    Inference draws by place (by the square of 0.7549 and of the golden ratio), so that it can be repeated.
+    Inference draws by position and row, evenly spread, so that a pass can be repeated.
     """
     if not step.full:
         return chosen
