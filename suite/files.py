@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
@@ -56,6 +57,17 @@ def write_whole(path: Path, data: bytes) -> Path:
             part.unlink(missing_ok=True)
         raise unwritable(path, error) from error
     return path
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Write a table as JSON, a line a row."""
+    lines = ",\n".join(map(json.dumps, rows))
+    write_whole(path, f"[\n{lines}\n]\n".encode())
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows that `write_rows` wrote; none where there is no such file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def safe_name(text: str) -> str:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import morlib
+import suite.runs  # noqa: F401  registers by-kind
 from suite.cost.export import Masked, export
 
 SHAPES = [
@@ -14,6 +15,7 @@ SHAPES = [
     dict(routing="mor", norm="post", max_recursions=3),
     dict(routing="random", target_depth=2.0),
     dict(routing="worth", target_depth=2.0, max_recursions=1),
+    dict(routing="by-kind", target_depth=2.0, max_recursions=1),
 ]
 
 

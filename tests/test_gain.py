@@ -17,15 +17,6 @@ def test_the_first_places_carry_what_they_add_and_equal_ones_share_it():
     assert alike == pytest.approx([3.0 * share for share in gain.SHARES])
 
 
-def test_contexts_tell_windows_apart_by_what_was_read():
-    windows = torch.tensor([[1, 2, 3, 9], [4, 2, 3, 9], [1, 2, 3, 5]])
-    one, two, three = (of_order.reshape(3, 3) for of_order in gain.contexts(windows, 3, 11))
-    assert (one == windows[:, :-1].numpy() + 1).all()
-    assert two[0, 2] == two[1, 2] and two[0, 1] != two[1, 1]
-    assert three[0, 2] == three[2, 2] != three[1, 2]
-    assert two[0, 0] == one[0, 0], "before a window stands nothing"
-
-
 def test_what_a_context_gains_is_learned_and_rare_contexts_ask_the_shorter_one():
     read = torch.tensor([[1, 2, 0]] * 400 + [[3, 2, 0]] * 400 + [[5, 2, 0]])
     of_place = np.array([[0.0, 1.0]] * 400 + [[0.0, -1.0]] * 400 + [[0.0, 9.0]]).ravel()

@@ -289,3 +289,11 @@ def test_the_command_explains_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["write", str(tmp_path / "nothing"), "--prompt", "abc"])
     with pytest.raises(SystemExit, match="^error: no model file at"):
         runpy.run_module("suite.texts.write", run_name="__main__")
+
+
+def test_a_context_is_the_last_tokens_and_before_the_first_stands_none():
+    ids = torch.tensor([[1, 2, 3], [4, 2, 3], [1, 2, 3]])
+    one, two, three = (texts.context_numbers(ids, order, 5) for order in (1, 2, 3))
+    assert torch.equal(one, ids + 1) and torch.equal(two[:, 0], one[:, 0])
+    assert two[0, 2] == two[1, 2] == 4 + 3 * 6 and two[0, 1] != two[1, 1]
+    assert three[0, 2] == three[2, 2] == 4 + 3 * 6 + 2 * 36 != three[1, 2]

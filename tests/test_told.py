@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import morlib
-from suite import field, runs
+from suite import field, runs, texts
 from suite.field import told
 from suite.routing import gain
 
@@ -30,15 +30,6 @@ def make_told(make_model, contexts):
         return make_model(routing=routing, **given | changes)
 
     return make
-
-
-def test_a_context_is_the_last_three_tokens_and_the_analysis_counts_alike():
-    ids = torch.randint(V, (4, 9), generator=torch.Generator().manual_seed(0))
-    numbers = told.context_numbers(ids, V)
-    assert numbers[0, 0] == ids[0, 0] + 1
-    assert numbers[0, 5] == sum((ids[0, 5 - back] + 1) * (V + 1) ** back for back in range(3))
-    windows = torch.cat([ids, ids[:, :1]], 1)
-    assert (gain.contexts(windows, 3, V + 1)[-1] == numbers.flatten().numpy()).all()
 
 
 @pytest.mark.parametrize("routing", ["told", "told-sees-all"])
@@ -85,7 +76,7 @@ def test_the_contexts_are_those_that_promise_most_and_hold_the_share(monkeypatch
     monkeypatch.setattr(torch.nn.Module, "cfg", cfg, raising=False)
     specs = runs.long_runs(runs.settings(dict(preset="cpu", seeds=1)), gain.EXPERIMENT)
     found = gain.deep_contexts(specs, 0.3)
-    numbers = told.context_numbers(windows[:, :-1], V)
+    numbers = texts.context_numbers(windows[:, :-1], 3, V)
     deep = np.isin(numbers.numpy(), found["contexts"])
     assert deep.mean() == pytest.approx(0.3, abs=0.02) and found["vocabulary"] == V
     assert good.numpy()[deep.ravel()].mean() > 0.7 and good.mean() < 0.1

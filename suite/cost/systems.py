@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import Tensor
 import morlib
 from morlib import Cache, Transformer
 
-from ..files import REFERENCE, write_whole
+from ..files import REFERENCE, read_rows, write_rows
 from ..results.dial import follows
 from ..results.stats import rank_correlation
 from ..runs import Run, trained_model
@@ -93,13 +92,10 @@ def times(model: Transformer, task, layers: int, repeats: int) -> dict[str, floa
 
 def save_systems(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
     """Write the table as JSON, a line a row; `stored_systems` reads it."""
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    rows = ",\n".join(map(json.dumps, rows))
-    write_whole(path, f"[\n{rows}\n]\n".encode())
+    write_rows(path, table.astype(object).where(table.notna(), None).to_dict("records"))
 
 
 def stored_systems(path: Path = REFERENCE / FILE) -> pd.DataFrame:
     """The table that ships; without rows where none does."""
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     names = ("run", "model", "seed", "operations", "cache", "r", "balance", "step", "decode")
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(read_rows(path), columns=names)

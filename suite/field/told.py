@@ -11,22 +11,13 @@ from torch import Tensor
 import morlib
 from morlib import Decision, ModelConfig, StepInput
 
-from ..files import REFERENCE, sha256
+from ..files import sha256
 from ..runs import ByKind, Run, Settings, WholeTokens, long_runs
-from ..runs.whole_tokens import warmed_up
+from ..runs.whole_tokens import CONTEXTS, warmed_up
+from ..texts import context_numbers
 from .blocks import AllKeys, OfAll
 
-CONTEXTS = REFERENCE / "depth_pays.json"  # written by `routing.save_contexts`
 READ = 3  # tokens that make a context
-
-
-def context_numbers(ids: Tensor, vocabulary: int) -> Tensor:
-    """A number [B, P] for the last READ tokens at each place of ids [B, P]; before the first stands none."""
-    ids, number = ids + 1, torch.zeros_like(ids)
-    for back in range(READ):
-        earlier = torch.nn.functional.pad(ids, (back, 0))[:, : ids.shape[1]]
-        number = number + earlier * (vocabulary + 1) ** back
-    return number
 
 
 def digest() -> str:
@@ -57,7 +48,7 @@ class Told(WholeTokens):
         self.register_buffer("deep", deep, persistent=False)
 
     def chosen(self, step: StepInput) -> Tensor:
-        numbers = context_numbers(step.ids, self.cfg.vocab_size)
+        numbers = context_numbers(step.ids, READ, self.cfg.vocab_size)
         return warmed_up(self.deep[numbers[step.row, step.position]], step)
 
 

@@ -5,7 +5,6 @@ With less depth than all its questions need, a router shows what it takes for ha
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +16,7 @@ from torch import Tensor
 
 import morlib
 
-from ..files import REFERENCE, write_whole
+from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, trained_model
 from .figures import figure_style
 from .stats import LEAST_SEEDS, interval
@@ -60,13 +59,12 @@ def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:
 
 def save_dial(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
     """Write the table as JSON, a line a row; `stored_dial` reads it."""
-    rows = ",\n".join(json.dumps(row) for row in table.to_dict("records"))
-    write_whole(path, f"[\n{rows}\n]\n".encode())
+    write_rows(path, table.to_dict("records"))
 
 
 def stored_dial(path: Path = REFERENCE / FILE) -> pd.DataFrame:
     """The table that ships."""
-    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+    return pd.DataFrame(read_rows(path))
 
 
 def by_target(table: pd.DataFrame, what: str) -> pd.DataFrame:

@@ -25,6 +25,7 @@ TEXT_NAMES = {
 WHO_PAIRS = [
     ("by-kind", "blind-tokens"),
     ("by-kind", "by-position"),
+    ("by-position", "blind-tokens"),
     ("by-kind", "fixed-shallow"),
     ("by-kind", "fixed-at-E"),
     ("by-kind", "mor"),

@@ -20,12 +20,14 @@ from matplotlib.figure import Figure
 import morlib
 
 from .. import runs
-from ..files import REFERENCE, write_whole
+from ..files import REFERENCE, read_rows, write_rows, write_whole
 from ..results.figures import figure_style
 from ..results.headlines import seeds_so_far
 from ..results.long import TEXT_NAMES
 from ..results.stats import interval
 from ..results.tables import with_interval
+from ..runs.whole_tokens import CONTEXTS
+from ..texts import context_numbers
 
 FILE = "depth_gain.json"
 EXPERIMENT = "exp1-thin"  # of `runs.long_runs`: the setting in which depth is worth most
@@ -53,9 +55,7 @@ def measure_gain(specs: list[runs.Run]) -> pd.DataFrame:
     if len(seeds["mor"]) < 2 or len({frozenset(own) for own in seeds.values()}) > 1:
         raise ValueError(f"two seeds or more are needed, each with runs of {', '.join(MODELS)}")
     scored, ids, windows = scores(specs)
-    gains = {
-        part: gains_of(scored, part) for part in windows
-    }  # each [seeds, places] of loss, and of accuracy
+    gains = {part: gains_of(scored, part) for part in windows}
     rows = []
     for index, seed in enumerate(sorted(seeds["mor"])):
         others = [i for i in range(len(gains["train"]["loss"])) if i != index]
@@ -78,14 +78,13 @@ def measure_gain(specs: list[runs.Run]) -> pd.DataFrame:
 def deep_contexts(specs: list[runs.Run], share: float = 1 / 3) -> dict:
     """The contexts of three tokens that promise most, such that they hold a share of the training text.
 
-    Learned from the training text by all seeds of the specs, of `runs.long_runs`. A context is a number: the
-    token read + 1, the one before times V + 1, and so on; 0 where a window has not begun. `save_contexts`
-    writes them for `suite.field.told`.
+    Learned from the training text by all seeds of the specs, of `runs.long_runs`. A context is one of the
+    `texts.context_numbers`. `save_contexts` writes them for `suite.field.told`.
     """
     scored, ids, windows = scores([spec for spec in specs if spec.model != "mor"])
     read, vocabulary = windows["train"], runs.trained_model(specs[0])[0].cfg.vocab_size
     told = expected(gains_of(scored, "train")["loss"].mean(0), read, read, 3)
-    number = contexts(read, 3, vocabulary + 1)[-1]
+    number = context_numbers(read[:, :-1], 3, vocabulary).flatten().numpy()
     kinds, place, n = np.unique(number, return_inverse=True, return_counts=True)
     promise = np.zeros(len(kinds))
     promise[place] = told  # alike for all places of a context
@@ -129,10 +128,12 @@ def expected(gain: np.ndarray, read: torch.Tensor, at: torch.Tensor, order: int)
     read: the windows [n, L + 1] of those places; at: the windows for which it is asked. Short contexts stand
     in for long ones that are rare: each is worth PRIOR places.
     """
-    base = int(max(read.max(), at.max())) + 2
-    known, asked = (contexts(windows, order, base) for windows in (read, at))
-    told, answer = np.full(len(gain), gain.mean()), np.full(len(asked[0]), gain.mean())
-    for of_known, of_asked in zip(known, asked):
+    vocabulary = int(max(read.max(), at.max())) + 1
+    told, answer = np.full(len(gain), gain.mean()), np.full(at[:, 1:].numel(), gain.mean())
+    for tokens in range(1, order + 1):
+        of_known, of_asked = (
+            context_numbers(windows[:, :-1], tokens, vocabulary).flatten().numpy() for windows in (read, at)
+        )
         kinds, place = np.unique(of_known, return_inverse=True)
         sums, n = np.bincount(place, gain), np.bincount(place)
         before = np.bincount(place, told) / n  # alike for all places of a kind
@@ -141,18 +142,6 @@ def expected(gain: np.ndarray, read: torch.Tensor, at: torch.Tensor, order: int)
         found = np.searchsorted(kinds, of_asked).clip(max=len(kinds) - 1)
         answer = np.where(kinds[found] == of_asked, mean[found], answer)
     return answer
-
-
-def contexts(windows: torch.Tensor, order: int, base: int) -> list[np.ndarray]:
-    """For 1 to `order` tokens a number [places] for the last of those that were read at each place."""
-    ids = windows[:, :-1].numpy().astype(np.int64) + 1  # 0 stands before a window
-    n, L = ids.shape
-    padded = np.concatenate([np.zeros((n, order - 1), np.int64), ids], axis=1)
-    numbers, number = [], np.zeros((n, L), np.int64)
-    for back in range(order):
-        number = number + padded[:, order - 1 - back : order - 1 - back + L] * base**back
-        numbers.append(number.ravel())
-    return numbers
 
 
 def carried_by(value: np.ndarray, gain: np.ndarray) -> list[float]:
@@ -171,18 +160,17 @@ def carried_by(value: np.ndarray, gain: np.ndarray) -> list[float]:
 
 def save_gain(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
     """Write the table of `measure_gain` as JSON, a line a row; `stored_gain` reads it."""
-    rows = ",\n".join(json.dumps(row) for row in table.to_dict("records"))
-    write_whole(path, f"[\n{rows}\n]\n".encode())
+    write_rows(path, table.to_dict("records"))
 
 
-def save_contexts(found: dict, path: Path = REFERENCE / "depth_pays.json") -> None:
+def save_contexts(found: dict, path: Path = CONTEXTS) -> None:
     """Write what `deep_contexts` found as JSON."""
     write_whole(path, (json.dumps(found) + "\n").encode())
 
 
 def stored_gain(path: Path = REFERENCE / FILE) -> pd.DataFrame:
     """The table that ships; empty where none does."""
-    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else [])
+    return pd.DataFrame(read_rows(path))
 
 
 def carried_share(table: pd.DataFrame, way: str, what: str = "accuracy") -> np.ndarray:
@@ -195,19 +183,16 @@ def gain_table(table: pd.DataFrame, what: str = "accuracy") -> pd.DataFrame:
     """A row a way: what part of the gain in accuracy or loss a tenth, a third, half of the tokens carry."""
     rows = {}
     for way, told in WAYS.items():
-        shares = carried_share(table, way, what)
-        row = {}
-        for share in (0.1, 0.2, 1 / 3, 0.5):
-            row[f"first {100 * share:.0f} %"] = with_interval(
-                [np.interp(share, SHARES, x) for x in shares], 0
-            )
-        rows[told] = row
+        rows[told] = {
+            f"first {100 * first:.0f} %": with_interval(carried_first(table, way, first, what), 0)
+            for first in (0.1, 0.2, 1 / 3, 0.5)
+        }
     return pd.DataFrame(rows).T.rename_axis("tokens in the order of")
 
 
-def at_a_third(table: pd.DataFrame, way: str) -> tuple[float, float, float]:
-    """What part of the gain in accuracy (%) the first third of the tokens carries: mean, 95 % interval."""
-    return interval(np.array([np.interp(1 / 3, SHARES, seed) for seed in carried_share(table, way)]))
+def carried_first(table: pd.DataFrame, way: str, share: float, what: str = "accuracy") -> np.ndarray:
+    """What part of the gain (%) the first share of the tokens carries, [seeds]."""
+    return np.array([np.interp(share, SHARES, seed) for seed in carried_share(table, way, what)])
 
 
 def gain_sentence(table: pd.DataFrame) -> str:
@@ -217,7 +202,7 @@ def gain_sentence(table: pd.DataFrame) -> str:
     """
     if table.empty:
         return ""
-    parts = {way: at_a_third(table, way) for way in ("three", "mor")}
+    parts = {way: interval(carried_first(table, way, 1 / 3)) for way in ("three", "mor")}
     told = {way: f"{mean:.0f} % ({low:.0f} to {high:.0f})" for way, (mean, low, high) in parts.items()}
     return (
         f"On {TEXT_NAMES[EXPERIMENT]}, a third of the tokens, named in advance by the last three characters, "
@@ -243,6 +228,7 @@ def draw_gain(table: pd.DataFrame) -> Figure:
     ax.axhline(0, color="0.8", linewidth=1, zorder=0)
     ax.set(xlabel="first tokens in this order (%)", ylabel="part of the gain that they carry (%)")
     ax.set(xlim=(0, 100), ylim=(-20, 110))
-    ax.set_title(f"A third of the tokens can carry {at_a_third(table, 'three')[0]:.0f} % of the gain")
+    third = carried_first(table, "three", 1 / 3).mean()
+    ax.set_title(f"A third of the tokens can carry {third:.0f} % of the gain")
     ax.legend(title="tokens in the order of", loc="lower right")
     return figure

@@ -7,6 +7,12 @@ import torch
 import morlib
 from morlib import Decision, ModelConfig, StepInput
 
+from ..files import REFERENCE
+
+CONTEXTS = (
+    REFERENCE / "depth_pays.json"
+)  # written by `suite.routing.save_contexts`, read by `suite.field.told`
+
 
 class WholeTokens(morlib.Policy):
     """A token runs the first layers, as many as the option `always` says, then all of the others or none.

@@ -6,7 +6,7 @@ from .drawn import Drawn
 from .figures import draw_splits, headline, stored_floors
 from .known_depth import Hops
 from .models import load_model, save_model
-from .ngrams import ngram_floor, ngram_surprisal
+from .ngrams import context_numbers, ngram_floor, ngram_surprisal
 from .sources import CORPORA, read_text
 from .tokenizers import TOKENIZERS, CharTokenizer, SubwordTokenizer, Tokenizer
 from .writing import write
@@ -21,6 +21,7 @@ __all__ = [
     "Hops",
     "SubwordTokenizer",
     "Tokenizer",
+    "context_numbers",
     "draw_splits",
     "headline",
     "load_corpus",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 2048  # histories whose distributions [CHUNK, V] are held at once
@@ -50,6 +52,17 @@ def ngram_surprisal(
         surprisal[tokens] = -np.log(p[rows, targets])
         correct[tokens] = p.argmax(1)[rows] == targets
     return surprisal, correct
+
+
+def context_numbers(ids: Tensor, order: int, vocab_size: int) -> Tensor:
+    """A number [B, L] for the last `order` tokens at each place of ids [B, L]: alike where these are alike.
+
+    It is the token + 1, plus the one before + 1 times V + 1, and so on; before the first stands 0.
+    """
+    ids, number = ids + 1, torch.zeros_like(ids)
+    for back in range(order):
+        number = number + F.pad(ids, (back, 0))[:, : ids.shape[1]] * (vocab_size + 1) ** back
+    return number
 
 
 def _count(train: np.ndarray, n: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
