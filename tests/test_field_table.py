@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -344,7 +345,17 @@ def test_on_text_the_price_of_a_pass_is_its_own_and_added_routers_are_judged_at_
     assert on_text["dr"].train.evaluations == 1 < on_text["act"].train.evaluations
     assert on_text["dr"].parent == on_text["fixed-deep"] and on_text["act"].parent == ""
     tried = {run.model: run.config.options for run in field.text_trial_runs(s)}
-    assert tried["act, tau 0.003"] == on_text["act"].config.options and len(tried) == 3
+    assert tried["act, tau 0.003"] == on_text["act"].config.options
+
+
+@pytest.mark.parametrize("trials_of", [field.trial_runs, field.text_trial_runs])
+def test_each_system_with_settings_has_four_trials(trials_of):
+    s = runs.settings(dict(preset="cpu"))
+    many = Counter(run.model.partition(",")[0] for run in trials_of(s))
+    assert set(many.values()) == {4}
+    variants = {label for label in NAMES if label.endswith(("-cycle", "-sharing"))}
+    without = {"fixed-between", "planted", "blind", "mor", "exit-confidence"}
+    assert set(NAMES) - set(many) == without | variants
 
 
 def test_trials_are_listed_the_best_of_each_system_first():

@@ -10,25 +10,40 @@ from ..runs import Run, Settings
 from .models import field_runs, text_runs
 
 STEPS, SEED = 1500, 10  # a seed that no row of the field has
-# Of each system its trials: fields of ModelConfig or TrainConfig, or options, that differ from its row
-TRIALS: dict[str, list[dict]] = {
-    "fixed-half": [dict(lr=1e-3), dict(lr=2e-3), dict(lr=4e-3), dict(lr=8e-3)],
-    "fixed-deep": [dict(lr=1e-3), dict(lr=2e-3), dict(lr=4e-3), dict(lr=8e-3)],
-    "worth": [dict(lr=rate, router_lr=rate) for rate in (2e-3, 4e-3, 8e-3)],
-    "act": [dict(tau=0.001), dict(tau=0.01), dict(tau=0.03), dict(tau=0.1)],
-    "ponder": [dict(beta=0.01), dict(beta=0.1), dict(beta=1.0)],
-    "exit": [dict(cost=0.01), dict(cost=0.05), dict(cost=0.2)],
-    "mod": [dict(router_lr=5e-4), dict(router_lr=2e-3), dict(capacity=0.5)],
-    "mor-expert": [
-        dict(alpha=0.1, weight=0.001),
-        dict(alpha=1.0, weight=0.001),
-        dict(alpha=1.0, weight=0.01),
-    ],
-    "mor-token": [dict(alpha=1.0, weight=0.1), dict(alpha=1.0, weight=0.01)],
-    "dr": [dict(beta=0.0), dict(beta=0.999)],
+# Of each system its trials: fields of ModelConfig or TrainConfig, or options, that differ from its row. Early
+# exit by confidence has no setting but its threshold, which the target depth sets
+PAIRS = [dict(alpha=alpha, weight=weight) for alpha in (0.1, 1.0) for weight in (0.001, 0.01)]
+EXPERTS = [dict(balance=0.001), dict(balance=0.01), dict(balance=0.1), dict(experts=8)]
+OF_ALL: dict[str, list[dict]] = {
+    "ponder": [dict(beta=beta) for beta in (0.001, 0.01, 0.1, 1.0)],
+    "mor-expert": PAIRS,
+    "lora": [dict(rank=rank) for rank in (2, 4, 8, 16)],
+    "sliced": [dict(groups=groups) for groups in (1, 2, 4, 8)],
+    "moe-top1": EXPERTS,
+    "moe-top2": EXPERTS,
+    "mor-moe": EXPERTS,
 }
-# On text, where what a pass is worth differs: whose depth follows from a price
-TRIALS_ON_TEXT = {"act": [dict(tau=0.01), dict(tau=0.003), dict(tau=0.001)]}
+TRIALS = OF_ALL | {
+    "fixed-half": [dict(lr=rate) for rate in (1e-3, 2e-3, 4e-3, 8e-3)],
+    "fixed-deep": [dict(lr=rate) for rate in (1e-3, 2e-3, 4e-3, 8e-3)],
+    "worth": [dict(lr=rate, router_lr=rate) for rate in (1e-3, 2e-3, 4e-3, 8e-3)],
+    "act": [dict(tau=tau) for tau in (0.001, 0.01, 0.03, 0.1)],
+    "exit": [dict(cost=cost) for cost in (0.01, 0.05, 0.2, 0.5)],
+    "mod": [dict(router_lr=5e-4), dict(router_lr=2e-3), dict(capacity=0.25), dict(capacity=0.5)],
+    "mor-token": [dict(alpha=alpha, weight=weight) for alpha in (0.1, 1.0) for weight in (0.01, 0.1)],
+    "dr": [dict(beta=0.0), dict(beta=0.999), dict(cost=0.05), dict(cost=0.2)],
+}
+# On text models learn at twice the rate, and a pass is worth less
+TRIALS_ON_TEXT = OF_ALL | {
+    "fixed-half": [dict(lr=rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)],
+    "fixed-deep": [dict(lr=rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)],
+    "worth": [dict(lr=rate, router_lr=rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)],
+    "act": [dict(tau=tau) for tau in (0.0003, 0.001, 0.003, 0.01)],
+    "exit": [dict(cost=cost) for cost in (0.001, 0.01, 0.05, 0.2)],
+    "mod": [dict(router_lr=1e-3), dict(router_lr=4e-3), dict(capacity=0.25), dict(capacity=0.5)],
+    "mor-token": [dict(alpha=alpha, weight=weight) for alpha in (0.1, 1.0) for weight in (0.01, 0.1)],
+    "dr": [dict(cost=cost) for cost in (0.0025, 0.005, 0.01, 0.02)],
+}
 
 
 def trial_runs(s: Settings) -> list[Run]:
