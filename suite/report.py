@@ -29,6 +29,10 @@ FIELD = "Which other system of the field finds depth where it matters?"
 FIELD_TEXT = "And on text, where depth is worth little?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
 HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
+UNITS = (
+    "Points of accuracy, over six paired seeds unless it says less; each with its interval is in "
+    "[RESULTS.md](RESULTS.md#at-a-glance)."
+)
 INTRODUCTION = """# Results
 
 Printed by `make report` from the records in [outputs/reference](outputs/reference): one JSON file a
@@ -64,13 +68,13 @@ How to read the tables:
 
 def results_page() -> str:
     """The whole of RESULTS.md."""
-    parts = [INTRODUCTION.strip(), *experiments(), *known_depth(), *field(), *studies(), *speed()]
+    parts = [INTRODUCTION.strip(), *glance(), *experiments(), *known_depth(), *field(), *studies(), *speed()]
     parts += [*growth(), *difficulty(), *price_of_many()]
     return "\n\n".join(parts) + "\n"
 
 
 def readme_part() -> str:
-    """The README's answers: three lines and a picture."""
+    """The README's answers, without their intervals, and two pictures."""
     lines = []
     for experiment in ("exp1", "exp2"):
         records = stored_records(experiment)
@@ -83,16 +87,12 @@ def readme_part() -> str:
     if subjects := stored_subjects():
         told = f"{difficulty_sentence(subjects)} {routing.gain_sentence(routing.stored_gain())}".strip()
         lines.append(f"- *Does its depth follow token difficulty, and does it go where depth pays?* {told}")
-    text = f"{FRONT}\n\n" + ("\n".join(lines) or "No records yet.")
-    known = results.main_records()
-    if known.empty:
-        return text
-    told = [
-        results.known_depth_answer(known),
-        results.dial_sentence(results.stored_dial()),
-        results.text_sentence(),
-    ]
-    return f"{text}\n- *{KNOWN}* {' '.join(told)}\n\n{HOPS}"
+    if len(known := results.main_records()):
+        told = [results.known_depth_answer(known), results.dial_sentence(results.stored_dial())]
+        lines.append(f"- *{KNOWN}* {' '.join([*told, results.text_sentence()])}")
+    text = results.without_intervals("\n".join(lines)) or "No records yet."
+    text = f"{FRONT}\n\n{text}\n\n{UNITS}"
+    return text if known.empty else f"{text}\n\n{HOPS}"
 
 
 def stored_subjects() -> list:
@@ -113,6 +113,13 @@ def about(records: pd.DataFrame) -> str:
 
 
 # ---- Parts of the page ----
+
+
+def glance() -> list[str]:
+    """The comparisons on which the answers rest, in one table."""
+    table = results.glance_table()
+    told = "Differences in points of accuracy; on the task hops-8-6 in points of hard questions answered."
+    return ["## At a glance", told, markdown(table)] if len(table) else []
 
 
 def experiments() -> list[str]:

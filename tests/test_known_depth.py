@@ -481,7 +481,7 @@ def test_the_short_answer_is_a_verdict_with_its_interval(worth, half, start):
     records = records_of({"worth": worth, "fixed-half": half, "fixed-deep": [90] * len(worth)})
     told = results.known_depth_answer(records)
     mean = sum(worth) / len(worth) - sum(half) / len(half)
-    gap = f"against three layers at the hard questions: {results.signed(mean, 0)} points ("
+    gap = f"against three layers: {results.signed(mean, 0)} points ("
     against_all = f"Against six layers: {results.signed(sum(worth) / len(worth) - 90, 0)} points ("
     assert told.startswith(start) and gap in told and against_all in told
     assert ("of six seeds" in told) == (len(worth) < 6)
@@ -570,9 +570,8 @@ def test_token_worth_on_text_stands_beside_the_experiment_s_records():
     gap = (worth["accuracy"].to_numpy() - fixed["accuracy"].to_numpy()).mean()
     told = results.verdicts(records, [("token worth", "fixed-shallow")])
     assert told["difference (points)"].iloc[0] == results.signed(gap)
-    assert gap < -1 and results.text_sentence().startswith(
-        f"On text token worth loses: {results.signed(gap)} points"
-    )
+    loses = f"On text token worth loses against 6 layers: {results.signed(gap)} points ("
+    assert gap < -1 and results.text_sentence().startswith(loses)
 
 
 def test_the_dial_that_ships_is_of_the_stored_runs():

@@ -30,6 +30,7 @@ from .figures import (
     learning_curves,
     save_figure,
 )
+from .glance import glance_table, without_intervals
 from .headlines import headline, sentence, show, trained_longer
 from .known_depth import (
     TEXT_PAIRS,

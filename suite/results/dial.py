@@ -98,9 +98,9 @@ def dial_sentence(table: pd.DataFrame) -> str:
     found = "harder questions get more of it" + (", so far" if so_far else "")
     start = found if low > 0 or so_far else "it is not shown that harder questions get more of it"
     told = f"rank correlation of depth with the number of hops {signed(mean, 2)}"
-    if not np.isnan(low):
-        told += f", 95 % interval {signed(low, 2)} to {signed(high, 2)}"
     seeds = f"{count(len(values))} seed{'' if len(values) == 1 else 's'}"
+    if not np.isnan(low):
+        seeds = f"95 % interval {signed(low, 2)} to {signed(high, 2)}; {seeds}"
     held = "Held to less depth after training (the wider model of notebook 07)"
     return f"{held}, {start}: at E {target:g}, {told} ({seeds})."
 

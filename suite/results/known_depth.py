@@ -220,14 +220,15 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     start = {"better": "Yes", "worse": "No"}.get(verdict_of(against["fixed-half"]), "Not shown so far")
     depth = records[records["model"] == "worth"]["effective_depth"].mean()
     told = (
-        f"{start}, on a task that asks to follow a permutation several times: token worth (a router that "
-        f"learns what depth is worth, held by hand to the depth that a plan needs, E {depth:.1f}) against "
-        f"{names['fixed-half']} at the hard questions: {points_of(against['fixed-half'])}."
+        f"{start}, on a task that asks to follow a permutation several times. At its hard questions token "
+        "worth, a router that learns what depth is worth, against "
+        f"{names['fixed-half']}: {points_of(against['fixed-half'])}."
     )
     if "fixed-half-long" in against:
         told += f" Against {names['fixed-half']} that train for twice as long: "
         told += f"{points_of(against['fixed-half-long'])}."
-    return f"{told} Against {names['fixed-deep']}: {points_of(against['fixed-deep'])}."
+    by_hand = f"Its depth, E {depth:.1f}, is set by hand to what a plan needs."
+    return f"{told} Against {names['fixed-deep']}: {points_of(against['fixed-deep'])}. {by_hand}"
 
 
 def points_of(c: dict, digits: int = 0) -> str:
@@ -266,9 +267,8 @@ def text_sentence() -> str:
     records = worth_on_text("exp2")
     c = compare(records, WORTH, "fixed-shallow")
     verb = "loses" if c["high"] < 0 else "gains" if c["low"] > 0 else "is neither ahead nor behind"
-    gap = f"{signed(c['mean'])} points, 95 % interval {span(c['low'], c['high'])}"
-    names = plain_names(records)
-    return f"On text token worth {verb}: {gap} against {names['fixed-shallow']}, {count(c['pairs'])} seeds."
+    against = plain_names(records)["fixed-shallow"]
+    return f"On text token worth {verb} against {against}: {points_of(c, digits=2)}."
 
 
 def shares(values: pd.Series) -> str:

@@ -1,0 +1,48 @@
+"""All answers at a glance: in words without intervals, in numbers with them."""
+
+import re
+
+import pytest
+
+from suite import report, results, runs
+
+
+@pytest.mark.parametrize(
+    "told, short",
+    [
+        ("ahead (−0.26 points, 90 % interval −0.49 to −0.04; six seeds), and", "ahead (−0.26 points), and"),
+        ("+0.80 points (95 % interval +0.65 to +0.96; six seeds). It", "+0.80 points. It"),
+        ("(−0.18, 95 % interval −0.76 to +0.40; three of six seeds).", "(−0.18; three of six seeds)."),
+        ("+2 points (95 % interval −1 to +5; three of six seeds)", "+2 points (three of six seeds)"),
+        ("+2 points (six seeds), +3 (six seeds of one)", "+2 points, +3 (six seeds of one)"),
+        ("six seeds, and (E 2.3) stays", "six seeds, and (E 2.3) stays"),
+    ],
+)  # fmt: skip
+def test_words_lose_their_intervals_and_keep_what_else_they_say(told, short):
+    assert results.without_intervals(told) == short
+
+
+def test_every_number_of_the_readme_stands_in_the_table_with_its_interval():
+    part, table = report.readme_part(), results.glance_table()
+    assert not re.search(r"9[05] % interval ", part)
+    shown = [value.replace("\u2212", "-") for value in table["points"]]
+    told = [value.replace("\u2212", "-") for value in re.findall(r"([+\u2212][\d.]+) points", part)]
+    assert len(told) >= 15
+    token_worth_on_text = results.text_sentence()
+    for value in told:
+        digits = len(value.partition(".")[2])
+        rounded = {f"{float(other):+.{digits}f}" for other in shown}
+        assert value in rounded or value.replace("-", "\u2212") in token_worth_on_text
+
+
+def test_a_row_is_the_comparison_of_its_models():
+    table = results.glance_table()
+    row = table[table["who against whom"] == "MoR (equal epochs) against 6 layers"].iloc[0]
+    c = results.compare(runs.stored_records("exp2"), "mor-equal-epochs", "fixed-shallow")
+    assert row["points"] == results.signed(c["mean"])
+    assert row["setting"] == "tinyshakespeare, halves, width 64, 6 epochs"
+    assert table["setting"].str.startswith("hops-8-6, width 32, 8,000 steps").sum() >= 6
+
+
+def test_without_records_there_is_no_row(tmp_path):
+    assert results.glance_table(tmp_path).empty
