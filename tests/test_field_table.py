@@ -70,7 +70,10 @@ def test_there_is_a_row_for_each_system():
     )  # the fixed are alike
     for listed, rows in ((field.field_runs, NAMES), (field.text_runs, field.text_models(s))):
         found = listed(s)
-        assert {run.train.seed for run in found} == {0, 1, 2} and len(found) == 3 * len(rows)
+        seeds = {label: [run.train.seed for run in found if run.model == label] for label in rows}
+        best = field.models.BEST if listed is field.field_runs else field.models.BEST_ON_TEXT
+        assert all(own == list(range(6 if label in best else 3)) for label, own in seeds.items())
+        assert len(found) == sum(map(len, seeds.values()))
         assert set(rows) == set(NAMES) - ({"planted"} if listed is field.text_runs else set())
     assert {run.preset for run in found} == {"long"} and {run.config.n_layers for run in found} <= {
         6,
@@ -278,6 +281,7 @@ def test_costs_are_those_of_the_trained_model(smoke, tmp_path):
     shallow = runs.trained_model(specs[0])  # two layers, timed beside twelve
     assert all(0 < ratio < 0.7 for ratio in times(shallow[0], shallow[2], 12, 5).values())
     assert 1 <= rows["moe-top2"]["balance"] <= 4 and rows["act"]["balance"] != rows["act"]["balance"]
+    assert table["measured_on"].str.contains(f"torch {torch.__version__}, morlib 0", regex=False).all()
     cost.save_systems(table, tmp_path / "costs.json")
     pd.testing.assert_frame_equal(cost.stored_systems(tmp_path / "costs.json"), table)
 

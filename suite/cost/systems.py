@@ -19,6 +19,7 @@ from ..results.stats import rank_correlation
 from ..runs import Run, trained_model
 from ..texts import ngram_surprisal
 from .flops import flops
+from .speed import machine
 from .timing import decoding, in_turn, training_step
 
 FILE = "systems_costs.json"
@@ -27,7 +28,7 @@ BATCH = 32  # of a training step that is timed
 
 
 def measure_systems(specs: list[Run], lines: int = LINES, repeats: int = 5) -> pd.DataFrame:
-    """One row a run: `run`, `model`, `seed`, and of held-out lines
+    """One row a run: `run`, `model`, `seed`, `measured_on` (machine and versions), and of held-out lines
 
     operations: floating-point operations of a forward pass, a token; cache: bytes of keys and values that are
     kept, a token of context (of eight lines); r: the rank correlation of depth with the hops that are asked
@@ -39,9 +40,18 @@ def measure_systems(specs: list[Run], lines: int = LINES, repeats: int = 5) -> p
     rows, layers = [], max(spec.config.n_layers for spec in specs)
     for spec in specs:
         model, record, task = trained_model(spec)
-        names = dict(run=record["id"], model=spec.model, seed=spec.train.seed)
+        names = dict(run=record["id"], model=spec.model, seed=spec.train.seed, measured_on=here())
         rows.append(names | measured(model, task, lines) | times(model, task, layers, repeats))
     return pd.DataFrame(rows)
+
+
+def here() -> str:
+    """This machine, with versions and the day, in a line."""
+    m = machine()
+    return (
+        f"{m['gpu'] or m['cpu']}, threads {m['threads']}, torch {m['versions']['torch']}, "
+        f"morlib {m['versions']['morlib']}, {m['date'][:10]}"
+    )
 
 
 @torch.no_grad()
@@ -97,5 +107,5 @@ def save_systems(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
 
 def stored_systems(path: Path = REFERENCE / FILE) -> pd.DataFrame:
     """The table that ships; without rows where none does."""
-    names = ("run", "model", "seed", "operations", "cache", "r", "balance", "step", "decode")
+    names = ("run", "model", "seed", "measured_on", "operations", "cache", "r", "balance", "step", "decode")
     return pd.DataFrame(read_rows(path), columns=names)

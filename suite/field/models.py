@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..results.field import FIXED
 from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, settings
 from ..runs.experiments import LONG, TEXTS, WORTH_TRAINING, Changes, experiment_runs
 from ..runs.known_depth import RATE, fixed_between
 
 CONTROLS = ("fixed-deep", "planted", "blind", "worth", "mor")  # as `known_depth_models` makes them
-SEEDS = 3
+SEEDS, MOST_SEEDS = 3, 6  # of each system; of fixed depth and of those that were best with the first three
+BEST = (*FIXED, "worth", "mor-moe", "mor-expert", "mor-token")
+BEST_ON_TEXT = (*FIXED, "moe-top1", "moe-top2", "mod", "mor")
 ADDED = {"dr": 1 / 20}  # systems that are added to a trained model, and the share of its steps that they take
 # Options on text, where a pass is worth less. Of act the best of its trials there. The price of dr is what a
 # layer is worth there to fixed models, from six to twelve of them; it was not tried
@@ -96,17 +99,21 @@ def text_models(s: Settings) -> Changes:
 
 
 def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
-    """One Run per seed, three at most, and system on the task of a preset.
+    """One Run per seed, three at most, six of BEST, and system on the task of a preset.
 
     labels: some of `field_models`; None: all. `suite.runs.run(field_runs(s, ["act"])[0])` trains one row.
     Raises ValueError that names the labels.
     """
-    few, models = replace(s, seeds=min(s.seeds, SEEDS)), field_models(s)
-    return begun(lambda chosen: known_depth_runs(few, chosen, "field", field_size(s)), models, labels)
+
+    def make(chosen: Changes) -> list[Run]:
+        return few(known_depth_runs(s, chosen, "field", field_size(s)), BEST)
+
+    return begun(make, field_models(s), labels)
 
 
 def text_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
-    """One Run per seed, three at most, and system on the text of experiment 1, trained long.
+    """One Run per seed, three at most, six of BEST_ON_TEXT, and system on the text of experiment 1, trained
+    long.
 
     labels: some of `text_models`; None: all. Of s only seeds and device are used; under the presets "smoke"
     and "quick" their sizes. Fixed models are those of `runs.long_runs`.
@@ -114,8 +121,16 @@ def text_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
     """
     if s.preset not in SMALL:
         s = settings(dict(preset="long", epochs=LONG["exp1"], seeds=s.seeds, device=s.device))
-    few, models = replace(s, seeds=min(s.seeds, SEEDS)), text_models(s)
-    return begun(lambda chosen: experiment_runs(few, "field-text", TEXTS["exp1"], chosen), models, labels)
+
+    def make(chosen: Changes) -> list[Run]:
+        return few(experiment_runs(s, "field-text", TEXTS["exp1"], chosen), BEST_ON_TEXT)
+
+    return begun(make, text_models(s), labels)
+
+
+def few(runs: list[Run], best: tuple[str, ...]) -> list[Run]:
+    """The runs of the first SEEDS seeds, and of the best systems those of the first MOST_SEEDS."""
+    return [run for run in runs if run.train.seed < (MOST_SEEDS if run.model in best else SEEDS)]
 
 
 def begun(make: Callable[[Changes], list[Run]], models: Changes, labels: list[str] | None) -> list[Run]:
