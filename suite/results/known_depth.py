@@ -39,6 +39,7 @@ LABELS = {
     "worth": "token worth",
     "worth-whole-windows": "token worth, a tenth of the windows whole",
     "mor": "MoR of notebook 02",
+    "mor-spread": "MoR, choice in all layers but one",
     "blind": "blind, whole tokens",
     "random": "blind, layer by layer",
     "frozen": "untrained router",

@@ -86,20 +86,23 @@ def size_of(s: Settings) -> dict:
 
 
 def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
-    """Fixed depth whole and halved, and five ways to choose who is deep at about half of the cost.
+    """Fixed depth whole and halved, and six ways to choose who is deep at about half of the cost.
 
     size: in place of the preset's, for instance NARROW.
     """
     size = size or size_of(s)
     N, target = size["layers"], size["target"]
     fixed, routed = dict(routing="none"), dict(target_depth=target)
+    mor, own_rate = routed | dict(routing="mor"), dict(router_lr=size.get("lr", RATE) / 8)
+    spread = round((target - 1) / (N - 1) - 0.005, 3)  # so that one layer runs everyone, as in the plan
     return {
         "fixed-half": (fixed | dict(n_layers=N // 2), {}),
         "fixed-deep": (fixed, {}),
         "planted": (dict(routing=PLANS[size["task"].rsplit("-", 1)[0]]), {}),
         "worth": (routed | dict(routing="worth"), WORTH_TRAINING | dict(router_lr=size.get("lr", RATE))),
         "blind": (routed | dict(routing="blind-tokens"), dict(depth_warmup=0.2)),
-        "mor": (routed | dict(routing="mor"), dict(router_lr=size.get("lr", RATE) / 8)),
+        "mor": (mor, own_rate),
+        "mor-spread": (mor | dict(capacity=spread), own_rate),
         "frozen": (routed | dict(routing="frozen"), {}),
     }
 
