@@ -10,7 +10,7 @@ import pandas as pd
 
 from . import cost, results, routing
 from .files import REFERENCE, ROOT, write_whole
-from .results.tables import markdown
+from .results.tables import count, markdown
 from .routing.answers import sentence as difficulty_sentence
 from .routing.answers import verdict_lines
 from .routing.findings import FILE as ROUTING_FINDINGS
@@ -25,13 +25,14 @@ QUESTIONS = {
 DEPTH = "What is depth worth to models that train longer, and how much of it does MoR get?"
 LONG_SENTENCES = (results.gate_sentence, results.depth_sentence, results.kinds_sentence)
 KNOWN = "Where depth is known to matter, does a router find it?"
+TIME = "Is skipped work saved time?"
 FIELD = "Which other system of the field finds depth where it matters?"
 FIELD_TEXT = "And on text, where depth is worth little?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
 HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
 UNITS = (
-    "Points of accuracy, over six paired seeds unless it says less; each with its interval is in "
-    "[RESULTS.md](RESULTS.md#at-a-glance)."
+    "The answers: points are of accuracy, over six paired seeds unless it says less. Each with its interval, "
+    "and all tables, are in [RESULTS.md](RESULTS.md#at-a-glance)."
 )
 INTRODUCTION = """# Results
 
@@ -60,8 +61,8 @@ How to read the tables:
   inside it, as two one-sided t tests at 5 % do. Under six seeds nothing is claimed: the studies, with
   three seeds a row or ten, suggest.
 - **Training (s)** is the clock of that run, one thread, beside another run: read it with care.
-- **Did not train**: a held-out loss above what a table of pairs of tokens reaches; of models that train
-  long, above that of the best table of counts.
+- **Beats counting**: a held-out loss below what a table of pairs of tokens reaches; of models that train
+  long, below that of the best table of counts.
 - These are small models, trained briefly. What holds here need not hold at another size.
 """
 
@@ -76,11 +77,12 @@ def results_page() -> str:
 def readme_part() -> str:
     """The README's answers, without their intervals, and two pictures."""
     lines = []
-    for experiment in ("exp1", "exp2"):
+    for experiment, question in QUESTIONS.items():
         records = stored_records(experiment)
         if len(records):
-            answer = results.sentence(experiment, records) + results.trained_longer(experiment, records)
-            lines.append(f"- *{QUESTIONS[experiment]}* {answer}")
+            answer = results.whole_answer(experiment, records)
+            text = results.TEXT_NAMES[experiment]
+            lines.append(f"- *{question}* On {text}, {answer[0].lower()}{answer[1:]}")
     told = [*map(results.depth_sentence, ("exp1", "exp1-thin")), results.kinds_sentence("exp1-thin")]
     if told := " ".join(filter(None, told)):
         lines.append(f"- *{DEPTH}* {told}")
@@ -90,9 +92,24 @@ def readme_part() -> str:
     if len(known := results.main_records()):
         told = [results.known_depth_answer(known), results.dial_sentence(results.stored_dial())]
         lines.append(f"- *{KNOWN}* {' '.join([*told, results.text_sentence()])}")
+    lines += [f"- *{TIME}* {cost.sentence(record)}" for record in cost.speed_records()]
     text = results.without_intervals("\n".join(lines)) or "No records yet."
-    text = f"{FRONT}\n\n{text}\n\n{UNITS}"
+    text = f"{FRONT}\n\n{front_caption()}{UNITS}\n\n{text}"
     return text if known.empty else f"{text}\n\n{HOPS}"
+
+
+def front_caption() -> str:
+    """What the first picture shows, and how flat fixed depth is in it; nothing without its records."""
+    records = stored_records("pareto")
+    fixed = records[records["model"].str.startswith("fixed")] if len(records) else records
+    if fixed.empty:
+        return ""
+    mean = fixed.groupby("effective_depth")["accuracy"].mean()
+    ends = " and ".join(
+        f"{mean[layers]:.1f} % with {count(round(layers))}" for layers in (mean.index[0], mean.index[-1])
+    )
+    seeds = count(records["seed"].nunique())
+    return f"The picture: {results.glance.setting(fixed)}, {seeds} seeds. Fixed layers are right for {ends}. "
 
 
 def stored_subjects() -> list:
@@ -242,7 +259,7 @@ def speed() -> list[str]:
     parts = []
     for record in cost.speed_records():
         table = cost.ratios(record).rename_axis("side by side, in one process")
-        parts += ["## Is skipped work saved time?", f"*{cost.about(record)}*", cost.sentence(record)]
+        parts += [f"## {TIME}", f"*{cost.about(record)}*", cost.sentence(record)]
         parts += [markdown(table)]
     return parts
 

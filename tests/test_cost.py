@@ -453,8 +453,10 @@ def test_stored_records_open_the_notebook(tmp_path, capsys):
         (tmp_path / f"speed_here_{kind}.json").write_text("not read", encoding="utf-8")
     cost.headline(tmp_path)
     shown = capsys.readouterr().out
-    train, forward = (f"{record['rows'][key]['measured']:.2f}" for key in ("train-8", "forward-8"))
-    assert f"takes {train} of the fixed model's time, and a forward pass {forward}" in shown
+    small, routed, blind = (
+        f"{record['rows'][key]['measured']:.2f}" for key in ("train-small", "train-8-router", "train-8")
+    )
+    assert f"takes {small} of the fixed model's time. At width 256 it takes {routed}, and {blind}" in shown
     assert f"takes {record['rows']['decode-1']['measured']:.2f} with one sequence" in shown
     assert "goal" not in shown and "missed" not in shown, "goals are for developers"
 
@@ -462,9 +464,9 @@ def test_stored_records_open_the_notebook(tmp_path, capsys):
 def test_deciding_once_has_a_sentence_of_its_own():
     row = dict(E=6.0, measured=0.5, quartiles=[0.4, 0.6])
     rows = {"once-6": row, "decode-once-1": row | dict(measured=0.51), "decode-once-32": row}
-    assert "skips half takes 0.51 with one sequence and 0.50 with 32" in speed.once_sentence(rows, 12)
+    assert "decided at once it takes 0.51 and 0.50, and a training step" in speed.once_sentence(rows)
     del rows["once-6"]
-    assert speed.once_sentence(rows, 12) == ""
+    assert speed.once_sentence(rows) == ""
 
 
 def test_a_record_of_some_groups_can_be_shown(tmp_path, capsys):
@@ -489,7 +491,9 @@ def test_operations_and_time_are_shares_of_the_fixed_models():
     (record,) = cost.speed_records()
     table = cost.operations_and_time(record)
     assert (table.loc["fixed"] == 1).all() and table.notna().to_numpy().all()
-    assert table["", "depth"].tolist() == pytest.approx([1, 8 / 12, 8 / 12, 0.5, 0.5], abs=0.01)
+    for kind, key in (("training step", "train"), ("forward pass", "forward")):
+        timed = [record["rows"][f"{key}-{name}"]["E"] / 12 for name in ("8", "8-router", "6", "6-router")]
+        assert table[kind, "depth"].tolist() == pytest.approx([1, *timed], abs=0.01), "as deep as was timed"
     assert table["forward pass", "time"]["blind, E = 8"] == record["rows"]["forward-8"]["measured"]
     operations = table["training step", "operations"]
     router, blind = operations["with a router, E = 6"], operations["blind, E = 6"]

@@ -141,7 +141,7 @@ def test_the_sentence_and_the_picture_say_what_the_table_does():
     table = routing.stored_gain()
     shares = gain.carried_share(table, "three")
     third = np.mean([np.interp(1 / 3, gain.SHARES, seed) for seed in shares])
-    assert f"carries {third:.0f} % (" in routing.gain_sentence(table)
+    assert f", {third:.0f} % (" in routing.gain_sentence(table)
     assert "six seeds" in routing.gain_sentence(table)
     assert shares[:, -1] == pytest.approx(100)
     shown = routing.gain_table(table)

@@ -112,9 +112,9 @@ def test_what_the_same_kinds_are_worth_is_said_against_chance_and_against_mor(tm
                 made[-1]["config"]["model"] |= dict(options=options, target_depth=8.0)
     write(tmp_path, [one | dict(experiment="exp1-thin-long") for one in made])
     told = results.kinds_sentence("exp1-thin", tmp_path)
-    assert told.startswith("If a third of the tokens runs twelve layers and the others six, ")
-    assert "against a new draw each time, +1.00 points" in told
-    assert "by a router that learns: +0.50 points" in told
+    assert told.startswith("If a third of the tokens runs twelve layers and the others six: ")
+    assert "against drawing it anew each time, +1.00 points" in told
+    assert "against MoR, whose router learns, +0.50 points" in told
 
 
 def test_who_trains_long_must_beat_the_best_table_of_counts():
@@ -191,7 +191,7 @@ def test_one_that_does_not_beat_counting_is_said(tmp_path, capsys):
     write(tmp_path, several(6)[:-1] + [record("mor", 5, 40, 8.0, routing="mor", beats=False)])
     results.show_long("exp1", tmp_path)
     shown = capsys.readouterr().out
-    assert "Not all of these models have a lower loss" in shown and "did not train" in shown
+    assert "Not all of these models have a lower loss" in shown and "a run does not beat counting" in shown
 
 
 def test_blind_routing_has_the_rates_and_the_name_that_the_pairs_expect():

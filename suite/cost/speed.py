@@ -25,21 +25,21 @@ from .timing import Timings, build
 
 # The rows of the first table: their key in a record, and what they measure
 SHOWN = {
-    "train-8": "training step",
-    "train-8-router": "training step, trained router",
-    "train-6-router": "training step, trained router",
+    "train-8": "training step, blind",
+    "train-8-router": "training step, MoR's router",
+    "train-6-router": "training step, MoR's router",
     "train-once-8": "training step, decided once",
     "train-once-6": "training step, decided once",
-    "forward-8": "forward pass",
-    "forward-8-router": "forward pass, trained router",
-    "forward-6-router": "forward pass, trained router",
-    "decode-1": "decoding, 1 sequence",
-    "decode-32": "decoding, 32 sequences",
-    "decode-router-1": "decoding, 1 sequence, routers of two recursions",
-    "decode-router-32": "decoding, 32 sequences, routers of two recursions",
+    "forward-8": "forward pass, blind",
+    "forward-8-router": "forward pass, MoR's router",
+    "forward-6-router": "forward pass, MoR's router",
+    "decode-1": "decoding, 1 sequence, blind at each layer",
+    "decode-32": "decoding, 32 sequences, blind at each layer",
+    "decode-router-1": "decoding, 1 sequence, MoR's router (two recursions)",
+    "decode-router-32": "decoding, 32 sequences, MoR's router (two recursions)",
     "decode-once-1": "decoding, 1 sequence, decided once",
     "decode-once-32": "decoding, 32 sequences, decided once",
-    "train-small": "training step at experiment 1's size, trained router",
+    "train-small": "training step at experiment 1's size, MoR's router",
     "worth-8": "training step at experiment 1's size, token worth",
     "worth-6": "training step at experiment 1's size, token worth",
 }
@@ -53,8 +53,8 @@ BENCHED = {
 }
 HOW_TO_READ = (
     "The time of the fixed model, which runs every layer, is 1. The models took turns in one process; shown "
-    "are the median over turns and the quartiles. *No faster*: the quartiles include 1. Without a trained "
-    "router chance decides who skips, which shows what skipping itself can save."
+    "are the median over turns and the quartiles. *No faster*: the quartiles include 1. Where it says "
+    "blind or decided once, chance decides who skips, which shows what skipping itself can save."
 )
 
 
@@ -165,34 +165,33 @@ def first_table(record: dict) -> pd.DataFrame:
 
 
 def sentence(record: dict) -> str:
-    """Three ratios in a sentence: training, forward pass, decoding."""
+    """Ratios of times in a few sentences: training at both sizes, with a router and blind; decoding."""
     rows, N = record["rows"], record["sizes"]["model"]["n_layers"]
-    needed = ("train-8", "forward-8", "decode-1", "decode-32")
+    needed = ("train-small", "train-8-router", "train-8", "decode-1", "decode-32")
     if not all(key in rows for key in needed):
-        return "This record does not hold training, forward pass and decoding: `make bench` measures them."
-    training, forward, one, many = (rows[key] for key in needed)
-    first = (
-        f"A training step that skips {share_words(1 - training['E'] / N)} of the work takes "
-        f"{training['measured']:.2f} of the fixed model's time, and a forward pass {forward['measured']:.2f}"
-    )
-    nothing = many["quartiles"][1] >= 1
-    last = f"it saves nothing ({many['measured']:.2f})" if nothing else f"{many['measured']:.2f}"
+        return "This record does not hold training and decoding: `make bench` measures them."
+    small, routed, blind, one, many = (rows[key] for key in needed)
+    third, half = share_words(1 - routed["E"] / N), share_words(1 - one["E"] / N)
+    saves = "saves no time" if small["quartiles"][1] >= 1 else "saves time"
+    width = record["sizes"]["model"]["d_model"]
     return (
-        f"{first}; decoding that skips {share_words(1 - one['E'] / N)} takes {one['measured']:.2f} with one "
-        f"sequence, and with 32 {last}.{once_sentence(rows, N)}"
+        f"At the width of experiment 1 MoR's router {saves} in training: a step that skips {third} of the "
+        f"work takes {small['measured']:.2f} of the fixed model's time. At width {width} it takes "
+        f"{routed['measured']:.2f}, and {blind['measured']:.2f} where chance decides. Decoding that skips "
+        f"{half}, asking at each layer, takes {one['measured']:.2f} with one sequence and "
+        f"{many['measured']:.2f} with 32.{once_sentence(rows)}"
     )
 
 
-def once_sentence(rows: dict, N: int) -> str:
+def once_sentence(rows: dict) -> str:
     """The same of routing that decides once for all layers; nothing where a record has no such rows."""
     needed = ("once-6", "decode-once-1", "decode-once-32")
     if not all(key in rows for key in needed):
         return ""
     small, one, many = (rows[key] for key in needed)
     return (
-        f" Where all layers are decided at once, decoding that skips {share_words(1 - one['E'] / N)} takes "
-        f"{one['measured']:.2f} with one sequence and {many['measured']:.2f} with 32, and a training step at "
-        f"experiment 1's size {small['measured']:.2f}."
+        f" Where all layers are decided at once it takes {one['measured']:.2f} and {many['measured']:.2f}, "
+        f"and a training step at the width of experiment 1 that skips half {small['measured']:.2f}."
     )
 
 
@@ -212,26 +211,26 @@ def headline(folder: Path | None = None) -> None:
 def operations_and_time(record: dict) -> pd.DataFrame:
     """Depth, operations and time of each model of the bench, as shares of the fixed model's.
 
-    Operations are counted here, on 8 random windows; times are the record's. A router holds its budget there,
-    trained or not.
+    Operations are counted here, on 8 random windows, by models that run as deep as those that were timed.
+    Times are the record's. A router holds its budget there, trained or not.
     """
     length, vocab_size = record["sizes"]["length"], 65
     sizes = record["sizes"]["model"] | dict(vocab_size=vocab_size, max_len=length, dropout=0.0)
     tokens = torch.randint(vocab_size, (8, length), generator=torch.Generator().manual_seed(0))
-    depth, operations, time = {}, {"forward": {}, "train": {}}, {"forward": {}, "train": {}}
-    for label, (routing, target, key) in BENCHED.items():
-        model = build(morlib.ModelConfig(**sizes, routing=routing, target_depth=target))
-        out = model(tokens, calibrate=True)
-        depth[label] = out.depth.double().mean().item()
-        operations["forward"][label] = flops(model, out.actions)["total"]
-        operations["train"][label] = training_flops(model, out.actions)
-        for kind in time:
-            time[kind][label] = record["rows"].get(f"{kind}-{key}", {}).get("measured")
-    columns = {("", "depth"): depth}
+    columns = {}
     for kind, words in (("forward", "forward pass"), ("train", "training step")):
-        time[kind]["fixed"] = 1.0
-        columns[words, "operations"] = operations[kind]
-        columns[words, "time"] = time[kind]
+        for label, (routing, target, key) in BENCHED.items():
+            row = record["rows"].get(f"{kind}-{key}", {})
+            depth = row.get("E", target) if target else target
+            model = build(morlib.ModelConfig(**sizes, routing=routing, target_depth=depth))
+            out = model(tokens, calibrate=True)
+            operations = flops(model, out.actions)["total"] if kind == "forward" else None
+            if kind == "train":
+                operations = training_flops(model, out.actions)
+            time = row.get("measured") if target else 1.0
+            cells = dict(depth=out.depth.double().mean().item(), operations=operations, time=time)
+            for name, value in cells.items():
+                columns.setdefault((words, name), {})[label] = value
     table = pd.DataFrame(columns).astype(float)
     return table / table.loc["fixed"]
 

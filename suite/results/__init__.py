@@ -31,7 +31,7 @@ from .figures import (
     save_figure,
 )
 from .glance import glance_table, without_intervals
-from .headlines import headline, sentence, show, trained_longer
+from .headlines import headline, sentence, show, whole_answer
 from .known_depth import (
     TEXT_PAIRS,
     by_hops,
@@ -76,7 +76,6 @@ from .stats import (
 )
 from .tables import (
     Text,
-    answers,
     bits_by_vocabulary,
     by_validation,
     collapse_table,

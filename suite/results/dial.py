@@ -89,20 +89,25 @@ def dial_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def dial_sentence(table: pd.DataFrame) -> str:
-    """Whether depth follows difficulty, at the depth asked for at which x is nearest to half of its depth."""
-    depth = by_target(table, "depth")
-    target = (depth.mean(axis=1) - (1 + depth.max(axis=None)) / 2).abs().idxmin()
-    values = table[table["target"] == target]["r"]
-    mean, low, high = interval(values)
-    so_far = len(values) < LEAST_SEEDS and mean > 0
+    """Whether depth follows difficulty: at the depth asked for at which x is nearest to half of its depth,
+    and at the one with the lowest loss, which is that of the training."""
+    depth, loss = by_target(table, "depth"), table.groupby("target")["loss"].mean()
+    target, own = (depth.mean(axis=1) - (1 + depth.max(axis=None)) / 2).abs().idxmin(), loss.idxmin()
+    r = {at: table[table["target"] == at]["r"] for at in (target, own)}
+    mean, low, high = interval(r[target])
+    so_far = len(r[target]) < LEAST_SEEDS and mean > 0
     found = "harder questions get more of it" + (", so far" if so_far else "")
     start = found if low > 0 or so_far else "it is not shown that harder questions get more of it"
-    told = f"rank correlation of depth with the number of hops {signed(mean, 2)}"
-    seeds = f"{count(len(values))} seed{'' if len(values) == 1 else 's'}"
+    seeds = f"{count(len(r[target]))} seed{'' if len(r[target]) == 1 else 's'}"
     if not np.isnan(low):
         seeds = f"95 % interval {signed(low, 2)} to {signed(high, 2)}; {seeds}"
-    held = "Held to less depth after training (the wider model of notebook 07)"
-    return f"{held}, {start}: at E {target:g}, {told} ({seeds})."
+    held = "Held to less depth after training (the wide setting of notebook 07)"
+    told = f"rank correlation of depth with the number of hops {signed(mean, 2)} ({seeds})"
+    same = f"At its own depth, E {own:g}, all questions run about as deep ({signed(r[own].mean(), 2)})"
+    return (
+        f"{held}, {start}: at E {target:g}, {told}, though with a loss of {loss[target]:.2f} nats in place "
+        f"of {loss[own]:.2f}. {same}."
+    )
 
 
 def draw_dial(table: pd.DataFrame) -> Figure:

@@ -30,7 +30,7 @@ def headline(experiment: str, folder: Path | None = None) -> None:
     if records.empty:
         print(f"No stored record of {experiment} ships with this copy: run the notebook to make some.")
         return
-    answer = sentence(experiment, records) + trained_longer(experiment, records, folder)
+    answer = whole_answer(experiment, records, folder)
     show(answer, verdicts(records, PAIRS[experiment]), origin(records))
     picture(experiment, records)
 
@@ -65,6 +65,13 @@ def sentence(experiment: str, records: pd.DataFrame) -> str:
     return efficiency_sentence(records, "mor-deep" if experiment == "bangla" else "mor")
 
 
+def whole_answer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
+    """An experiment's `sentence`, whether its models beat counting, and what becomes of it in longer
+    training."""
+    told = sentence(experiment, records) + early_sentence(experiment, records, folder)
+    return told + trained_longer(experiment, records, folder)
+
+
 def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
     """What becomes of an answer when the models train long, where such records ship; else nothing."""
     long, (routed, _) = stored_records(f"{experiment}-long", folder), ROUTED[experiment]
@@ -80,6 +87,29 @@ def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None =
     stands = as_words(c, f"{layers} {'fixed ' if experiment == 'exp2' else ''}layers")
     seeds = seeds_so_far(c["pairs"])
     return f" After {after} epochs in place of {before}, MoR is {stands} ({numbers(c)}; {seeds})."
+
+
+def early_sentence(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
+    """That a fixed model of some records has a higher loss than counting, so that they say little of depth;
+    nothing where it has not. Records of long training know tables of more orders of the same text."""
+    long = stored_records(f"{experiment}-long", folder)
+    order, counts = best_count(long if len(long) else records)
+    label = next(label for label in ("fixed-deep", "fixed-shallow") if label in set(records["model"]))
+    own = records[records["model"] == label]
+    if own["loss"].mean() < counts["loss"]:
+        return ""
+    layers = count(own["record"].iloc[0]["config"]["model"]["n_layers"])
+    return (
+        f" Read it as early training: {layers} layers have a higher loss than counting {order}-grams "
+        f"({own['loss'].mean():.3f} against {counts['loss']:.3f} nats)."
+    )
+
+
+def best_count(records: pd.DataFrame) -> tuple[str, dict]:
+    """The table of counts with the lowest held-out loss on a record's text: its order, loss and accuracy."""
+    floors = records.iloc[0]["record"]["floors"]
+    order = min(floors, key=lambda order: floors[order]["heldout"]["loss"])
+    return order, floors[order]["heldout"]
 
 
 def efficiency_sentence(records: pd.DataFrame, routed: str) -> str:

@@ -213,23 +213,24 @@ def half_of(records: pd.DataFrame) -> dict:
 
 
 def known_depth_answer(records: pd.DataFrame) -> str:
-    """The answer of notebook 07 in a few words: token worth against fixed layers of about its cost, the same
-    in twice the steps, and all layers, each difference with its interval."""
+    """The answer of notebook 07 in a few words: how many hard questions token worth answers beside half of
+    the layers, MoR and the plan, and how it stands to fixed layers, each difference with its interval."""
     scored, names = with_hops(records), names_of(records)
+    right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
     fixed = [label for label in ("fixed-half", "fixed-half-long", "fixed-deep") if label in names]
-    against = {label: compare(scored, "worth", label, metric="hops") for label in fixed}
-    start = {"better": "Yes", "worse": "No"}.get(verdict_of(against["fixed-half"]), "Not shown so far")
-    depth = records[records["model"] == "worth"]["effective_depth"].mean()
+    against = {label: compare(scored, "worth", label, metric="hops", margin=1.0) for label in fixed}
+    start = {"better": "One router does", "worse": "No"}.get(verdict_of(against["fixed-half"]), "Not shown")
+    others = [f"{names['fixed-half']} {right['fixed-half']}"]
+    others += [f"MoR {right['mor']}"] if "mor" in right else []
+    others += [f"a plan written by hand {right['planted']}"] if "planted" in right else []
     told = (
-        f"{start}, on a task that asks to follow a permutation several times. At its hard questions token "
-        "worth, a router that learns what depth is worth, against "
-        f"{names['fixed-half']}: {points_of(against['fixed-half'])}."
+        f"{start}, on a task that asks to follow a permutation several times. *Token worth*, a router that "
+        f"learns what depth is worth, answers {right['worth']} of the hard questions, {', '.join(others)}."
     )
-    if "fixed-half-long" in against:
-        told += f" Against {names['fixed-half']} that train for twice as long: "
-        told += f"{points_of(against['fixed-half-long'])}."
-    by_hand = f"Its depth, E {depth:.1f}, is set by hand to what a plan needs."
-    return f"{told} Against {names['fixed-deep']}: {points_of(against['fixed-deep'])}. {by_hand}"
+    for label, c in against.items():
+        told += f" Against {names[label]}: {verdict_of(c)}, {points_of(c)}."
+    depth = records[records["model"] == "worth"]["effective_depth"].mean()
+    return f"{told} Its depth, E {depth:.1f}, is set by hand to what a plan needs."
 
 
 def points_of(c: dict, digits: int = 0) -> str:

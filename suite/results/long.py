@@ -10,7 +10,7 @@ import pandas as pd
 from ..runs import stored_records
 from ..runs.experiments import ROUTED, THIN
 from .figures import accuracy_against_depth
-from .headlines import HOW_TO_READ, show
+from .headlines import HOW_TO_READ, best_count, show
 from .known_depth import points_of
 from .stats import compare, interval
 from .tables import count, share_words, signed, span, verdicts
@@ -58,13 +58,6 @@ def long_pairs(experiment: str) -> list[tuple[str, str]]:
 def long_records(experiment: str, folder: Path | None = None) -> pd.DataFrame:
     """The records that ship of `runs.long_runs` and `runs.long_controls`."""
     return stored_records(f"{experiment}-long", folder)
-
-
-def best_count(records: pd.DataFrame) -> tuple[str, dict]:
-    """The table of counts with the lowest held-out loss on a record's text: its order, loss and accuracy."""
-    floors = records.iloc[0]["record"]["floors"]
-    order = min(floors, key=lambda order: floors[order]["heldout"]["loss"])
-    return order, floors[order]["heldout"]
 
 
 def gate_sentence(experiment: str, folder: Path | None = None) -> str:
@@ -161,10 +154,10 @@ def kinds_sentence(experiment: str, folder: Path | None = None) -> str:
     N, always = config["n_layers"], config["options"]["always"]
     share = share_words((config["target_depth"] - always) / (N - always))
     return (
-        f"If {share} of the tokens runs {count(N)} layers and the others {count(always)}, it matters that "
-        "these are always the same: with kinds of tokens that lots chose once, against a new draw each time, "
-        f"{gap(records, 'by-kind', 'blind-tokens')}. Against MoR, which spends as much by a router that "
-        f"learns: {gap(records, 'by-kind', mor)}."
+        f"If {share} of the tokens runs {count(N)} layers and the others {count(always)}: choosing it once, "
+        "by kind of token and by lot, against drawing it anew each time, "
+        f"{gap(records, 'by-kind', 'blind-tokens')}; against MoR, whose router learns, "
+        f"{gap(records, 'by-kind', mor)}."
     )
 
 

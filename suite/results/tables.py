@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 import morlib
+from morlib import ModelConfig, depth_budget
 
 from ..runs import Run, check_one_kind
 from .stats import compare, different, equal, interval, new_seed_range
 
+BEATS = "beats counting"  # of a row: whether every seed has the loss that its preset asks for
 WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
 SHARES = {1 / 2: "half", 1 / 3: "a third", 1 / 4: "a quarter", 2 / 3: "two thirds", 3 / 4: "three quarters"}
 # What the labels of the experiments mean, in the order of tables. n: layers, k: blocks, E: effective depth
@@ -129,7 +131,6 @@ def markdown(table: pd.DataFrame) -> str:
 
 def models_table(runs: Sequence[Run]) -> pd.DataFrame:
     """What is trained, one row a model: layers, blocks, who runs a layer, the depth asked for, epochs."""
-    who = dict(none="every token", mor="the router's choice", frozen="an untrained router's choice")
     rows = {}
     for run in runs:
         cfg, tc = run.config, run.train
@@ -137,12 +138,24 @@ def models_table(runs: Sequence[Run]) -> pd.DataFrame:
         rows[run.model] = {
             "layers": cfg.n_layers,
             "blocks": cfg.shared_blocks or cfg.n_layers,
-            "a layer runs": who.get(cfg.routing, "a blind choice"),
+            "a layer runs": who_runs(cfg),
             "depth asked": "as it falls out" if depth is None else f"{depth:g}",
             "epochs": tc.epochs,
             "windows an epoch": tc.windows,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def who_runs(cfg: ModelConfig) -> str:
+    """Who runs a layer: every token, or whom a policy chooses; for a held depth, in how many layers which."""
+    if cfg.routing == "none":
+        return "every token"
+    who = dict(mor="the router's choice", frozen="an untrained router's choice")
+    chosen = who.get(cfg.routing, "a blind choice")
+    if cfg.target_depth is None or cfg.routing not in who:
+        return chosen
+    everyone = sum(share >= 1 for share, _ in depth_budget(cfg))
+    return f"every token in {everyone}, {chosen} in {cfg.n_layers - everyone}" if everyone else chosen
 
 
 def summary(records: pd.DataFrame) -> pd.DataFrame:
@@ -166,7 +179,7 @@ def summary(records: pd.DataFrame) -> pd.DataFrame:
             "E sampled": f"{sampled:.2f}",
             "training (s)": f"{group['train_seconds'].mean():.1f}",
             "applications (M)": f"{group['train_applications'].mean() / 1e6:.1f}",
-            "trained": "yes" if group["did_train"].all() else "did not train",
+            BEATS: "yes" if group["did_train"].all() else "no",
         }
     return pd.DataFrame(rows).T.rename_axis("model")
 
@@ -256,21 +269,6 @@ def verdict_words(c: dict) -> str:
     if equal(c):
         return f"equal within {margin}"
     return "undecided: two tests disagree" if "undecided" in c["claim"] else "no difference shown"
-
-
-def answers(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """One line a pair: the paired difference in held-out accuracy with the interval that its claim rests on,
-    and both effective depths."""
-    depth, lines = records.groupby("model")["effective_depth"].mean(), []
-    for a, b in possible(records, pairs):
-        c = compare(records, a, b)
-        rests_on = f", interval {deciding_interval(c)}" if deciding_interval(c) else ""
-        models = f"{a} (E {depth[a]:.2f}) minus {b} (E {depth[b]:.2f})"
-        lines.append(f"{models}: {signed(c['mean'])} points of accuracy{rests_on}; claim: {c['claim']}")
-    return lines
-
-
-# ---- Studies ----
 
 
 def front_table(front: pd.DataFrame) -> pd.DataFrame:
@@ -384,7 +382,7 @@ def range_words(values: pd.Series) -> str:
 
 def sources_table(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model, in the order of the records: held-out accuracy (%), loss (nats), E by argmax and
-    sampled, and whether every seed trained.
+    sampled, and whether every seed beats counting.
 
     From three seeds on also where the accuracy of a further one is expected (95 %).
     """
@@ -392,8 +390,8 @@ def sources_table(records: pd.DataFrame) -> pd.DataFrame:
     grouped = records.assign(sampled_depth=sampled).groupby("model", sort=False)
     columns = ["accuracy", "loss", "effective_depth", "sampled_depth", "did_train"]
     table = grouped[columns].mean().astype(float).round(2)
-    table["did_train"] = table["did_train"].map(lambda share: "yes" if share == 1 else "did not train")
-    table = table.set_axis(["accuracy (%)", "loss (nats)", "E", "E sampled", "trained"], axis=1)
+    table["did_train"] = table["did_train"].map(lambda share: "yes" if share == 1 else "no")
+    table = table.set_axis(["accuracy (%)", "loss (nats)", "E", "E sampled", BEATS], axis=1)
     return insert_further(table.assign(seeds=grouped.size()), "a new seed (%)", grouped["accuracy"], 1)
 
 

@@ -205,9 +205,9 @@ def gain_sentence(table: pd.DataFrame) -> str:
     parts = {way: interval(carried_first(table, way, 1 / 3)) for way in ("three", "mor")}
     told = {way: f"{mean:.0f} % ({low:.0f} to {high:.0f})" for way, (mean, low, high) in parts.items()}
     return (
-        f"On {TEXT_NAMES[EXPERIMENT]}, a third of the tokens, named in advance by the last three characters, "
-        f"carries {told['three']} of what twelve layers gain in accuracy over six. The third that MoR runs "
-        f"most often carries {told['mor']}; chance would carry 33 % (95 % intervals, "
+        f"On {TEXT_NAMES[EXPERIMENT]}, {told['three']} of what twelve layers gain in accuracy over six falls "
+        "on a third of the tokens, which the last three characters name in advance. On the third that MoR "
+        f"runs most often falls {told['mor']}, by chance 33 % (95 % intervals, "
         f"{seeds_so_far(table['seed'].nunique())})."
     )
 

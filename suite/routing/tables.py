@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from ..results.tables import BEATS
 from .difficulty import answer, mean_correlations, spelt
 from .figures import CONTROLS, ROUTERS, SHORT, short
 from .findings import Subject, over_seeds, verdicts
@@ -21,15 +22,15 @@ ORACLE = {  # what `interventions.oracle` gives, in words
 
 
 def model_table(models: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of each model, and whether every seed trained."""
+    """Means over seeds of each model, and whether every seed beats counting."""
     table = models.groupby(["text", "model"], sort=False).agg(
         seeds=("seed", "size"),
         loss=("loss", "mean"),
         accuracy=("accuracy", "mean"),
         E=("effective_depth", "mean"),
-        trained=("did_train", "all"),
+        **{BEATS: ("did_train", "all")},
     )
-    table["trained"] = table["trained"].map({True: "yes", False: "did not train"})
+    table[BEATS] = table[BEATS].map({True: "yes", False: "no"})
     units = {"loss": "loss (nats)", "accuracy": "accuracy (%)", "E": "effective depth E"}
     table = table.rename(columns=units)
     return table.rename(index=ROUTERS, level="model").round(2)

@@ -37,6 +37,9 @@ PAIRS = {
         ("mor-half", "fixed-shallow"),
         ("mor-half", "random-half"),
         ("mor-half", "frozen-half"),
+        ("fixed-at-E", "fixed-deep"),
+        ("frozen-deep", "fixed-deep"),
+        ("random-deep", "fixed-deep"),
     ],
 }
 TEXTS = {
