@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from ..runs import stored_records
 from .figures import (
+    AMBER,
     BLACK,
     BLUE,
     COLOURS,
@@ -50,6 +51,7 @@ DRAWN = {
     "fixed-half": Look(BLACK, "o", "--", False),
     "fixed-half-long": Look(GREY, "v", "--", False),
     "mor": Look(VERMILLION, "D", "-."),
+    "mor-spread": Look(AMBER, "^", ":"),
     "blind": Look(PINK, "v", ":"),
 }
 ON_TEXT = {  # policies of `runs.worth_runs`
@@ -222,6 +224,8 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     start = {"better": "One router does", "worse": "No"}.get(verdict_of(against["fixed-half"]), "Not shown")
     others = [f"{names['fixed-half']} {right['fixed-half']}"]
     others += [f"MoR {right['mor']}"] if "mor" in right else []
+    could = "MoR with a budget that could pay for a plan"
+    others += [f"{could} {right['mor-spread']}"] if "mor-spread" in right else []
     others += [f"a plan written by hand {right['planted']}"] if "planted" in right else []
     told = (
         f"{start}, on a task that asks to follow a permutation several times. *Token worth*, a router that "
