@@ -8,63 +8,86 @@ import pytest
 import torch
 
 import morlib
-from suite import results, runs, texts
+from suite import field, results, runs, texts
 from suite.texts.known_depth import hop
 
+KINDS = ("run-per-hop", "run-per-hop-sharing")
 
-@pytest.fixture
-def small():
+
+def small(routing, layers=5, **options):
     torch.manual_seed(0)
     cfg = morlib.ModelConfig(
-        vocab_size=12, n_layers=3, d_model=16, n_heads=2, d_ff=32, dropout=0.0, routing="run-per-hop",
-        max_recursions=4,
+        vocab_size=11, n_layers=layers, d_model=16, n_heads=2, d_ff=32, dropout=0.0, routing=routing,
+        max_recursions=1, options=options or None,
     )  # fmt: skip
     return morlib.Transformer(cfg).eval()
 
 
-def test_a_symbol_runs_the_block_once_a_hop(small):
-    task = texts.load_corpus("hops-8-4")
+@pytest.mark.parametrize("routing", KINDS)
+def test_a_symbol_runs_the_block_once_a_hop(routing):
+    task, model = texts.load_corpus("hops-8-3"), small(routing)
     lines = task.windows("heldout", 64, 20)
-    depth = small(lines[:, :-1]).depth
-    k = task.answers(lines)["k"]
-    assert torch.equal(depth[:, task.places(64)], 2 + k), "a layer below, a layer above"
-    kinds = task.kinds(64)
-    for kind, wanted in (("table", 6), ("k", 3), ("answer", 3)):
-        assert (depth[:, [t for t, name in enumerate(kinds) if name == kind]] == wanted).all()
-    further = morlib.Transformer(replace(small.cfg, max_recursions=6, options=dict(extra=3)))
-    depth = further(lines[:, :-1]).depth[:, task.places(64)]
-    assert torch.equal(depth, 2 + (k + 3).clamp(max=6))
+    depth, k, places = model(lines[:, :-1]).depth, task.answers(lines)["k"], task.places(64)
+    assert torch.equal(depth[:, places], 2 + k), "a layer below, a layer above"
+    of_table = 3 if routing.endswith("sharing") else 5
+    for kind, wanted in (("table", of_table), ("k", 3), ("answer", 3)):
+        assert (depth[:, [t for t, name in enumerate(task.kinds(64)) if name == kind]] == wanted).all()
+    further = small(routing, layers=7, extra=2)
+    further.load_state_dict(model.state_dict())
+    assert torch.equal(further(lines[:, :-1]).depth[:, places], 2 + k + 2)
 
 
-def test_in_parts_and_at_once_it_says_the_same(small):
-    windows = texts.load_corpus("hops-8-4").windows("heldout", 64, 4)[:, :-1]
-    whole, cache = small(windows).logits, morlib.Cache()
-    parts = [small(part, cache).logits for part in windows.split([9, 1, 1, 30, 23], 1)]
+@pytest.mark.parametrize("routing", KINDS)
+def test_in_parts_and_at_once_it_says_the_same(routing):
+    model = small(routing)
+    windows = texts.load_corpus("hops-8-3").windows("heldout", 64, 4)[:, :-1]
+    whole, cache = model(windows).logits, morlib.Cache()
+    parts = [model(part, cache).logits for part in windows.split([9, 1, 1, 30, 23], 1)]
     assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
 
 
 @pytest.fixture
 def trained(monkeypatch):
     monkeypatch.setattr(texts.Hops, "floors", {"2": {"heldout": dict(loss=3.0)}})
-    (spec,) = runs.recursion_runs(runs.settings(dict(preset="smoke", seeds=1)))
     few = dict(epochs=1, windows=64, evaluations=1, eval_windows=20, heldout_windows=50)
-    return replace(spec, config=replace(spec.config, d_model=16, d_ff=32), train=replace(spec.train, **few))
+    return [
+        replace(spec, config=replace(spec.config, d_model=16, d_ff=32), train=replace(spec.train, **few))
+        for spec in field.recursion_runs(runs.settings(dict(preset="smoke", seeds=1)))
+    ]
 
 
 def test_more_runs_are_judged_by_as_many_hops(trained, tmp_path):
-    table = results.measure_recursion([trained], most=6)
-    assert sorted(table["runs"].unique()) == list(range(1, 7)) and len(table) == 4 * 3
-    model, _, task = runs.trained_model(trained)
-    lines = task.windows("heldout", 64)
-    of_k = {row["k"]: row["accuracy"] for row in task.by_hops(morlib.score(model, lines), lines)}
-    as_trained = table[table["runs"] == table["k"]].set_index("k")["right"]
-    assert as_trained.to_dict() == pytest.approx(of_k), "no further run: what the task itself says"
+    table = results.measure_recursion(trained, most=6)
+    assert sorted(table["runs"].unique()) == list(range(1, 7)) and len(table) == 2 * 3 * 4
+    for spec in trained:
+        model, _, task = runs.trained_model(spec)
+        lines = task.windows("heldout", 64)
+        of_k = {row["k"]: row["accuracy"] for row in task.by_hops(morlib.score(model, lines), lines)}
+        own = table[(table["model"] == spec.model) & (table["runs"] == table["k"])]
+        assert own.set_index("k")["right"].to_dict() == pytest.approx(of_k), "as the task itself says"
     results.save_recursion(table, tmp_path / "recursion.json")
     pd.testing.assert_frame_equal(results.stored_recursion(tmp_path / "recursion.json"), table)
+
+
+def test_what_is_shown_is_what_was_measured():
+    right = {
+        "run-per-hop": {1: 90.0, 2: 80.0, 3: 4.0, 4: 3.0},
+        "run-per-hop-sharing": {1: 99.0, 2: 98.0, 3: 70.0, 4: 50.0},
+    }
+    rows = [
+        dict(run="", model=model, seed=0, k=k, runs=runs, right=value)
+        for model, of_model in right.items()
+        for runs, value in of_model.items()
+        for k in (1, 2)
+        if k <= runs
+    ]
+    table = pd.DataFrame(rows)
     shown = results.recursion_table(table)
-    assert list(shown.columns) == list(range(1, 7)) and shown.isna().to_numpy().sum() == 12
-    line = results.draw_recursion(table).axes[0].lines[0]
-    assert line.get_ydata() == pytest.approx(table.groupby("runs")["right"].mean().to_numpy())
+    assert shown.loc["keys of the first, shared"].tolist() == ["99", "98", "70", "50"]
+    told = results.recursion_sentence(table)
+    assert "up to two hops" in told and "shared: 70 % after three, 50 % after four (one seed" in told
+    lines = {line.get_label(): line for line in results.draw_recursion(table).axes[0].lines}
+    assert lines["keys of each recursion"].get_ydata().tolist() == [90.0, 80.0, 4.0, 3.0]
     plt.close("all")
 
 
@@ -74,4 +97,5 @@ def test_hops_beyond_a_cycle_go_round_it():
 
 
 def test_without_a_table_there_is_nothing(tmp_path):
-    assert results.stored_recursion(tmp_path / "none.json").empty
+    table = results.stored_recursion(tmp_path / "none.json")
+    assert table.empty and results.recursion_sentence(table) == ""

@@ -9,6 +9,7 @@ from .models import QUICK, SMALL, field_models, field_runs, field_size, text_mod
 from .moe import MixtureOfExperts, RecursionsOfExperts
 from .mor import ExpertChoice, TokenChoice
 from .ponder import PonderNet
+from .run_per_hop import RunPerHop, SharingRunPerHop, recursion_runs
 from .sliced import Sliced
 from .told import Told, told_runs
 from .trials import text_trial_runs, trial_runs

@@ -64,7 +64,14 @@ from .long import (
     show_long,
     worth_of_depth,
 )
-from .recursion import draw_recursion, measure_recursion, recursion_table, save_recursion, stored_recursion
+from .recursion import (
+    draw_recursion,
+    measure_recursion,
+    recursion_sentence,
+    recursion_table,
+    save_recursion,
+    stored_recursion,
+)
 from .stats import (
     compare,
     interval,

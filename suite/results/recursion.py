@@ -16,11 +16,13 @@ from morlib import Transformer
 from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, trained_model
 from ..texts.known_depth import hop
-from .figures import BLUE, GREY, figure_style
+from .figures import BLUE, GREY, VERMILLION, figure_style
+from .known_depth import shares
 from .tables import count
 
 FILE = "recursion.json"
-MOST = 16  # runs that are asked for
+MOST = 10  # runs that are asked for
+KEYS = {"run-per-hop": "keys of each recursion", "run-per-hop-sharing": "keys of the first, shared"}
 
 
 def measure_recursion(specs: list[Run], most: int = MOST) -> pd.DataFrame:
@@ -40,7 +42,7 @@ def measure_recursion(specs: list[Run], most: int = MOST) -> pd.DataFrame:
             right = guess == hop(table, asked["x"], asked["k"] + extra)
             for k in task.numbers():
                 hard = asked["hard"] & (asked["k"] == k)
-                row = dict(run=record["id"], seed=spec.train.seed, k=k, runs=k + extra)
+                row = dict(run=record["id"], model=spec.model, seed=spec.train.seed, k=k, runs=k + extra)
                 rows.append(row | dict(right=100 * right[hard].double().mean().item()))
     return pd.DataFrame(rows)
 
@@ -48,8 +50,8 @@ def measure_recursion(specs: list[Run], most: int = MOST) -> pd.DataFrame:
 @torch.no_grad()
 def likeliest(model: Transformer, lines: Tensor, extra: int) -> Tensor:
     """The likeliest next tokens [n, L] of lines [n, L + 1], where the block is run `extra` times more."""
-    most = model.cfg.max_recursions + extra
-    further = Transformer(replace(model.cfg, max_recursions=most, options=dict(extra=extra)))
+    layers = model.cfg.n_layers + extra
+    further = Transformer(replace(model.cfg, n_layers=layers, options=dict(extra=extra)))
     further.load_state_dict(model.state_dict())
     return torch.cat([further.eval()(part[:, :-1]).logits.argmax(-1) for part in lines.split(128)])
 
@@ -61,30 +63,50 @@ def save_recursion(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
 
 def stored_recursion(path: Path = REFERENCE / FILE) -> pd.DataFrame:
     """The table that ships; without rows where none does."""
-    return pd.DataFrame(read_rows(path), columns=["run", "seed", "k", "runs", "right"])
+    return pd.DataFrame(read_rows(path), columns=["run", "model", "seed", "k", "runs", "right"])
+
+
+def by_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Right answers (%), means over the numbers that questions name: a row a model and seed, a column a
+    number of runs."""
+    return table.pivot_table(index=["model", "seed"], columns="runs", values="right")
 
 
 def recursion_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Right answers (%), means over seeds: a row a number k that the question names, a column a number of
-    runs."""
-    wide = table.pivot_table(index="k", columns="runs", values="right")
-    return wide.round(0).astype("Int64").rename_axis("k in the question").rename_axis("runs", axis=1)
+    """Right answers (%) by how often the block is run: what the seeds reach of each way to keep keys."""
+    shown = by_runs(table).groupby("model", sort=False).agg(shares)
+    return shown.rename(index=KEYS).rename_axis("what x looks at").rename_axis("runs", axis=1)
+
+
+def recursion_sentence(table: pd.DataFrame) -> str:
+    """How far one block goes beyond the runs of its training, in plain words; nothing for an empty table."""
+    if table.empty:
+        return ""
+    trained, wide, told = int(table["k"].max()), by_runs(table), []
+    for model, name in KEYS.items():
+        further = (trained + 1, trained + 2)
+        reached = [f"{shares(wide.loc[model, runs])} % after {count(runs)}" for runs in further]
+        told.append(f"{name}: {', '.join(reached)}")
+    n = table["seed"].nunique()
+    return (
+        f"A block that learnt to follow up to {count(trained)} hops, one a run, is run more often. Right "
+        f"answers with {'; with '.join(told)} ({count(n)} seed{'' if n == 1 else 's'}; guessing: 12 %)."
+    )
 
 
 def draw_recursion(table: pd.DataFrame) -> Figure:
-    """Right answers against the number of runs: a line a seed, over the questions; dotted, guessing."""
+    """Right answers against the number of runs: a line a seed, for each way to keep keys."""
     figure_style()
     figure, ax = plt.subplots(figsize=(7, 3.6))
+    wide, looks = by_runs(table), dict(zip(KEYS, ((VERMILLION, "D", "--"), (BLUE, "s", "-"))))
+    for model, (colour, marker, line) in looks.items():
+        for number, (_, own) in enumerate(wide.loc[[model]].iterrows()):
+            label = KEYS[model] if number == 0 else None
+            ax.plot(own.index, own, color=colour, marker=marker, markersize=4, linestyle=line, label=label)
     trained = table["k"].max()
-    for number, (_, own) in enumerate(table.groupby("seed")):
-        mean = own.groupby("runs")["right"].mean()
-        label = "a seed" if number == 0 else None
-        ax.plot(
-            mean.index, mean, color=BLUE, marker="o", markersize=4, linestyle="-", linewidth=1, label=label
-        )
-    ax.axvspan(0.5, trained + 0.5, color=GREY, alpha=0.12, linewidth=0, label="in training")
+    ax.axvspan(0.5, trained + 0.5, color=GREY, alpha=0.12, linewidth=0, label="runs in training")
     ax.axhline(100 / 8, color=GREY, linestyle=":", linewidth=1, label="guessing")
     ax.set(xlabel="runs of the block, and hops that are to be followed", ylabel="right answers (%)")
     ax.set(ylim=(-3, 103), xlim=(0.5, table["runs"].max() + 0.5))
-    ax.legend(title=f"trained on up to {count(trained)} hops")
+    ax.legend(title="x looks at")
     return figure

@@ -42,7 +42,6 @@ from .records import (
     stored_records,
     table_of,
 )
-from .recursion import RECURSION, RunPerHop, recursion_runs
 from .runner import go_on, run, run_all, trained_model
 from .settings import OWN_TEXT, PRESETS, RECIPES, Settings, settings
 from .whole_tokens import BlindTokens, ByKind, WholeTokens
