@@ -372,6 +372,14 @@ def test_trials_are_listed_the_best_of_each_system_first():
     assert results.trials_table(runs.stored_records("no-such-experiment")).empty
 
 
+def test_of_each_system_one_trial_at_most_is_in_use_and_it_is_the_row_s_own():
+    table = results.trials_table(runs.stored_records("field-trials"), results.stored_field())
+    used = table[table["in use"] == "yes"].set_index("system")["setting"].to_dict()
+    assert used["mod"] == "router_lr 0.002" and used["moe-top1"] == "balance 0.01"
+    assert used["worth"] == "lr 0.002, router_lr 0.002" and used["fixed-half"] == "lr 0.002"
+    assert used["dr"] == "beta 0" and len(used) == (table["in use"] == "yes").sum()
+
+
 def test_no_two_systems_look_alike():
     looks = [(field_look(label).colour, field_look(label).marker) for label in NAMES if label not in FIXED]
     assert len(set(looks)) == len(looks) > 15

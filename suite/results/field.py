@@ -11,6 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from morlib import POLICIES
+
 from ..runs import stored_records
 from .figures import BLACK, BLUE, COLOURS, GREY, MARKERS, Look, figure_style, legend_of, marker_of
 from .headlines import show
@@ -204,18 +206,31 @@ def sampled_table(records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
 
-def trials_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """Every setting that was tried, on validation lines: the best of each system first."""
+def trials_table(trials: pd.DataFrame, records: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Every setting that was tried, on validation lines: the best of each system first.
+
+    records: of the field, to say which of the settings its rows have.
+    """
     rows = []
+    used = [settings_of(record) for record in (records if records is not None else {}).get("record", ())]
     for record in trials["record"] if len(trials) else ():
         system, _, changed = record["model"].partition(", ")
         last = record["history"][-1]
         rows.append({
             "system": system, "setting": changed, "steps": last["step"], "seed": record["seed"],
             "validation loss (nats)": round(last["val_loss"], 3), "E": round(last["val_effective_depth"], 2),
+            "in use": "yes" if settings_of(record) in used else "",
         })  # fmt: skip
-    names = ["system", "setting", "steps", "seed", "validation loss (nats)", "E"]
+    names = ["system", "setting", "steps", "seed", "validation loss (nats)", "E", "in use"]
     return pd.DataFrame(rows, columns=names).sort_values(["system", "validation loss (nats)"])
+
+
+def settings_of(record: dict) -> tuple:
+    """What a trial may change of a row: its model, with all options of its policy, and its learning rates."""
+    model, train = record["config"]["model"], record["config"]["train"]
+    usual = getattr(POLICIES.get(model["routing"]), "OPTIONS", {})
+    options = usual | (model.get("options") or {})
+    return model | dict(options=options), train["lr"], train["router_lr"]
 
 
 # ---- The answer in words ----
