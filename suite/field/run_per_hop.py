@@ -14,7 +14,7 @@ from .mor import Recursive
 
 TASK = Hops(8, 3)
 # A layer, one block that is run up to K times, and a layer
-RECURSION = dict(task=TASK.name, layers=2 + TASK.hops, width=32, steps=4000, batch=32, lr=4e-3, target=None)
+RECURSION = dict(task=TASK.name, layers=2 + TASK.hops, width=32, steps=8000, batch=32, lr=4e-3, target=None)
 
 
 class RunPerHop(Recursive):
