@@ -31,8 +31,8 @@ FIELD_TEXT = "And on text, where depth is worth little?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
 HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
 UNITS = (
-    "The answers: points are of accuracy, over six paired seeds unless it says less. Each with its interval, "
-    "and all tables, are in [RESULTS.md](RESULTS.md#at-a-glance)."
+    "The answers: points are of accuracy, over six paired seeds unless it says less. [At a "
+    "glance](RESULTS.md#at-a-glance) each comparison has its interval; all tables follow it there."
 )
 INTRODUCTION = """# Results
 
@@ -61,7 +61,7 @@ How to read the tables:
   inside it, as two one-sided t tests at 5 % do. Under six seeds nothing is claimed: the studies, with
   three seeds a row or ten, suggest.
 - **Training (s)** is the clock of that run, one thread, beside another run: read it with care.
-- **Beats counting**: a held-out loss below what a table of pairs of tokens reaches; of models that train
+- **Beats its table**: a held-out loss below what a table of pairs of tokens reaches; of models that train
   long, below that of the best table of counts.
 - These are small models, trained briefly. What holds here need not hold at another size.
 """
@@ -108,7 +108,7 @@ def front_caption() -> str:
     ends = " and ".join(
         f"{mean[layers]:.1f} % with {count(round(layers))}" for layers in (mean.index[0], mean.index[-1])
     )
-    seeds = count(records["seed"].nunique())
+    seeds = count(fixed["seed"].nunique())
     return f"The picture: {results.glance.setting(fixed)}, {seeds} seeds. Fixed layers are right for {ends}. "
 
 
@@ -135,7 +135,7 @@ def about(records: pd.DataFrame) -> str:
 def glance() -> list[str]:
     """The comparisons on which the answers rest, in one table."""
     table = results.glance_table()
-    told = "Differences in points of accuracy; on the task hops-8-6 in points of hard questions answered."
+    told = "Differences in points of accuracy; on hops-8-6 of the hard questions of 4 to 6 hops."
     return ["## At a glance", told, markdown(table)] if len(table) else []
 
 
@@ -147,7 +147,10 @@ def experiments() -> list[str]:
         if records.empty:
             continue
         parts += [f"## Experiment {number}: {question}", about(records)]
-        parts += [results.sentence(experiment, records), markdown(results.summary(records))]
+        parts += [
+            results.sentence(experiment, records) + results.early_sentence(experiment, records),
+            markdown(results.summary(records)),
+        ]
         parts += ["Differences in points of accuracy:"]
         parts += [markdown(results.comparisons(records, PAIRS[experiment]))]
         if experiment == "bangla":
@@ -202,9 +205,18 @@ def known_depth() -> list[str]:
         *(results.dial_sentence(dial), markdown(results.dial_table(dial))),
         "Token worth with one change at a time, in the narrow setting at half of its steps:",
         markdown(results.leads_table(stored_records("leads"))),
+        *recursion(),
         f"{results.text_sentence()} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
     ]
+
+
+def recursion() -> list[str]:
+    """One block that is run once a hop, and more often than in training, where its table ships."""
+    table = results.stored_recursion()
+    if table.empty:
+        return []
+    return [results.recursion_sentence(table), markdown(results.recursion_table(table).reset_index())]
 
 
 def field() -> list[str]:
@@ -215,7 +227,7 @@ def field() -> list[str]:
         if len(records):
             rows = results.rows_of(records)
             parts += [f"## {title}", about(records), results.field_sentence(records, costs)]
-            parts += [markdown(results.field_table(records, costs, results.field.ASKED, rows))]
+            parts += [markdown(results.field_table(records, costs, rows=rows))]
             parts += ["Which to choose, by what matters:", markdown(results.choices_table(records, costs))]
     return parts
 

@@ -461,12 +461,13 @@ def test_stored_records_open_the_notebook(tmp_path, capsys):
     assert "goal" not in shown and "missed" not in shown, "goals are for developers"
 
 
-def test_deciding_once_has_a_sentence_of_its_own():
-    row = dict(E=6.0, measured=0.5, quartiles=[0.4, 0.6])
-    rows = {"once-6": row, "decode-once-1": row | dict(measured=0.51), "decode-once-32": row}
-    assert "decided at once it takes 0.51 and 0.50, and a training step" in speed.once_sentence(rows)
-    del rows["once-6"]
-    assert speed.once_sentence(rows) == ""
+def test_a_router_a_layer_and_deciding_once_have_a_sentence_of_their_own():
+    keys = ("decode-router-1", "decode-router-32", "decode-once-1", "decode-once-32")
+    rows = {key: dict(measured=0.1 * (i + 1)) for i, key in enumerate(keys)}
+    told = speed.further_sentence(rows)
+    assert "router at each layer it takes 0.10 and 0.20;" in told and "all layers, 0.30 and 0.40." in told
+    del rows["decode-once-1"]
+    assert speed.further_sentence(rows) == ""
 
 
 def test_a_record_of_some_groups_can_be_shown(tmp_path, capsys):

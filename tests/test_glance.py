@@ -4,7 +4,9 @@ import re
 
 import pytest
 
+import morlib
 from suite import report, results, runs
+from suite.results import tables
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,36 @@ def test_a_row_is_the_comparison_of_its_models():
 
 def test_without_records_there_is_no_row(tmp_path):
     assert results.glance_table(tmp_path).empty
+
+
+def test_counting_is_named_where_it_is_ahead():
+    """By loss and by its guess, by loss alone, or by neither: what the answer says of early training."""
+    records = runs.stored_records("exp2")
+    told = results.early_sentence("exp2", records)
+    assert "counting 5-grams has a lower loss (1.848 against 1.910 nats) and guesses right more often" in told
+    assert told.endswith("than six layers after 6 epochs.")
+    assert results.early_sentence("exp2", records.assign(loss=1.0, accuracy=99.0)) == ""
+    by_guess = results.early_sentence("exp2", records.assign(loss=1.0))
+    assert "guesses right more often" in by_guess and "lower loss" not in by_guess
+
+
+def test_the_first_picture_s_caption_is_of_its_fixed_models():
+    fixed = runs.stored_records("pareto")
+    fixed = fixed[fixed["model"] == "fixed 12"]
+    assert f"and {fixed['accuracy'].mean():.1f} % with twelve" in report.front_caption()
+    assert "width 64, 6 epochs, three seeds" in report.front_caption()
+
+
+@pytest.mark.parametrize(
+    "changes, who",
+    [
+        (dict(routing="none"), "every token"),
+        (dict(target_depth=8.0), "every token in 7, the router's choice in 5"),
+        (dict(target_depth=6.0, routing="frozen"), "every token in 5, an untrained router's choice in 7"),
+        (dict(target_depth=None), "the router's choice"),
+        (dict(target_depth=14.0), "the router's choice"),
+        (dict(target_depth=8.0, routing="random"), "a blind choice"),
+    ],
+)
+def test_the_table_of_models_says_in_how_many_layers_there_is_a_choice(changes, who):
+    assert tables.who_runs(morlib.ModelConfig(vocab_size=9, **changes)) == who

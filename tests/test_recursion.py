@@ -9,6 +9,7 @@ import torch
 
 import morlib
 from suite import field, results, runs, texts
+from suite.results import recursion
 from suite.texts.known_depth import hop
 
 KINDS = ("run-per-hop", "run-per-hop-sharing")
@@ -58,7 +59,7 @@ def trained(monkeypatch):
 
 def test_more_runs_are_judged_by_as_many_hops(trained, tmp_path):
     table = results.measure_recursion(trained, most=6)
-    assert sorted(table["runs"].unique()) == list(range(1, 7)) and len(table) == 2 * 3 * 4
+    assert sorted(table["runs"].unique()) == list(range(1, 7)) and len(table) == 2 * 3 * (1 + 3)
     for spec in trained:
         model, _, task = runs.trained_model(spec)
         lines = task.windows("heldout", 64)
@@ -67,6 +68,30 @@ def test_more_runs_are_judged_by_as_many_hops(trained, tmp_path):
         assert own.set_index("k")["right"].to_dict() == pytest.approx(of_k), "as the task itself says"
     results.save_recursion(table, tmp_path / "recursion.json")
     pd.testing.assert_frame_equal(results.stored_recursion(tmp_path / "recursion.json"), table)
+
+
+def test_answers_are_judged_by_the_hops_that_were_run(trained, monkeypatch):
+    """A model that follows as many hops as it runs is always right, and one that stops at K never is."""
+    followed = {}
+
+    def oracle(model, lines, extra):
+        task = texts.load_corpus("hops-8-3")
+        asked, table, places = task.answers(lines), lines[:, :8] - 3, task.places(64)
+        guess = torch.zeros_like(lines[:, :-1])
+        guess[:, places] = 3 + hop(table, asked["x"], asked["k"] + (extra if followed["all"] else 0))
+        return guess
+
+    monkeypatch.setattr(recursion, "likeliest", oracle)
+    for followed["all"], beyond in ((True, 100.0), (False, 0.0)):
+        table = results.measure_recursion(trained[:1])
+        assert set(table[table["runs"] > 3]["right"]) == {beyond}
+        assert set(table[table["runs"] <= 3]["right"]) == {100.0}
+
+
+def test_a_cycle_of_two_returns_after_two():
+    table, x = torch.tensor([[1, 0, 3, 4, 2]]), torch.tensor([[0, 2]])
+    assert recursion.returns(table, x, 1).tolist() == [[False, False]]
+    assert recursion.returns(table, x, 2).tolist() == [[True, False]]
 
 
 def test_what_is_shown_is_what_was_measured():
@@ -85,7 +110,7 @@ def test_what_is_shown_is_what_was_measured():
     shown = results.recursion_table(table)
     assert shown.loc["keys of the first, shared"].tolist() == ["99", "98", "70", "50"]
     told = results.recursion_sentence(table)
-    assert "up to two hops" in told and "shared: 70 % after three, 50 % after four (one seed" in told
+    assert "up to two hops" in told and "98 % after two, 70 % after three, 50 % after four (one seed" in told
     lines = {line.get_label(): line for line in results.draw_recursion(table).axes[0].lines}
     assert lines["keys of each recursion"].get_ydata().tolist() == [90.0, 80.0, 4.0, 3.0]
     plt.close("all")

@@ -89,7 +89,7 @@ def test_paired_comparison():
     few = results.compare(table(dict(a=base[:5] + 1 + rng.normal(0, 0.01, 5), b=base[:5])), "a", "b")
     assert few["p"] > 0.05 and "too few" in few["claim"]
     untrained = results.compare(table(dict(a=base + 1, b=base), did_train=False), "a", "b")
-    assert "does not beat counting" in untrained["claim"]
+    assert "does not beat its table" in untrained["claim"]
     with pytest.raises(ValueError, match="no records of model 'c'"):
         results.compare(table(dict(a=base, b=base)), "c", "b")
 
@@ -235,7 +235,7 @@ def test_the_headline_shows_a_sentence_four_columns_and_a_picture(experiment, ca
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     assert rows[0] == ["against", "difference (points)", "interval", "verdict"]
     assert len(rows) == 2 + len(runs.PAIRS[experiment]) and all(len(row) == 4 for row in rows)
-    assert "beat counting" not in shown and "nan" not in shown
+    assert "beat its table" not in shown and "nan" not in shown
     assert len(plt.get_fignums()) == 1 and plt.gcf().axes[0].get_ylabel() == "held-out accuracy (%)"
 
 
@@ -332,7 +332,7 @@ def test_the_sources_table_keeps_its_order_and_marks_what_did_not_train():
     failed = study_record("fixed 12", 0, loss=3.3)
     failed["metrics"]["did_train"] = False
     found = results.sources_table(runs.table_of([failed, study_record("a", 0, loss=2.0)]))
-    assert list(found.index) == ["fixed 12", "a"] and list(found["beats counting"]) == ["no", "yes"]
+    assert list(found.index) == ["fixed 12", "a"] and list(found["beats its table"]) == ["no", "yes"]
     assert found.loc["fixed 12", "accuracy (%)"] == 34.0
     assert list(found["seeds"]) == [1, 1] and "a new seed (%)" not in found
 
@@ -618,7 +618,7 @@ def test_a_committed_notebook_shows_the_stored_records(name):
     first = "".join(code[0]["outputs"][0]["data"]["text/markdown"])
     assert results.sentence(experiment, runs.stored_records(experiment)) in first
     printed = json.dumps([cell["outputs"] for cell in code], ensure_ascii=False)
-    assert "preset stored" in printed and "none: a run does not beat counting" not in printed
+    assert "preset stored" in printed and "none: a run does not beat its table of counts" not in printed
     assert all(len("".join(cell["source"]).splitlines()) <= 15 for cell in code)
 
 

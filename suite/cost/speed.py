@@ -35,8 +35,8 @@ SHOWN = {
     "forward-6-router": "forward pass, MoR's router",
     "decode-1": "decoding, 1 sequence, blind at each layer",
     "decode-32": "decoding, 32 sequences, blind at each layer",
-    "decode-router-1": "decoding, 1 sequence, MoR's router (two recursions)",
-    "decode-router-32": "decoding, 32 sequences, MoR's router (two recursions)",
+    "decode-router-1": "decoding, 1 sequence, an untrained router a layer",
+    "decode-router-32": "decoding, 32 sequences, an untrained router a layer",
     "decode-once-1": "decoding, 1 sequence, decided once",
     "decode-once-32": "decoding, 32 sequences, decided once",
     "train-small": "training step at experiment 1's size, MoR's router",
@@ -177,21 +177,22 @@ def sentence(record: dict) -> str:
     return (
         f"At the width of experiment 1 MoR's router {saves} in training: a step that skips {third} of the "
         f"work takes {small['measured']:.2f} of the fixed model's time. At width {width} it takes "
-        f"{routed['measured']:.2f}, and {blind['measured']:.2f} where chance decides. Decoding that skips "
-        f"{half}, asking at each layer, takes {one['measured']:.2f} with one sequence and "
-        f"{many['measured']:.2f} with 32.{once_sentence(rows)}"
+        f"{routed['measured']:.2f}, and {blind['measured']:.2f} where chance decides. Decoding there that "
+        f"skips {half} takes {one['measured']:.2f} with one sequence and {many['measured']:.2f} with 32, "
+        f"where chance decides at each layer.{further_sentence(rows)}"
     )
 
 
-def once_sentence(rows: dict) -> str:
-    """The same of routing that decides once for all layers; nothing where a record has no such rows."""
-    needed = ("once-6", "decode-once-1", "decode-once-32")
+def further_sentence(rows: dict) -> str:
+    """The same of asking a router at each layer, and of deciding once; nothing where a record has no such
+    rows."""
+    needed = ("decode-router-1", "decode-router-32", "decode-once-1", "decode-once-32")
     if not all(key in rows for key in needed):
         return ""
-    small, one, many = (rows[key] for key in needed)
+    one, many, once, once_many = (f"{rows[key]['measured']:.2f}" for key in needed)
     return (
-        f" Where all layers are decided at once it takes {one['measured']:.2f} and {many['measured']:.2f}, "
-        f"and a training step at the width of experiment 1 that skips half {small['measured']:.2f}."
+        f" With a router at each layer it takes {one} and {many}; where chance decides once for all layers, "
+        f"{once} and {once_many}."
     )
 
 

@@ -37,10 +37,10 @@ def measure_systems(specs: list[Run], lines: int = LINES, repeats: int = 5) -> p
     as the deepest of these runs.
     Runs that are not finished are trained.
     """
-    rows, layers = [], max(spec.config.n_layers for spec in specs)
+    rows, layers, on = [], max(spec.config.n_layers for spec in specs), here()
     for spec in specs:
         model, record, task = trained_model(spec)
-        names = dict(run=record["id"], model=spec.model, seed=spec.train.seed, measured_on=here())
+        names = dict(run=record["id"], model=spec.model, seed=spec.train.seed, measured_on=on)
         rows.append(names | measured(model, task, lines) | times(model, task, layers, repeats))
     return pd.DataFrame(rows)
 

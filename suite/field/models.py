@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..results.field import FIXED
+from ..results.field import BEST, BEST_ON_TEXT
 from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, settings
 from ..runs.experiments import LONG, TEXTS, WORTH_TRAINING, Changes, experiment_runs
 from ..runs.known_depth import RATE, fixed_between
 
 CONTROLS = ("fixed-deep", "planted", "blind", "worth", "mor")  # as `known_depth_models` makes them
-SEEDS, MOST_SEEDS = 3, 6  # of each system; of fixed depth and of those that were best with the first three
-BEST = (*FIXED, "worth", "mor-moe", "mor-expert", "mor-token")
-BEST_ON_TEXT = (*FIXED, "moe-top1", "moe-top2", "mod", "mor")
+SEEDS, MOST_SEEDS = 3, 6  # of each system; of fixed depth and of BEST, which were best with the first three
 ADDED = {"dr": 1 / 20}  # systems that are added to a trained model, and the share of its steps that they take
 # Options on text, where a pass is worth less. Of act the best of its trials there. The price of dr is what a
 # layer is worth there to fixed models, from six to twelve of them; it was not tried
@@ -106,7 +104,7 @@ def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
     """
 
     def make(chosen: Changes) -> list[Run]:
-        return few(known_depth_runs(s, chosen, "field", field_size(s)), BEST)
+        return first_seeds(known_depth_runs(s, chosen, "field", field_size(s)), BEST)
 
     return begun(make, field_models(s), labels)
 
@@ -123,12 +121,12 @@ def text_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
         s = settings(dict(preset="long", epochs=LONG["exp1"], seeds=s.seeds, device=s.device))
 
     def make(chosen: Changes) -> list[Run]:
-        return few(experiment_runs(s, "field-text", TEXTS["exp1"], chosen), BEST_ON_TEXT)
+        return first_seeds(experiment_runs(s, "field-text", TEXTS["exp1"], chosen), BEST_ON_TEXT)
 
     return begun(make, text_models(s), labels)
 
 
-def few(runs: list[Run], best: tuple[str, ...]) -> list[Run]:
+def first_seeds(runs: list[Run], best: tuple[str, ...]) -> list[Run]:
     """The runs of the first SEEDS seeds, and of the best systems those of the first MOST_SEEDS."""
     return [run for run in runs if run.train.seed < (MOST_SEEDS if run.model in best else SEEDS)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 import morlib
 from morlib import ModelConfig, StepInput
@@ -10,6 +11,7 @@ from morlib import ModelConfig, StepInput
 from ..runs import Run, Settings, known_depth_runs
 from ..texts import Hops
 from .blocks import FirstKeys
+from .models import SEEDS
 from .mor import Recursive
 
 TASK = Hops(8, 3)
@@ -41,6 +43,9 @@ class RunPerHop(Recursive):
             run |= self.table[step.position]
         step.memory["run"] = run | (recursion == 0)
 
+    def operations(self, actions: Tensor) -> int:
+        return 0
+
 
 class SharingRunPerHop(RunPerHop):
     """The same with recursive KV sharing: x looks at the keys of the first recursion each time, and the
@@ -55,5 +60,5 @@ morlib.POLICIES |= {"run-per-hop": RunPerHop, "run-per-hop-sharing": SharingRunP
 def recursion_runs(s: Settings) -> list[Run]:
     """One Run per seed, three at most, and way to keep keys, on questions of up to K hops."""
     models = {name: (dict(routing=name), {}) for name in ("run-per-hop", "run-per-hop-sharing")}
-    found = known_depth_runs(s, models, "recursion", RECURSION)
-    return [run for run in found if run.train.seed < 3]
+    found = known_depth_runs(s, models, "run-per-hop", RECURSION)
+    return [run for run in found if run.train.seed < SEEDS]

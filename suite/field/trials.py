@@ -1,4 +1,4 @@
-"""The settings of each system that were tried before its rows were trained."""
+"""The settings of each system that were tried for a part of its training, on a seed of their own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..runs import Run, Settings
 from .models import field_runs, text_runs
 
 STEPS, SEED = 1500, 10  # a seed that no row of the field has
-# Of each system its trials: fields of ModelConfig or TrainConfig, or options, that differ from its row. Early
-# exit by confidence has no setting but its threshold, which the target depth sets
+# Of each system its trials: fields of ModelConfig or TrainConfig, or options, in place of those of its row.
+# Early exit by confidence has no setting but its threshold, which the target depth sets
 PAIRS = [dict(alpha=alpha, weight=weight) for alpha in (0.1, 1.0) for weight in (0.001, 0.01)]
 EXPERTS = [dict(balance=0.001), dict(balance=0.01), dict(balance=0.1), dict(experts=8)]
 TRIALS: dict[str, list[dict]] = {

@@ -31,7 +31,7 @@ from .figures import (
     save_figure,
 )
 from .glance import glance_table, without_intervals
-from .headlines import headline, sentence, show, whole_answer
+from .headlines import early_sentence, headline, sentence, show, whole_answer
 from .known_depth import (
     TEXT_PAIRS,
     by_hops,

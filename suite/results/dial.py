@@ -90,10 +90,12 @@ def dial_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def dial_sentence(table: pd.DataFrame) -> str:
     """Whether depth follows difficulty: at the depth asked for at which x is nearest to half of its depth,
-    and at the one with the lowest loss, which is that of the training."""
+    and at the one with the lowest loss. Nothing for an empty table."""
+    if table.empty:
+        return ""
     depth, loss = by_target(table, "depth"), table.groupby("target")["loss"].mean()
-    target, own = (depth.mean(axis=1) - (1 + depth.max(axis=None)) / 2).abs().idxmin(), loss.idxmin()
-    r = {at: table[table["target"] == at]["r"] for at in (target, own)}
+    target, best = (depth.mean(axis=1) - (1 + depth.max(axis=None)) / 2).abs().idxmin(), loss.idxmin()
+    r = {at: table[table["target"] == at]["r"] for at in (target, best)}
     mean, low, high = interval(r[target])
     so_far = len(r[target]) < LEAST_SEEDS and mean > 0
     found = "harder questions get more of it" + (", so far" if so_far else "")
@@ -103,10 +105,10 @@ def dial_sentence(table: pd.DataFrame) -> str:
         seeds = f"95 % interval {signed(low, 2)} to {signed(high, 2)}; {seeds}"
     held = "Held to less depth after training (the wide setting of notebook 07)"
     told = f"rank correlation of depth with the number of hops {signed(mean, 2)} ({seeds})"
-    same = f"At its own depth, E {own:g}, all questions run about as deep ({signed(r[own].mean(), 2)})"
     return (
-        f"{held}, {start}: at E {target:g}, {told}, though with a loss of {loss[target]:.2f} nats in place "
-        f"of {loss[own]:.2f}. {same}."
+        f"{held}, {start}: at E {target:g}, {told}, though with a loss of {loss[target]:.2f} nats. At E "
+        f"{best:g}, where the loss is lowest ({loss[best]:.2f}), the correlation is "
+        f"{signed(r[best].mean(), 2)}."
     )
 
 

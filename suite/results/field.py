@@ -51,7 +51,9 @@ FIXED = ("fixed-half", "fixed-between", "fixed-deep")
 NO_CHOICE = (*FIXED, "planted", "blind", "lora", "sliced", "moe-top1", "moe-top2")
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
 NO_RECORD = "no record yet"
-ASKED = 3  # seeds that a row is to have
+# Systems that have six seeds, for they were best with the first three; the others have three
+BEST = (*FIXED, "worth", "mor-moe", "mor-expert", "mor-token")
+BEST_ON_TEXT = (*FIXED, "moe-top1", "moe-top2", "mod", "mor")
 COST_NAMES = ("operations", "cache", "step", "decode", "r", "balance")
 # On text, what experiment 1 trained long calls the fixed models of the field
 ON_TEXT = {"fixed-shallow": "fixed-half", "fixed-at-E": "fixed-between", "fixed-deep": "fixed-deep"}
@@ -140,17 +142,20 @@ def names_of(records: pd.DataFrame, labels: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def field_table(records: pd.DataFrame, costs: pd.DataFrame, seeds: int, rows=tuple(NAMES)) -> pd.DataFrame:
+def field_table(
+    records: pd.DataFrame, costs: pd.DataFrame, seeds: int = 6, rows=tuple(NAMES)
+) -> pd.DataFrame:
     """One row a system, whether it has records or not: means over seeds.
 
     way: per cent of the way from half of the layers to all, in loss. costs: of `suite.cost`, by run. seeds:
-    how many there are to be. Empty where nothing was measured.
+    how many there are to be at most; a row that is not among the best is to have three. Empty where nothing
+    was measured.
     """
     names, table = names_of(records, rows), {}
-    scored = with_costs(records, costs)
+    scored, best = with_costs(records, costs), BEST_ON_TEXT if is_text(records) else BEST
     for label in rows:
-        own = scored[scored["model"] == label]
-        table[names[label]] = row_of(own, seeds) if len(own) else {"seeds": NO_RECORD}
+        own, asked = scored[scored["model"] == label], seeds if label in best else min(seeds, 3)
+        table[names[label]] = row_of(own, asked) if len(own) else {"seeds": NO_RECORD}
     return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis("system")
 
 
@@ -321,7 +326,7 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
         f"Held-out lines of {first['data']['name']}, width {width}, {steps:,} steps. *way*: of the way from "
         "half of the layers to all, in loss. Token worth is held by hand to the depth that its plan needs."
     )
-    table = field_table(records, costs, ASKED)
+    table = field_table(records, costs)
     shown = ["seeds", "loss (nats)", "way (%)", "operations a token (thousands)"]
     on_text = on_text_sentence(stored_text_field(folder), costs)
     note = "\n\n".join(filter(None, [on_text, note]))

@@ -8,19 +8,20 @@ from pathlib import Path
 import pandas as pd
 
 from ..runs import stored_records
-from .known_depth import hops_verdicts, main_records, steps_of
+from .known_depth import MAIN, WORTH, hops_verdicts, main_records, steps_of, worth_on_text
 from .stats import compare
 from .tables import deciding_interval, plain_names, signed, verdict_words
 
 MOR, EQUAL = "mor-equal-epochs", "mor-source-protocol"  # of experiment 2
-WORTH = [("fixed-deep", "fixed-shallow"), ("fixed-at-E", "fixed-shallow"), ("mor", "fixed-shallow")]
+DEPTH = [("fixed-deep", "fixed-shallow"), ("fixed-at-E", "fixed-shallow"), ("mor", "fixed-shallow")]
 # Each experiment's comparisons on which an answer rests
 COMPARED = {
     "exp1": [("mor", "fixed-deep"), ("mor", "fixed-at-E")],
-    "exp1-long": [("mor", "fixed-deep"), ("mor", "fixed-at-E"), *WORTH],
-    "exp1-thin-long": [*WORTH, ("by-kind", "blind-tokens"), ("by-kind", "mor")],
+    "exp1-long": [("mor", "fixed-deep"), ("mor", "fixed-at-E"), *DEPTH],
+    "exp1-thin-long": [*DEPTH, ("by-kind", "blind-tokens"), ("by-kind", "mor")],
     "exp2": [(MOR, "fixed-shallow"), (EQUAL, "fixed-shallow"), (EQUAL, "fixed-long")],
     "exp2-long": [(MOR, "fixed-shallow")],
+    "exp2-worth": [(WORTH, "fixed-shallow")],
     "bangla": [("mor-deep", "fixed-deep"), ("mor-deep", "fixed-at-E"), ("mor-half", "fixed-shallow")],
 }
 INTERVAL = re.compile(r"(?:, |(?<=\())9[05] % intervals? \S+ to [^\s;),]+")
@@ -41,26 +42,30 @@ def glance_table(folder: Path | None = None) -> pd.DataFrame:
     """
     rows = []
     for experiment, pairs in COMPARED.items():
-        records = stored_records(experiment, folder)
+        records = (
+            worth_on_text("exp2", folder)
+            if experiment == "exp2-worth"
+            else stored_records(experiment, folder)
+        )
         found = [pair for pair in pairs if set(pair) <= set(records.get("model", ()))]
         names = plain_names(records) if found else {}
         for a, b in found:
             c = compare(records, a, b)
             told = f"{names[a]} against {names[b]}", signed(c["mean"]), deciding_interval(c)
-            rows.append([setting(records), *told, verdict_words(c)])
+            pair = records[records["model"].isin([a, b])]
+            rows.append([setting(pair), *told, verdict_words(c)])
     known = main_records(folder)
-    for row in hops_verdicts(known).itertuples(index=False) if len(known) else ():
+    for row in hops_verdicts(known).itertuples(index=False) if MAIN <= set(known.get("model", ())) else ():
         rows.append([setting(known), f"token worth against {row[0]}", *row[1:]])
     return pd.DataFrame(rows, columns=["setting", "who against whom", "points", "interval", "verdict"])
 
 
 def setting(records: pd.DataFrame) -> str:
-    """Text, width and length of training of some records; where models train differently, the shortest."""
-    first = records.iloc[0]
-    config = min((r["config"] for r in records["record"]), key=lambda config: config["train"]["epochs"])
-    length = f"{config['train']['epochs']} epochs"
+    """Text, width and length of training of some records."""
+    first, configs = records.iloc[0], [r["config"] for r in records["record"]]
+    length = " and ".join(map(str, sorted({c["train"]["epochs"] for c in configs}))) + " epochs"
     if "details" in first["record"]["metrics"]:  # a task, whose epochs nobody counts
-        length = f"{steps_of(config):,} steps"
+        length = f"{min(map(steps_of, configs)):,} steps"
     split = first["record"]["data"]["split"]
     text = first["data"] + ("" if split == "full" else f", {split}")
-    return f"{text}, width {config['model']['d_model']}, {length}"
+    return f"{text}, width {configs[0]['model']['d_model']}, {length}"

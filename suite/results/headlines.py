@@ -66,7 +66,7 @@ def sentence(experiment: str, records: pd.DataFrame) -> str:
 
 
 def whole_answer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
-    """An experiment's `sentence`, whether its models beat counting, and what becomes of it in longer
+    """An experiment's `sentence`, how near its models are to counting, and what becomes of it in longer
     training."""
     told = sentence(experiment, records) + early_sentence(experiment, records, folder)
     return told + trained_longer(experiment, records, folder)
@@ -90,19 +90,21 @@ def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None =
 
 
 def early_sentence(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
-    """That a fixed model of some records has a higher loss than counting, so that they say little of depth;
-    nothing where it has not. Records of long training know tables of more orders of the same text."""
+    """How a fixed model of some records stands to counting, where that has a lower loss, or guesses right
+    more often: then they say little of depth. Records of long training know more tables of the same text."""
     long = stored_records(f"{experiment}-long", folder)
     order, counts = best_count(long if len(long) else records)
     label = next(label for label in ("fixed-deep", "fixed-shallow") if label in set(records["model"]))
     own = records[records["model"] == label]
-    if own["loss"].mean() < counts["loss"]:
-        return ""
-    layers = count(own["record"].iloc[0]["config"]["model"]["n_layers"])
-    return (
-        f" Read it as early training: {layers} layers have a higher loss than counting {order}-grams "
-        f"({own['loss'].mean():.3f} against {counts['loss']:.3f} nats)."
-    )
+    config, loss, right = own["record"].iloc[0]["config"], own["loss"].mean(), own["accuracy"].mean()
+    trained = f"{count(config['model']['n_layers'])} layers after {config['train']['epochs']} epochs"
+    told = []
+    if counts["loss"] < loss:
+        told.append(f"has a lower loss ({counts['loss']:.3f} against {loss:.3f} nats)")
+    if counts["accuracy"] > right:
+        told.append(f"guesses right more often ({counts['accuracy']:.1f} against {right:.1f} %)")
+    early = f" It is early training: counting {order}-grams {' and '.join(told)} than {trained}."
+    return early if told else ""
 
 
 def best_count(records: pd.DataFrame) -> tuple[str, dict]:

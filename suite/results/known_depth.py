@@ -221,6 +221,7 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
     fixed = [label for label in ("fixed-half", "fixed-half-long", "fixed-deep") if label in names]
     against = {label: compare(scored, "worth", label, metric="hops", margin=1.0) for label in fixed}
+    most = by_hops(records)["k"].max()
     start = {"better": "One router does", "worse": "No"}.get(verdict_of(against["fixed-half"]), "Not shown")
     others = [f"{names['fixed-half']} {right['fixed-half']}"]
     others += [f"MoR {right['mor']}"] if "mor" in right else []
@@ -229,10 +230,12 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     others += [f"a plan written by hand {right['planted']}"] if "planted" in right else []
     told = (
         f"{start}, on a task that asks to follow a permutation several times. *Token worth*, a router that "
-        f"learns what depth is worth, answers {right['worth']} of the hard questions, {', '.join(others)}."
+        f"learns what depth is worth, answers {right['worth']} of the hard questions of {most // 2 + 1} to "
+        f"{most} hops, {', '.join(others)}."
     )
     for label, c in against.items():
-        told += f" Against {names[label]}: {verdict_of(c)}, {points_of(c)}."
+        shows = f"{verdict_of(c)}, " if c["pairs"] >= LEAST_SEEDS else ""
+        told += f" Against {names[label]}: {shows}{points_of(c)}."
     depth = records[records["model"] == "worth"]["effective_depth"].mean()
     return f"{told} Its depth, E {depth:.1f}, is set by hand to what a plan needs."
 
@@ -261,9 +264,11 @@ def chains_sentence(folder: Path | None = None) -> str:
     )
 
 
-def worth_on_text(experiment: str) -> pd.DataFrame:
+def worth_on_text(experiment: str, folder: Path | None = None) -> pd.DataFrame:
     """The stored records of an experiment on text, with those of `runs.worth_runs` on its text and seeds."""
-    own, added = stored_records(experiment), stored_records(f"{experiment}-worth")
+    own, added = (stored_records(name, folder) for name in (experiment, f"{experiment}-worth"))
+    if own.empty or added.empty:
+        return own
     added = added.assign(experiment=experiment, model=added["model"].replace(ON_TEXT))
     return pd.concat([own, added], ignore_index=True)
 

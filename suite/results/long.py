@@ -12,8 +12,8 @@ from ..runs.experiments import ROUTED, THIN
 from .figures import accuracy_against_depth
 from .headlines import HOW_TO_READ, best_count, show
 from .known_depth import points_of
-from .stats import compare, interval
-from .tables import count, share_words, signed, span, verdicts
+from .stats import LEAST_SEEDS, compare, interval
+from .tables import count, share_words, signed, span, verdict_words, verdicts
 
 TEXT_NAMES = {
     "exp1": "Tiny Shakespeare",
@@ -114,8 +114,11 @@ def epochs_of(records: pd.DataFrame) -> int:
 
 
 def gap(records: pd.DataFrame, a: str, b: str) -> str:
-    """A difference in points of accuracy with its 95 % interval and its seeds."""
-    return points_of(compare(records, a, b), digits=2)
+    """A difference in points of accuracy with its interval and its seeds, and from six seeds on what it shows
+    in words."""
+    c = compare(records, a, b)
+    shows = f"{verdict_words(c)}, " if c["pairs"] >= LEAST_SEEDS else ""
+    return shows + points_of(c, digits=2)
 
 
 def depth_sentence(experiment: str, folder: Path | None = None) -> str:

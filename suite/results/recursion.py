@@ -21,30 +21,39 @@ from .known_depth import shares
 from .tables import count
 
 FILE = "recursion.json"
-MOST = 10  # runs that are asked for
+MOST = 7  # runs that are asked for: on eight symbols a further hop leads back to the first
 KEYS = {"run-per-hop": "keys of each recursion", "run-per-hop-sharing": "keys of the first, shared"}
 
 
 def measure_recursion(specs: list[Run], most: int = MOST) -> pd.DataFrame:
     """One row a run and number of times that the block is run: `right`, how often the answer is as many hops
-    away (%), over hard answers of held-out lines.
+    away (%), over hard answers of held-out lines that stand on a cycle longer than these hops.
 
-    The question's number stays one of those of the training; the further runs are added to it, up to `most`.
-    Runs that are not finished are trained.
+    Up to the K hops of the training, questions are those that ask for as many. Beyond, they are all that can
+    be asked, and the block is run so much more often. Runs that are not finished are trained.
     """
     rows = []
     for spec in specs:
         model, record, task = trained_model(spec)
         lines = task.windows("heldout", model.cfg.max_len)
         asked, table = task.answers(lines), lines[:, : task.symbols] - task.hops
-        for extra in range(most - task.hops + 1):
-            guess = likeliest(model, lines, extra)[:, task.places(model.cfg.max_len)] - task.hops
-            right = guess == hop(table, asked["x"], asked["k"] + extra)
-            for k in task.numbers():
-                hard = asked["hard"] & (asked["k"] == k)
-                row = dict(run=record["id"], model=spec.model, seed=spec.train.seed, k=k, runs=k + extra)
-                rows.append(row | dict(right=100 * right[hard].double().mean().item()))
+        for k in task.numbers():
+            for runs in (k, *range(task.hops + 1, most + 1)):
+                guess = likeliest(model, lines, runs - k)[:, task.places(model.cfg.max_len)] - task.hops
+                judged = asked["hard"] & (asked["k"] == k) & ~returns(table, asked["x"], runs)
+                right = guess == hop(table, asked["x"], torch.full_like(asked["x"], runs))
+                row = dict(run=record["id"], model=spec.model, seed=spec.train.seed, k=k, runs=runs)
+                rows.append(row | dict(right=100 * right[judged].double().mean().item()))
     return pd.DataFrame(rows)
+
+
+def returns(table: Tensor, x: Tensor, hops: int) -> Tensor:
+    """Whether so many hops or fewer lead from x [n, A] back to it, by tables [n, m]."""
+    at, found = x, torch.zeros_like(x, dtype=torch.bool)
+    for _ in range(hops):
+        at = table.gather(1, at)
+        found |= at == x
+    return found
 
 
 @torch.no_grad()
@@ -66,6 +75,11 @@ def stored_recursion(path: Path = REFERENCE / FILE) -> pd.DataFrame:
     return pd.DataFrame(read_rows(path), columns=["run", "model", "seed", "k", "runs", "right"])
 
 
+def named(table: pd.DataFrame) -> dict[str, str]:
+    """The ways to keep keys that a table knows, in words."""
+    return {model: name for model, name in KEYS.items() if model in set(table["model"])}
+
+
 def by_runs(table: pd.DataFrame) -> pd.DataFrame:
     """Right answers (%), means over the numbers that questions name: a row a model and seed, a column a
     number of runs."""
@@ -83,13 +97,13 @@ def recursion_sentence(table: pd.DataFrame) -> str:
     if table.empty:
         return ""
     trained, wide, told = int(table["k"].max()), by_runs(table), []
-    for model, name in KEYS.items():
-        further = (trained + 1, trained + 2)
-        reached = [f"{shares(wide.loc[model, runs])} % after {count(runs)}" for runs in further]
+    for model, name in named(table).items():
+        shown = [runs for runs in (trained, trained + 1, trained + 2) if runs in wide]
+        reached = [f"{shares(wide.loc[model, runs])} % after {count(runs)}" for runs in shown]
         told.append(f"{name}: {', '.join(reached)}")
     n = table["seed"].nunique()
     return (
-        f"A block that learnt to follow up to {count(trained)} hops, one a run, is run more often. Right "
+        f"A block that is trained to follow up to {count(trained)} hops, one a run, is run more often. Right "
         f"answers with {'; with '.join(told)} ({count(n)} seed{'' if n == 1 else 's'}; guessing: 12 %)."
     )
 
@@ -99,7 +113,8 @@ def draw_recursion(table: pd.DataFrame) -> Figure:
     figure_style()
     figure, ax = plt.subplots(figsize=(7, 3.6))
     wide, looks = by_runs(table), dict(zip(KEYS, ((VERMILLION, "D", "--"), (BLUE, "s", "-"))))
-    for model, (colour, marker, line) in looks.items():
+    for model in named(table):
+        colour, marker, line = looks[model]
         for number, (_, own) in enumerate(wide.loc[[model]].iterrows()):
             label = KEYS[model] if number == 0 else None
             ax.plot(own.index, own, color=colour, marker=marker, markersize=4, linestyle=line, label=label)

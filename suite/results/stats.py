@@ -75,7 +75,7 @@ def compare(
     a, b, metric, margin, pairs; mean; low, high: 95 % interval by Student's t; low90, high90: the 90 % one;
     p: two-sided sign-flip test; p_equivalent: the larger p of the two one-sided t tests of equality within
     the margin; claim: what the seeds show, see the top of this file. With fewer than six pairs, or where a
-    run does not beat counting, it claims nothing and says so.
+    run does not beat its table of counts, it claims nothing and says so.
     Raises ValueError if a model has no record, or if the records are of different kinds.
     """
     check_one_kind(records)
@@ -100,7 +100,7 @@ def compare(
 def claim_of(comparison: dict, did_train: bool = True) -> str:
     """What a comparison shows, in words."""
     if not did_train:
-        return "none: a run does not beat counting"
+        return "none: a run does not beat its table of counts"
     if comparison["pairs"] < LEAST_SEEDS:
         return f"none: {comparison['pairs']} seeds are too few ({LEAST_SEEDS} or more)"
     claims = []

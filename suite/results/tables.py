@@ -14,7 +14,7 @@ from morlib import ModelConfig, depth_budget
 from ..runs import Run, check_one_kind
 from .stats import compare, different, equal, interval, new_seed_range
 
-BEATS = "beats counting"  # of a row: whether every seed has the loss that its preset asks for
+BEATS = "beats its table"  # of a row: whether every seed has the loss that its preset asks for
 WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
 SHARES = {1 / 2: "half", 1 / 3: "a third", 1 / 4: "a quarter", 2 / 3: "two thirds", 3 / 4: "three quarters"}
 # What the labels of the experiments mean, in the order of tables. n: layers, k: blocks, E: effective depth
@@ -154,7 +154,7 @@ def who_runs(cfg: ModelConfig) -> str:
     chosen = who.get(cfg.routing, "a blind choice")
     if cfg.target_depth is None or cfg.routing not in who:
         return chosen
-    everyone = sum(share >= 1 for share, _ in depth_budget(cfg))
+    everyone = sum(spent == (1.0, 0.0) for spent in depth_budget(cfg))
     return f"every token in {everyone}, {chosen} in {cfg.n_layers - everyone}" if everyone else chosen
 
 
@@ -382,7 +382,7 @@ def range_words(values: pd.Series) -> str:
 
 def sources_table(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model, in the order of the records: held-out accuracy (%), loss (nats), E by argmax and
-    sampled, and whether every seed beats counting.
+    sampled, and whether every seed beats its table of counts.
 
     From three seeds on also where the accuracy of a further one is expected (95 %).
     """

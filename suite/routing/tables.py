@@ -22,7 +22,7 @@ ORACLE = {  # what `interventions.oracle` gives, in words
 
 
 def model_table(models: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of each model, and whether every seed beats counting."""
+    """Means over seeds of each model, and whether every seed beats its table of counts."""
     table = models.groupby(["text", "model"], sort=False).agg(
         seeds=("seed", "size"),
         loss=("loss", "mean"),
