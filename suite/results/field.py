@@ -338,11 +338,11 @@ def choices_table(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Which system to choose by what matters: of all that learn who is deep, and of those without a choice.
 
     Left out are the plan written down, which nobody has on another task, the blind control, and routers that
-    chose nothing at any seed.
+    chose nothing at some seed.
     """
     columns = ["what matters", "system", "loss (nats)", "operations a token (thousands)"]
     scored = with_costs(records, costs)
-    fallen = scored.groupby("model")["collapsed"].all()
+    fallen = scored.groupby("model")["collapsed"].any()
     scored = scored[~scored["model"].isin(["planted", "blind", *fallen[fallen].index])]
     if not {"fixed-half", "fixed-deep"} <= set(scored["model"]):
         return pd.DataFrame(columns=columns)

@@ -19,6 +19,7 @@ FRONT_LINES = {  # of models that differ in depth only
     "worth": "token worth",
     "planted": "the plan written down",
     "mor": "MoR of notebook 02",
+    "mor-spread": "MoR, choice in all layers but one",
     "blind": "blind, whole tokens",
 }
 LOOKS = DRAWN | {"fixed": Look(BLACK, "o", "--", False)}
@@ -33,7 +34,9 @@ def front_records(folder: Path | None = None) -> pd.DataFrame:
     if own.empty or narrow.empty:
         return pd.DataFrame()
     both = with_hops(pd.concat([own, narrow[narrow["model"] != "fixed-half-long"]], ignore_index=True))
-    both["line"] = both["model"].str.split("[ -]", regex=True).str[0]
+    both["line"] = both["model"].where(
+        both["model"].isin(FRONT_LINES), both["model"].str.split("[ -]").str[0]
+    )
     both["asked"] = [asked_depth(record["config"]["model"]) for record in both["record"]]
     return both[both["line"].isin(FRONT_LINES)]
 
