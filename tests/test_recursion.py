@@ -58,11 +58,11 @@ def trained(monkeypatch):
 
 
 def test_more_runs_are_judged_by_as_many_hops(trained, tmp_path):
-    table = results.measure_recursion(trained, most=6)
+    table = results.measure_recursion(trained, most=6, lines=80)
     assert sorted(table["runs"].unique()) == list(range(1, 7)) and len(table) == 2 * 3 * (1 + 3)
     for spec in trained:
         model, _, task = runs.trained_model(spec)
-        lines = task.windows("heldout", 64)
+        lines = task.windows("heldout", 64, 80)
         of_k = {row["k"]: row["accuracy"] for row in task.by_hops(morlib.score(model, lines), lines)}
         own = table[(table["model"] == spec.model) & (table["runs"] == table["k"])]
         assert own.set_index("k")["right"].to_dict() == pytest.approx(of_k), "as the task itself says"
@@ -83,7 +83,7 @@ def test_answers_are_judged_by_the_hops_that_were_run(trained, monkeypatch):
 
     monkeypatch.setattr(recursion, "likeliest", oracle)
     for followed["all"], beyond in ((True, 100.0), (False, 0.0)):
-        table = results.measure_recursion(trained[:1])
+        table = results.measure_recursion(trained[:1], lines=300)
         assert set(table[table["runs"] > 3]["right"]) == {beyond}
         assert set(table[table["runs"] <= 3]["right"]) == {100.0}
 

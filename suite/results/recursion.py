@@ -25,21 +25,22 @@ MOST = 7  # runs that are asked for: on eight symbols a further hop leads back t
 KEYS = {"run-per-hop": "keys of each recursion", "run-per-hop-sharing": "keys of the first, shared"}
 
 
-def measure_recursion(specs: list[Run], most: int = MOST) -> pd.DataFrame:
+def measure_recursion(specs: list[Run], most: int = MOST, lines: int | None = None) -> pd.DataFrame:
     """One row a run and number of times that the block is run: `right`, how often the answer is as many hops
     away (%), over hard answers of held-out lines that stand on a cycle longer than these hops.
 
     Up to the K hops of the training, questions are those that ask for as many. Beyond, they are all that can
-    be asked, and the block is run so much more often. Runs that are not finished are trained.
+    be asked, and the block is run so much more often. lines: how many are read; None: all that records are
+    judged on. Runs that are not finished are trained.
     """
     rows = []
     for spec in specs:
         model, record, task = trained_model(spec)
-        lines = task.windows("heldout", model.cfg.max_len)
-        asked, table = task.answers(lines), lines[:, : task.symbols] - task.hops
+        read = task.windows("heldout", model.cfg.max_len, lines)
+        asked, table = task.answers(read), read[:, : task.symbols] - task.hops
         for k in task.numbers():
             for runs in (k, *range(task.hops + 1, most + 1)):
-                guess = likeliest(model, lines, runs - k)[:, task.places(model.cfg.max_len)] - task.hops
+                guess = likeliest(model, read, runs - k)[:, task.places(model.cfg.max_len)] - task.hops
                 judged = asked["hard"] & (asked["k"] == k) & ~returns(table, asked["x"], runs)
                 right = guess == hop(table, asked["x"], torch.full_like(asked["x"], runs))
                 row = dict(run=record["id"], model=spec.model, seed=spec.train.seed, k=k, runs=runs)
