@@ -10,7 +10,7 @@ import torch
 import morlib
 from suite import field, results, runs, texts
 from suite.results import recursion
-from suite.texts.known_depth import hop
+from suite.texts.known_depth import hop, returns
 
 KINDS = ("run-per-hop", "run-per-hop-sharing")
 
@@ -90,8 +90,8 @@ def test_answers_are_judged_by_the_hops_that_were_run(trained, monkeypatch):
 
 def test_a_cycle_of_two_returns_after_two():
     table, x = torch.tensor([[1, 0, 3, 4, 2]]), torch.tensor([[0, 2]])
-    assert recursion.returns(table, x, 1).tolist() == [[False, False]]
-    assert recursion.returns(table, x, 2).tolist() == [[True, False]]
+    assert returns(table, x, 1).tolist() == [[False, False]]
+    assert returns(table, x, 2).tolist() == [[True, False]]
 
 
 def test_what_is_shown_is_what_was_measured():

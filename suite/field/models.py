@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..results.field import BEST, BEST_ON_TEXT
+from ..results.field import BEST, BEST_ON_TEXT, MOST_SEEDS, SEEDS
 from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, settings
 from ..runs.experiments import LONG, TEXTS, WORTH_TRAINING, Changes, experiment_runs
 from ..runs.known_depth import RATE, fixed_between
 
 CONTROLS = ("fixed-deep", "planted", "blind", "worth", "mor")  # as `known_depth_models` makes them
-SEEDS, MOST_SEEDS = 3, 6  # of each system; of fixed depth and of BEST, which were best with the first three
 ADDED = {"dr": 1 / 20}  # systems that are added to a trained model, and the share of its steps that they take
 # Options on text, where a pass is worth less. Of act the best of its trials there. The price of dr is what a
 # layer is worth there to fixed models, from six to twelve of them; it was not tried

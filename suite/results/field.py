@@ -51,7 +51,7 @@ FIXED = ("fixed-half", "fixed-between", "fixed-deep")
 NO_CHOICE = (*FIXED, "planted", "blind", "lora", "sliced", "moe-top1", "moe-top2")
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
 NO_RECORD = "no record yet"
-# Systems that have six seeds, for they were best with the first three; the others have three
+SEEDS, MOST_SEEDS = 3, 6  # of each system; of fixed depth and of those that were best with the first three
 BEST = (*FIXED, "worth", "mor-moe", "mor-expert", "mor-token")
 BEST_ON_TEXT = (*FIXED, "moe-top1", "moe-top2", "mod", "mor")
 COST_NAMES = ("operations", "cache", "step", "decode", "r", "balance")
@@ -143,7 +143,7 @@ def names_of(records: pd.DataFrame, labels: Sequence[str]) -> dict[str, str]:
 
 
 def field_table(
-    records: pd.DataFrame, costs: pd.DataFrame, seeds: int = 6, rows=tuple(NAMES)
+    records: pd.DataFrame, costs: pd.DataFrame, seeds: int = MOST_SEEDS, rows=tuple(NAMES)
 ) -> pd.DataFrame:
     """One row a system, whether it has records or not: means over seeds.
 
@@ -154,7 +154,7 @@ def field_table(
     names, table = names_of(records, rows), {}
     scored, best = with_costs(records, costs), BEST_ON_TEXT if is_text(records) else BEST
     for label in rows:
-        own, asked = scored[scored["model"] == label], seeds if label in best else min(seeds, 3)
+        own, asked = scored[scored["model"] == label], seeds if label in best else min(seeds, SEEDS)
         table[names[label]] = row_of(own, asked) if len(own) else {"seeds": NO_RECORD}
     return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis("system")
 

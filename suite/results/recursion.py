@@ -15,7 +15,7 @@ from morlib import Transformer
 
 from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, trained_model
-from ..texts.known_depth import hop
+from ..texts.known_depth import hop, returns
 from .figures import BLUE, GREY, VERMILLION, figure_style
 from .known_depth import shares
 from .tables import count
@@ -38,23 +38,17 @@ def measure_recursion(specs: list[Run], most: int = MOST, lines: int | None = No
         model, record, task = trained_model(spec)
         read = task.windows("heldout", model.cfg.max_len, lines)
         asked, table = task.answers(read), read[:, : task.symbols] - task.hops
-        for k in task.numbers():
-            for runs in (k, *range(task.hops + 1, most + 1)):
-                guess = likeliest(model, read, runs - k)[:, task.places(model.cfg.max_len)] - task.hops
+        for extra in range(most):
+            guess = likeliest(model, read, extra)[:, task.places(model.cfg.max_len)] - task.hops
+            for k in task.numbers():
+                runs = k + extra
+                if runs > most or extra and runs <= task.hops:
+                    continue
                 judged = asked["hard"] & (asked["k"] == k) & ~returns(table, asked["x"], runs)
                 right = guess == hop(table, asked["x"], torch.full_like(asked["x"], runs))
                 row = dict(run=record["id"], model=spec.model, seed=spec.train.seed, k=k, runs=runs)
                 rows.append(row | dict(right=100 * right[judged].double().mean().item()))
     return pd.DataFrame(rows)
-
-
-def returns(table: Tensor, x: Tensor, hops: int) -> Tensor:
-    """Whether so many hops or fewer lead from x [n, A] back to it, by tables [n, m]."""
-    at, found = x, torch.zeros_like(x, dtype=torch.bool)
-    for _ in range(hops):
-        at = table.gather(1, at)
-        found |= at == x
-    return found
 
 
 @torch.no_grad()

@@ -9,9 +9,8 @@ from morlib import Decision, ModelConfig, StepInput
 
 from ..files import REFERENCE
 
-CONTEXTS = (
-    REFERENCE / "depth_pays.json"
-)  # written by `suite.routing.save_contexts`, read by `suite.field.told`
+# Written by `suite.routing.save_contexts`, read by `suite.field.told`
+CONTEXTS = REFERENCE / "depth_pays.json"
 
 
 class WholeTokens(morlib.Policy):

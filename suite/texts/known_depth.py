@@ -85,11 +85,7 @@ class Hops(Drawn):
         m, K, places = self.symbols, self.hops, self.places(lines.shape[1] - 1)
         k, x, answer = lines[:, places - 1] + 1, lines[:, places] - K, lines[:, places + 1] - K
         table = lines[:, :m] - K
-        long = torch.ones_like(x, dtype=torch.bool)
-        at = x
-        for _ in range(K):
-            at = table.gather(1, at)
-            long &= at != x
+        long = ~returns(table, x, K)
         question = k * m + x
         same = question[:, :, None] == question[:, None, :]  # [n, A, A]
         before = torch.ones(len(places), len(places), dtype=torch.bool).tril(-1)
@@ -142,6 +138,15 @@ def hashed(tables: Tensor) -> Tensor:
         number = (number + column + 1) * 6364136223846793005  # Knuth's multiplier, modulo 2^64
         number = number ^ (number >> 29)
     return (number >> 20) & (2**44 - 1)
+
+
+def returns(table: Tensor, x: Tensor, hops: int) -> Tensor:
+    """Whether so many hops or fewer lead from x [n, A] back to it, by tables [n, m]."""
+    at, found = x, torch.zeros_like(x, dtype=torch.bool)
+    for _ in range(hops):
+        at = table.gather(1, at)
+        found |= at == x
+    return found
 
 
 def hop(table: Tensor, x: Tensor, k: Tensor) -> Tensor:
