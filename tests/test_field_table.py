@@ -109,6 +109,8 @@ def test_partial_records_say_how_many_and_which_are_missing():
     assert table.loc["two layers", "seeds"] == "2 of 3" and table.loc[NAMES["act"], "seeds"] == "1 of 3"
     assert table.loc["PonderNet"].tolist() == [NO_RECORD, *[""] * (table.shape[1] - 1)]
     assert (table["seeds"] == NO_RECORD).sum() == len(NAMES) - 4
+    more = results.field_table(records_of(LOSSES | {"act": [1.45], "worth": [1.3]}), NO_COSTS)
+    assert more.loc[NAMES["worth"], "seeds"] == "1 of 6" and more.loc[NAMES["act"], "seeds"] == "1 of 3"
     none = results.field_table(runs.stored_records("no-such-experiment"), NO_COSTS, 3)
     assert none["seeds"].tolist() == [NO_RECORD] * len(NAMES) and "all layers" in none.index
 
@@ -181,6 +183,11 @@ def test_the_best_by_each_price_is_named():
     fallen = records_of(LOSSES | {"act": [0.9]})
     table = results.choices_table(fallen, costs_of(fallen)).set_index("what matters")["system"]
     assert table["the loss alone"] == "four layers", "act chose nothing"
+    once = records_of(LOSSES | {"act": [0.9, 0.9]}, run=(1.0, 0.5))
+    act = once[once["model"] == "act"]["record"].iloc[0]
+    act["metrics"] = act["metrics"] | dict(action_rates=rates(1.0, 1.0))
+    table = results.choices_table(once, costs_of(once)).set_index("what matters")["system"]
+    assert table["the loss alone"] == "four layers", "act chose nothing at one of two seeds"
     assert results.choices_table(runs.stored_records("no-such-experiment"), NO_COSTS).empty
 
 

@@ -416,6 +416,8 @@ def test_the_front_is_drawn_from_both_kinds_of_records():
     table = results.known_front_table(front)
     fixed = table.loc["fixed depth"]
     assert fixed["E"].tolist() == sorted(fixed["E"]) and {2.0, 3.0, 4.0} <= set(fixed["E"])
+    for label in ("mor", "mor-spread"):
+        assert table.loc[results.known_front.FRONT_LINES[label], "seeds"] == 6, "two kinds of MoR stay apart"
     worth = front[front["line"] == "worth"]
     for asked, own in worth.groupby("asked"):
         assert own["effective_depth"].mean() == pytest.approx(asked, abs=0.05)

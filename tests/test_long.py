@@ -138,6 +138,9 @@ def test_what_depth_is_worth_is_said_with_its_interval(tmp_path, capsys):
     assert "better, +1.01 points (95 % interval +0.86 to +1.16; six seeds)." in told
     assert "MoR, which runs 8.0 layers on average, against the same six: better, +0.71 points (95 %" in told
     assert "Eight fixed layers, which cost as much: better, +0.50 points (95 %" in told
+    few = results.long_records("exp1", tmp_path)
+    told = results.long.gap(few[few["seed"] < 3], "mor", "fixed-deep")
+    assert told.startswith("\u22120.30 points (") and told.endswith("three of six seeds)"), "no verdict yet"
     results.show_long("exp1", tmp_path)
     shown = capsys.readouterr().out
     assert (

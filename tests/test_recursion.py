@@ -35,7 +35,10 @@ def test_a_symbol_runs_the_block_once_a_hop(routing):
         assert (depth[:, [t for t, name in enumerate(task.kinds(64)) if name == kind]] == wanted).all()
     further = small(routing, layers=7, extra=2)
     further.load_state_dict(model.state_dict())
-    assert torch.equal(further(lines[:, :-1]).depth[:, places], 2 + k + 2)
+    out = further(lines[:, :-1])
+    assert torch.equal(out.depth[:, places], 2 + k + 2)
+    assert torch.equal(recursion.likeliest(model, lines, 2), out.logits.argmax(-1))
+    assert not torch.equal(recursion.likeliest(model, lines, 2), model(lines[:, :-1]).logits.argmax(-1))
 
 
 @pytest.mark.parametrize("routing", KINDS)
