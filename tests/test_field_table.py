@@ -384,6 +384,10 @@ def test_of_each_system_one_trial_at_most_is_in_use_and_it_is_the_row_s_own():
     used = table[table["in use"] == "yes"].set_index("system")["setting"].to_dict()
     assert used["mod"] == "router_lr 0.002" and used["moe-top1"] == "balance 0.01"
     assert used["worth"] == "lr 0.002, router_lr 0.002" and used["fixed-half"] == "lr 0.002"
+    losses = table.set_index("system")["validation loss (nats)"]
+    best, chosen = losses.groupby(level=0).min(), losses[(table["in use"] == "yes").to_numpy()]
+    own = [name for name in used if name not in (*FIXED, "worth")]  # of these learning rates were tried
+    assert ((chosen - best)[own] < 0.02).all(), "as notebook 08 says"
     assert used["dr"] == "beta 0" and len(used) == (table["in use"] == "yes").sum()
 
 
