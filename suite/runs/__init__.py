@@ -24,6 +24,7 @@ from .experiments import (
 from .known_depth import (
     NARROW,
     chains_runs,
+    deep_runs,
     front_runs,
     known_depth_models,
     known_depth_runs,

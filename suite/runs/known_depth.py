@@ -37,6 +37,12 @@ class PlantedHops(Planted):
     TASK, DEEP = Hops(8, 6), ("table", "x")
 
 
+class PlantedLongHops(Planted):
+    """For hops-10-K, as for hops-8-K."""
+
+    TASK, DEEP = Hops(10, 8), ("table", "x")
+
+
 class PlantedChains(Planted):
     """For chains-4-5. A variable's number is found where it is defined, and x looks it up there."""
 
@@ -60,10 +66,11 @@ class WholeWindows(morlib.WorthRouter):
 morlib.POLICIES |= {
     "worth-whole-windows": WholeWindows,
     "planted-hops-8": PlantedHops,
+    "planted-hops-10": PlantedLongHops,
     "planted-chains-4-5": PlantedChains,
 }
 
-PLANS = {"hops-8": "planted-hops-8", "chains-4": "planted-chains-4-5"}
+PLANS = {"hops-8": "planted-hops-8", "hops-10": "planted-hops-10", "chains-4": "planted-chains-4-5"}
 
 # Of each preset: the task, its models' depth and width, steps of training, the depth that is asked for, and
 # how many held-out lines a model is judged on where it is not all
@@ -74,6 +81,8 @@ SIZES = {
 }
 # The setting of the field: half of its layers are still behind, in twice the steps too
 NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, batch=32, target=2.3)
+# A harder one: two symbols and two hops more, and twelve layers
+DEEP = dict(task="hops-10-8", layers=12, width=32, steps=16000, batch=32, target=6.0)
 # The second task, in which half of the layers stay behind too
 CHAINS = dict(task="chains-4-5", layers=4, width=32, steps=8000, batch=32, target=2.7)
 RATE = 2e-3  # the learning rate of all of these
@@ -186,6 +195,11 @@ def rate_runs(s: Settings) -> list[Run]:
 def narrow_runs(s: Settings) -> list[Run]:
     """The models of the known depth in the setting NARROW, and half of its layers in twice the steps."""
     return also_longer(s, known_depth_models(s, NARROW), "field", NARROW)
+
+
+def deep_runs(s: Settings) -> list[Run]:
+    """The models of the known depth in the setting DEEP."""
+    return known_depth_runs(s, known_depth_models(s, DEEP), "known-depth-12", DEEP)
 
 
 def also_longer(s: Settings, models: Changes, experiment: str, size: dict) -> list[Run]:
