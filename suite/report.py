@@ -12,6 +12,7 @@ from . import cost, results, routing
 from .files import REFERENCE, ROOT, write_whole
 from .results.tables import count, markdown
 from .routing.answers import sentence as difficulty_sentence
+from .routing.answers import short as short_difficulty
 from .routing.answers import verdict_lines
 from .routing.findings import FILE as ROUTING_FINDINGS
 from .runs import PAIRS, stored_records
@@ -25,6 +26,7 @@ QUESTIONS = {
 DEPTH = "What is depth worth to models that train longer, and how much of it does MoR get?"
 LONG_SENTENCES = (results.gate_sentence, results.depth_sentence, results.kinds_sentence)
 KNOWN = "Where depth is known to matter, does a router find it?"
+DIFFICULTY = "Does its depth follow token difficulty?"
 TIME = "Is skipped work saved time?"
 FIELD = "Which other system of the field finds depth where it matters?"
 FIELD_TEXT = "And on text, where depth is worth little?"
@@ -76,26 +78,31 @@ def results_page() -> str:
 
 def readme_part() -> str:
     """The README's answers, without their intervals, and two pictures."""
-    lines = []
-    for experiment, question in QUESTIONS.items():
-        records = stored_records(experiment)
-        if len(records):
-            answer = results.whole_answer(experiment, records)
-            text = results.TEXT_NAMES[experiment]
-            lines.append(f"- *{question}* On {text}, {answer[0].lower()}{answer[1:]}")
-    told = [*map(results.depth_sentence, ("exp1", "exp1-thin")), results.kinds_sentence("exp1-thin")]
+    lines, stored = [], {name: stored_records(name) for name in QUESTIONS}
+    stored = {name: records for name, records in stored.items() if len(records)}
+    for experiment, records in stored.items():
+        answer = results.sentence(experiment, records) + results.trained_longer(experiment, records)
+        told = f"On {results.TEXT_NAMES[experiment]}, {answer[0].lower()}{answer[1:]}"
+        lines.append(bullet(QUESTIONS[experiment], results.short_answer(experiment, records), told))
+    long = ("exp1", "exp1-thin")
+    told = [*map(results.depth_sentence, long), results.kinds_sentence("exp1-thin")]
     if told := " ".join(filter(None, told)):
-        lines.append(f"- *{DEPTH}* {told}")
+        lines.append(bullet(DEPTH, results.short_depth([*map(results.long_records, long)]), told))
     if subjects := stored_subjects():
         told = f"{difficulty_sentence(subjects)} {routing.gain_sentence(routing.stored_gain())}".strip()
-        lines.append(f"- *Does its depth follow token difficulty, and does it go where depth pays?* {told}")
+        lines.append(bullet(DIFFICULTY, short_difficulty(subjects), told))
     if len(known := results.main_records()):
         told = [results.known_depth_answer(known), results.dial_sentence(results.stored_dial())]
-        lines.append(f"- *{KNOWN}* {' '.join([*told, results.text_sentence()])}")
-    lines += [f"- *{TIME}* {cost.sentence(record)}" for record in cost.speed_records()]
+        lines.append(bullet(KNOWN, results.short_known(known), " ".join([*told, results.text_sentence()])))
+    lines += [bullet(TIME, cost.short(record), cost.sentence(record)) for record in cost.speed_records()]
     text = results.without_intervals("\n".join(lines)) or "No records yet."
-    text = f"{FRONT}\n\n{front_caption()}{UNITS}\n\n{text}"
+    text = f"{FRONT}\n\n{front_caption()}{UNITS} {results.early_line(stored)}\n\n{text}"
     return text if known.empty else f"{text}\n\n{HOPS}"
+
+
+def bullet(question: str, short: str, told: str) -> str:
+    """One of the README's answers: the question, the answer in a few words, and what it rests on."""
+    return " ".join(filter(None, (f"- *{question}*", short and f"**{short}**", told)))
 
 
 def front_caption() -> str:

@@ -470,6 +470,20 @@ def test_a_router_a_layer_and_deciding_once_have_a_sentence_of_their_own():
     assert speed.further_sentence(rows) == ""
 
 
+@pytest.mark.parametrize("small, large, told", [
+    (1.03, 0.72, "Not in small models; yes at width 256."),
+    (0.9, 1.1, "Yes in small models; not at width 256."),
+    (0.9, 0.8, "Yes."), (1.2, 1.1, "No."),
+])  # fmt: skip
+def test_the_short_answer_on_time_is_that_of_both_sizes(small, large, told):
+    rows = {"train-small": small, "train-8-router": large}
+    record = dict(sizes=dict(model=dict(d_model=256)))
+    record["rows"] = {key: dict(measured=r, quartiles=[r - 0.01, r]) for key, r in rows.items()}
+    assert cost.short(record) == told
+    del record["rows"]["train-small"]
+    assert cost.short(record) == ""
+
+
 def test_a_record_of_some_groups_can_be_shown(tmp_path, capsys):
     """`--only` leaves rows out; what is there is shown."""
     (record,) = cost.speed_records()

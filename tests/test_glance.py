@@ -61,6 +61,46 @@ def test_counting_is_named_where_it_is_ahead():
     assert "guesses right more often" in by_guess and "lower loss" not in by_guess
 
 
+def moved(records, model, points):
+    """Records in which a model's accuracy is so many points higher."""
+    return records.assign(accuracy=records["accuracy"] + points * (records["model"] == model))
+
+
+def test_an_experiment_s_short_answer_follows_the_records(tmp_path):
+    exp1, exp2 = runs.stored_records("exp1"), runs.stored_records("exp2")
+    eight = "no better than eight fixed layers"
+    assert results.short_answer("exp1", exp1) == f"Yes, but {eight}; trained longer no."
+    assert results.short_answer("exp1", exp1, tmp_path) == f"Yes, but {eight}."  # no long records there
+    ahead = moved(exp1, "mor", 2.0)
+    assert results.short_answer("exp1", ahead, tmp_path) == "Yes, and better than eight fixed layers."
+    assert results.short_answer("exp1", moved(exp1, "mor", -2.0)) == "No."
+    assert results.short_answer("exp1", exp1[exp1["seed"] < 3]) == "Not shown."
+    assert results.short_answer("exp2", exp2) == "No."
+    assert results.short_answer("exp2", moved(exp2, "mor-equal-epochs", 2.0)) == "Yes."
+
+
+def test_what_depth_is_worth_is_that_of_the_setting_in_which_it_is_worth_most():
+    tables = [results.long_records(name) for name in ("exp1", "exp1-thin")]
+    worth = [results.compare(t, "fixed-deep", "fixed-shallow")["mean"] for t in tables]
+    told = f"{results.signed(max(worth))} points at most; MoR gets"
+    assert results.short_depth(tables) == f"{told} no more of it than fixed layers of its cost."
+    one = [tables[0], moved(tables[1], "mor", 2.0)]
+    assert results.short_depth(one) == f"{told} not always more of it than fixed layers of its cost."
+    both = [moved(t, "mor", 2.0) for t in tables]
+    assert results.short_depth(both) == f"{told} more of it than fixed layers of its cost."
+    assert results.short_depth([]) == ""
+
+
+def test_where_counting_is_ahead_is_said_once():
+    stored = {name: runs.stored_records(name) for name in ("exp1", "exp2")}
+    told = results.early_line(stored)
+    assert told.endswith(
+        "on Tiny Shakespeare 49.3 against 43.8 %, on half of Tiny Shakespeare 50.8 against 44.9 %."
+    )
+    assert "on Tiny" not in results.early_line(stored | dict(exp1=stored["exp1"].assign(accuracy=99.0)))
+    assert results.early_line({"exp1": stored["exp1"].assign(accuracy=99.0)}) == ""
+
+
 def test_the_first_picture_s_caption_is_of_its_fixed_models():
     fixed = runs.stored_records("pareto")
     fixed = fixed[fixed["model"] == "fixed 12"]

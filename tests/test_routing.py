@@ -513,12 +513,15 @@ def test_the_headline_follows_the_findings(stored):
     rising = pd.DataFrame(rows)
     followed = [dataclasses.replace(subject, tables=dict(correlations=rising)) for subject in stored]
     yes = "The router gives harder tokens more depth: on Tiny Shakespeare also among places"
-    assert answers.sentence(followed).startswith(yes)
+    assert answers.sentence(followed).startswith(yes) and answers.short(followed) == "Yes."
     mixed = "Whether the router gives harder tokens more depth depends on the text"
     assert answers.sentence([stored[0], followed[1]]).startswith(mixed)
+    assert answers.short([stored[0], followed[1]]) == "It depends on the text."
+    assert answers.short(stored) == "No."
     two_seeds = dict(correlations=rising[rising["seed"] < 2])
     few = [dataclasses.replace(subject, tables=two_seeds) for subject in stored]
     assert answers.sentence(few).startswith("There are too few seeds")
+    assert answers.short(few) == "Too few seeds to say."
 
 
 # ---- Texts in colour ----

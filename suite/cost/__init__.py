@@ -36,6 +36,7 @@ from .speed import (
     ratios,
     save_live,
     sentence,
+    short,
     speed_records,
     stored_milliseconds,
 )

@@ -164,6 +164,24 @@ def first_table(record: dict) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def saves(row: dict) -> bool:
+    """Whether a row's time is below that of its fixed model, in all but the slowest quarter of its pairs."""
+    return row["quartiles"][1] < 1
+
+
+def short(record: dict) -> str:
+    """Whether MoR's router saves time in training, at both sizes, in a few words; empty where it is not
+    measured."""
+    keys = ("train-small", "train-8-router")
+    if not all(key in record["rows"] for key in keys):
+        return ""
+    small, large = (saves(record["rows"][key]) for key in keys)
+    width = record["sizes"]["model"]["d_model"]
+    if small == large:
+        return "Yes." if small else "No."
+    return f"{'Yes' if small else 'Not'} in small models; {'yes' if large else 'not'} at width {width}."
+
+
 def sentence(record: dict) -> str:
     """Ratios of times in a few sentences: training at both sizes, with a router and blind; decoding."""
     rows, N = record["rows"], record["sizes"]["model"]["n_layers"]
@@ -172,11 +190,10 @@ def sentence(record: dict) -> str:
         return "This record does not hold training and decoding: `make bench` measures them."
     small, routed, blind, one, many = (rows[key] for key in needed)
     third, half = share_words(1 - routed["E"] / N), share_words(1 - one["E"] / N)
-    saves = "saves no time" if small["quartiles"][1] >= 1 else "saves time"
-    width = record["sizes"]["model"]["d_model"]
+    saved, width = "saves" if saves(small) else "saves no", record["sizes"]["model"]["d_model"]
     return (
-        f"At the width of experiment 1 MoR's router {saves} in training: a step that skips {third} of the "
-        f"work takes {small['measured']:.2f} of the fixed model's time. At width {width} it takes "
+        f"At the width of experiment 1 MoR's router {saved} time in training: a step that skips {third} of "
+        f"the work takes {small['measured']:.2f} of the fixed model's time. At width {width} it takes "
         f"{routed['measured']:.2f}, and {blind['measured']:.2f} where chance decides. Decoding there that "
         f"skips {half} takes {one['measured']:.2f} with one sequence and {many['measured']:.2f} with 32, "
         f"where chance decides at each layer.{further_sentence(rows)}"

@@ -31,7 +31,7 @@ from .figures import (
     save_figure,
 )
 from .glance import glance_table, without_intervals
-from .headlines import early_sentence, headline, sentence, show, whole_answer
+from .headlines import TEXT_NAMES, early_line, early_sentence, headline, sentence, show, trained_longer
 from .known_depth import (
     TEXT_PAIRS,
     by_hops,
@@ -54,7 +54,6 @@ from .known_depth import (
 from .known_front import draw_known_front, front_records, known_front_table, plan_sentence
 from .live import LiveCurve
 from .long import (
-    TEXT_NAMES,
     WHO_PAIRS,
     depth_sentence,
     gate_sentence,
@@ -101,3 +100,4 @@ from .tables import (
     vocabulary_table,
     with_interval,
 )
+from .verdict import short_answer, short_depth, short_known

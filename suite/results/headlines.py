@@ -9,11 +9,17 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from ..runs import PAIRS, stored_records
-from ..runs.experiments import ROUTED
+from ..runs.experiments import ROUTED, THIN
 from .figures import accuracy_against_depth
 from .stats import LEAST_SEEDS, compare, different, equal
 from .tables import Text, count, markdown, share_words, signed, span, verdicts
 
+TEXT_NAMES = {
+    "exp1": "Tiny Shakespeare",
+    "exp1-thin": f"Tiny Shakespeare, at width {THIN['d_model']}",
+    "exp2": "half of Tiny Shakespeare",
+    "bangla": "Bangla Wikipedia",
+}
 HOW_TO_READ = (
     "*Equal within half a point*: the 90 % interval lies between \u22120.5 and +0.5. *Better* or *worse*: "
     "the 95 % interval leaves out zero, and a test without assumptions about the spread of seeds "
@@ -30,7 +36,8 @@ def headline(experiment: str, folder: Path | None = None) -> None:
     if records.empty:
         print(f"No stored record of {experiment} ships with this copy: run the notebook to make some.")
         return
-    answer = whole_answer(experiment, records, folder)
+    answer = sentence(experiment, records) + early_sentence(experiment, records, folder)
+    answer += trained_longer(experiment, records, folder)
     show(answer, verdicts(records, PAIRS[experiment]), origin(records))
     picture(experiment, records)
 
@@ -65,13 +72,6 @@ def sentence(experiment: str, records: pd.DataFrame) -> str:
     return efficiency_sentence(records, "mor-deep" if experiment == "bangla" else "mor")
 
 
-def whole_answer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
-    """An experiment's `sentence`, how near its models are to counting, and what becomes of it in longer
-    training."""
-    told = sentence(experiment, records) + early_sentence(experiment, records, folder)
-    return told + trained_longer(experiment, records, folder)
-
-
 def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
     """What becomes of an answer when the models train long, where such records ship; else nothing."""
     long, (routed, _) = stored_records(f"{experiment}-long", folder), ROUTED[experiment]
@@ -91,11 +91,8 @@ def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None =
 
 def early_sentence(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
     """How a fixed model of some records stands to counting, where that has a lower loss, or guesses right
-    more often: then they say little of depth. Records of long training know more tables of the same text."""
-    long = stored_records(f"{experiment}-long", folder)
-    order, counts = best_count(long if len(long) else records)
-    label = next(label for label in ("fixed-deep", "fixed-shallow") if label in set(records["model"]))
-    own = records[records["model"] == label]
+    more often: then they say little of depth."""
+    order, counts, own = against_counting(experiment, records, folder)
     config, loss, right = own["record"].iloc[0]["config"], own["loss"].mean(), own["accuracy"].mean()
     trained = f"{count(config['model']['n_layers'])} layers after {config['train']['epochs']} epochs"
     told = []
@@ -105,6 +102,31 @@ def early_sentence(experiment: str, records: pd.DataFrame, folder: Path | None =
         told.append(f"guesses right more often ({counts['accuracy']:.1f} against {right:.1f} %)")
     early = f" It is early training: counting {order}-grams {' and '.join(told)} than {trained}."
     return early if told else ""
+
+
+def early_line(experiments: dict[str, pd.DataFrame]) -> str:
+    """In one sentence, for which of several experiments counting guesses right more often than their fixed
+    models; nothing where it never does.
+
+    experiments: the records of each.
+    """
+    told = []
+    for experiment, records in experiments.items():
+        _, counts, own = against_counting(experiment, records)
+        if counts["accuracy"] > own["accuracy"].mean():
+            shares = f"{counts['accuracy']:.1f} against {own['accuracy'].mean():.1f} %"
+            told.append(f"on {TEXT_NAMES[experiment]} {shares}")
+    return f"Counting still guesses right more often than a fixed model: {', '.join(told)}." if told else ""
+
+
+def against_counting(
+    experiment: str, records: pd.DataFrame, folder: Path | None = None
+) -> tuple[str, dict, pd.DataFrame]:
+    """The best table of counts of an experiment's text, its order, loss and accuracy, and the fixed model's
+    records to hold it to. Records of long training know more tables of the same text."""
+    long = stored_records(f"{experiment}-long", folder)
+    label = next(label for label in ("fixed-deep", "fixed-shallow") if label in set(records["model"]))
+    return *best_count(long if len(long) else records), records[records["model"] == label]
 
 
 def best_count(records: pd.DataFrame) -> tuple[str, dict]:

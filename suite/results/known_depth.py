@@ -222,16 +222,15 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     fixed = [label for label in ("fixed-half", "fixed-half-long", "fixed-deep") if label in names]
     against = {label: compare(scored, "worth", label, metric="hops", margin=1.0) for label in fixed}
     most = by_hops(records)["k"].max()
-    start = {"better": "One router does", "worse": "No"}.get(verdict_of(against["fixed-half"]), "Not shown")
     others = [f"{names['fixed-half']} {right['fixed-half']}"]
     others += [f"MoR {right['mor']}"] if "mor" in right else []
     could = "MoR with a budget that could pay for a plan"
     others += [f"{could} {right['mor-spread']}"] if "mor-spread" in right else []
     others += [f"a plan written by hand {right['planted']}"] if "planted" in right else []
     told = (
-        f"{start}, on a task that asks to follow a permutation several times. *Token worth*, a router that "
-        f"learns what depth is worth, answers {right['worth']} of the hard questions of {most // 2 + 1} to "
-        f"{most} hops, {', '.join(others)}."
+        "On a task that asks to follow a permutation several times, *token worth*, a router that learns what "
+        f"depth is worth, answers {right['worth']} of the hard questions of {most // 2 + 1} to {most} hops, "
+        f"{', '.join(others)}."
     )
     for label, c in against.items():
         shows = f"{verdict_of(c)}, " if c["pairs"] >= LEAST_SEEDS else ""

@@ -8,19 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from ..runs import stored_records
-from ..runs.experiments import ROUTED, THIN
+from ..runs.experiments import ROUTED
 from .figures import accuracy_against_depth
-from .headlines import HOW_TO_READ, best_count, show
+from .headlines import HOW_TO_READ, TEXT_NAMES, best_count, show
 from .known_depth import points_of
 from .stats import LEAST_SEEDS, compare, interval
 from .tables import count, share_words, signed, span, verdict_words, verdicts
 
-TEXT_NAMES = {
-    "exp1": "Tiny Shakespeare",
-    "exp1-thin": f"Tiny Shakespeare, at width {THIN['d_model']}",
-    "exp2": "half of Tiny Shakespeare",
-    "bangla": "Bangla Wikipedia",
-}
 # Models in which a third of the tokens runs all layers, and what is compared to learn which third matters
 WHO_PAIRS = [
     ("by-kind", "blind-tokens"),

@@ -16,6 +16,7 @@ LEADS = {
     "open": "There are too few seeds to say whether the router gives harder tokens more depth",
     "mixed": "Whether the router gives harder tokens more depth depends on the text",
 }
+SHORT = {"yes": "Yes", "no": "No", "open": "Too few seeds to say", "mixed": "It depends on the text"}
 ON_A_TEXT = {  # how an answer begins, and what it means for one text
     "no, depth falls": "on {text} they even get less",
     "no, depth does not rise": "on {text} no such rise is shown",
@@ -45,13 +46,23 @@ def cases(subjects: list[Subject], measures: tuple[str, ...]) -> list[tuple[str,
             for measure in measures]  # fmt: skip
 
 
+def kind_of_answer(subjects: list[Subject]) -> str:
+    """What the texts say together of depth and entropy: "yes", "no", "open", or "mixed"."""
+    kinds = {answer(part).split(",")[0] for _, _, part in cases(subjects, ("entropy",))}
+    return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def short(subjects: list[Subject]) -> str:
+    """The answer in a word or two."""
+    return f"{SHORT[kind_of_answer(subjects)]}."
+
+
 def sentence(subjects: list[Subject]) -> str:
     """The answer in one sentence, in which the findings decide the words. Difficulty is entropy, since no
     router can know which token will come."""
     by_text = cases(subjects, ("entropy",))
     answers = [answer(part) for _, _, part in by_text]
-    kinds = {text.split(",")[0] for text in answers}
-    lead = LEADS[kinds.pop() if len(kinds) == 1 else "mixed"]
+    lead = LEADS[kind_of_answer(subjects)]
     parts = []
     for (name, _, part), said in zip(by_text, answers):
         words = next(words for begins, words in ON_A_TEXT.items() if said.startswith(begins)).format(

@@ -21,9 +21,9 @@ import morlib
 
 from .. import runs
 from ..files import REFERENCE, read_rows, write_rows, write_whole
+from ..results import TEXT_NAMES
 from ..results.figures import figure_style
 from ..results.headlines import seeds_so_far
-from ..results.long import TEXT_NAMES
 from ..results.stats import interval
 from ..results.tables import with_interval
 from ..runs.whole_tokens import CONTEXTS
