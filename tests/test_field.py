@@ -603,9 +603,9 @@ def smoke(monkeypatch):
 
 
 LABELS = [
-    "act", "blind", "dr", "exit", "exit-confidence", "fixed-between", "fixed-deep", "fixed-half", "lora",
-    "mod", "moe-top1", "moe-top2", "mor", "mor-expert", "mor-expert-cycle", "mor-expert-sharing", "mor-moe",
-    "mor-token", "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "sliced", "worth",
+    "act", "blind", "dr", "exit", "exit-confidence", "fixed-between", "fixed-deep", "fixed-half", "frozen",
+    "lora", "mod", "moe-top1", "moe-top2", "mor", "mor-expert", "mor-expert-cycle", "mor-expert-sharing",
+    "mor-moe", "mor-token", "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "sliced", "worth",
 ]  # fmt: skip
 
 

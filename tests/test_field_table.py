@@ -365,7 +365,7 @@ def test_each_system_with_settings_has_four_trials(trials_of):
     many = Counter(run.model.partition(",")[0] for run in trials_of(s))
     assert set(many.values()) == {4}
     variants = {label for label in NAMES if label.endswith(("-cycle", "-sharing"))}
-    without = {"fixed-between", "planted", "blind", "mor", "exit-confidence"} | variants
+    without = {"fixed-between", "planted", "blind", "frozen", "mor", "exit-confidence"} | variants
     assert trials_of is field.text_trial_runs or set(NAMES) - set(many) == without
 
 

@@ -10,7 +10,7 @@ from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, 
 from ..runs.experiments import LONG, TEXTS, WORTH_TRAINING, Changes, experiment_runs
 from ..runs.known_depth import RATE, fixed_between
 
-CONTROLS = ("fixed-deep", "planted", "blind", "worth", "mor")  # as `known_depth_models` makes them
+CONTROLS = ("fixed-deep", "planted", "blind", "frozen", "worth", "mor")  # as `known_depth_models` makes them
 ADDED = {"dr": 1 / 20}  # systems that are added to a trained model, and the share of its steps that they take
 # Options on text, where a pass is worth less. Of act the best of its trials there. The price of dr is what a
 # layer is worth there to fixed models, from six to twelve of them; it was not tried
@@ -83,6 +83,7 @@ def text_models(s: Settings) -> Changes:
         "fixed-between": (fixed | dict(n_layers=2 * N // 3), {}),
         "fixed-deep": (fixed, {}),
         "blind": (once | dict(routing="blind-tokens"), dict(depth_warmup=WORTH_TRAINING["depth_warmup"])),
+        "frozen": (dict(routing="frozen", target_depth=target), {}),
         "worth": (once | dict(routing="worth"), WORTH_TRAINING),
         "mor": (dict(routing="mor", target_depth=target), {}),
     }

@@ -26,6 +26,7 @@ NAMES = {
     "fixed-deep": "{n} layers",
     "planted": "the plan written down",
     "blind": "blind, whole tokens",
+    "frozen": "untrained router",
     "worth": "token worth",
     "mor": "MoR of notebook 02",
     "act": "Universal Transformer with ACT",
@@ -47,8 +48,9 @@ NAMES = {
     "dr": "Dr.LLM, routers for a trained model",
 }
 FIXED = ("fixed-half", "fixed-between", "fixed-deep")
+CONTROLS = ("planted", "blind", "frozen")
 # In these nothing learns who is deep
-NO_CHOICE = (*FIXED, "planted", "blind", "lora", "sliced", "moe-top1", "moe-top2")
+NO_CHOICE = (*FIXED, *CONTROLS, "lora", "sliced", "moe-top1", "moe-top2")
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
 NO_RECORD = "no record yet"
 SEEDS, MOST_SEEDS = 3, 6  # of each system; of fixed depth and of those that were best with the first three
@@ -271,7 +273,7 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     """The answer of notebook 08 in plain words: who is ahead of fixed depth at equal operations, at each of
     its seeds. Those that chose nothing are fixed models themselves, and are only named."""
     scored = with_costs(records, costs)
-    systems = [label for label in rows_of(records) if label not in (*FIXED, "planted", "blind")]
+    systems = [label for label in rows_of(records) if label not in (*FIXED, *CONTROLS)]
     fallen = [label for label in systems if scored[scored["model"] == label]["collapsed"].any()]
     gaps = {label: gaps_to_fixed(scored, label) for label in systems if label not in fallen}
     known = {label: gap for label, gap in gaps.items() if not np.isnan(gap).any()}
@@ -304,7 +306,7 @@ def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     start = f"On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
     scored = with_costs(records, costs)
     gaps = {label: gaps_to_fixed(scored, label, "right") for label in rows_of(records)}
-    ahead = [NAMES[x] for x, gap in gaps.items() if x not in (*FIXED, "blind") and (gap > 0).all()]
+    ahead = [NAMES[x] for x, gap in gaps.items() if x not in (*FIXED, *CONTROLS) and (gap > 0).all()]
     by_accuracy = f"By accuracy, those ahead of it are: {'; '.join(ahead) or 'none'}."
     return f"{start}{told[0].lower()}{told[1:]} {by_accuracy}"
 
@@ -337,13 +339,13 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
 def choices_table(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Which system to choose by what matters: of all that learn who is deep, and of those without a choice.
 
-    Left out are the plan written down, which nobody has on another task, the blind control, and routers that
-    chose nothing at some seed.
+    Left out are the controls, of which the plan written down is one that nobody has on another task, and
+    routers that chose nothing at some seed.
     """
     columns = ["what matters", "system", "loss (nats)", "operations a token (thousands)"]
     scored = with_costs(records, costs)
     fallen = scored.groupby("model")["collapsed"].any()
-    scored = scored[~scored["model"].isin(["planted", "blind", *fallen[fallen].index])]
+    scored = scored[~scored["model"].isin([*CONTROLS, *fallen[fallen].index])]
     if not {"fixed-half", "fixed-deep"} <= set(scored["model"]):
         return pd.DataFrame(columns=columns)
     names, means = names_of(scored, list(NAMES)), scored.groupby("model").mean(numeric_only=True)
