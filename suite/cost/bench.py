@@ -43,6 +43,7 @@ GROUPS = {  # the name of each group, and what measures its rows; what people fe
     "long": training_rows.long,
     "decoding": decoding_rows.decoding,
     "gpu": training_rows.gpu,
+    "gpu-decoding": decoding_rows.gpu,
 }
 KINDS = {  # what a bench is for: its sizes, and the minutes after which it begins no further group
     "full": (FULL, 40),

@@ -71,9 +71,9 @@ class Bench:
             models[E] = self.build(length, device, routing="even", target_depth=float(E))
         return models
 
-    def once(self, length: int, E: int) -> Transformer:
+    def once(self, length: int, E: int, device: str = "cpu") -> Transformer:
         """Blind routing that decides once for all layers."""
-        return self.build(length, routing="even-once", target_depth=float(E), max_recursions=1)
+        return self.build(length, device, routing="even-once", target_depth=float(E), max_recursions=1)
 
     @cached_property
     def routed(self) -> dict[int, Transformer]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 import morlib
 from morlib import Transformer
 
 from .benched import Bench, Rows
 from .others import cached_generation, linear_layers, plain_generation, uncached_generation
 from .probes import as_int8, stored_bytes
+from .timing import Timings
 from .timing import decoding as decoded
 
 PROMPT = 8  # tokens before those that are decoded
@@ -54,18 +57,31 @@ def about(bench: Bench) -> dict:
 
 def once(bench: Bench) -> Rows:
     """Where a token's depth is decided once; and ours of fixed depth against a plain loop."""
-    s, parts, length = bench.sizes, bench.sizes.short_turns, 2 * bench.sizes.generated
-    models = {"fixed": bench.build(length, routing="none"), "once": bench.once(length, 6)}
     for batch in BATCHES:
-        how = bench.windows(batch, PROMPT)[:, :-1], s.generated, parts
-        calls = {name: cached_generation(model, *how) for name, model in models.items()}
-        calls["plain"] = plain_generation(models["fixed"], *how)
-        timings = bench.turns(f"decoding, decided once, batch {batch}", calls, parts)
+        timings = decided_once(bench, batch)
         row = timings.ratio("once", "fixed") | about(bench)
         if batch > 1:
-            row["note"] += f"; {products(bench, models['fixed'], batch)}"
+            row["note"] += f"; {products(bench, bench.build(bench.sizes.length, routing='none'), batch)}"
         yield f"decode-once-{batch}", row
         yield f"decode-plain-{batch}", timings.ratio("fixed", "plain") | about(bench)
+
+
+def decided_once(bench: Bench, batch: int, device: str = "cpu") -> Timings:
+    """Times of cached decoding: fixed depth, half of it decided once a token, and a plain loop."""
+    s, parts, length = bench.sizes, bench.sizes.short_turns, 2 * bench.sizes.generated
+    models = {"fixed": bench.build(length, device, routing="none"), "once": bench.once(length, 6, device)}
+    how = bench.windows(batch, PROMPT, device)[:, :-1], s.generated, parts
+    calls = {name: cached_generation(model, *how) for name, model in models.items()}
+    calls["plain"] = plain_generation(models["fixed"], *how)
+    on = "" if device == "cpu" else ", GPU"
+    return bench.turns(f"decoding, decided once, batch {batch}{on}", calls, parts)
+
+
+def gpu(bench: Bench) -> Rows:
+    """The same on a card, where there is one: as the models are, without graphs of the card's calls."""
+    for batch in (1, 32) if torch.cuda.is_available() else ():
+        timings = decided_once(bench, batch, "cuda")
+        yield f"decode-gpu-{batch}", timings.ratio("once", "fixed") | about(bench)
 
 
 def products(bench: Bench, model: Transformer, batch: int) -> str:

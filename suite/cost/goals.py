@@ -122,6 +122,8 @@ GOALS = [
     Goal("decode-plain-1", "cached decoding, fixed, ours / a plain loop, batch 1", MOST, 1.00, CPU, CALLS),
     Goal("decode-plain-8", "cached decoding, fixed, ours / a plain loop, batch 8", MOST, 1.00, CPU, CALLS),
     Goal("decode-plain-32", "cached decoding, fixed, ours / a plain loop, batch 32", MOST, 1.00, CPU, CALLS),
+    Goal("decode-gpu-1", "cached decoding, decided once E = 6 / fixed, batch 1", MOST, 0.60, GPU, STARTS),
+    Goal("decode-gpu-32", "cached decoding, decided once E = 6 / fixed, batch 32", MOST, 0.60, GPU, STARTS),
     Goal("cache", "cache bytes, blind E = 6 / fixed, over E / N", CLOSE, 0.01, CPU, GROWTH),
     Goal("share", "router and packing, share of a training step, E = 8", MOST, 0.04, CPU, MOVING),
     Goal("share-once", "router and packing, share of a step, token worth E = 8", MOST, 0.04, CPU, MOVING),
