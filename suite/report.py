@@ -203,6 +203,7 @@ def known_depth() -> list[str]:
         markdown(results.hops_table(stored_records("rates"))),
         f"In a wider model. {results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
+        *harder(),
         "In the narrow setting, held to other depths too; hard answers right at the upper half of k:",
         markdown(results.known_front_table(results.front_records())),
         f"{results.chains_sentence()} Hard answers right (%), by the assignments k to follow:",
@@ -216,6 +217,15 @@ def known_depth() -> list[str]:
         f"{results.text_sentence()} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
     ]
+
+
+def harder() -> list[str]:
+    """Twelve layers on a harder task of the same kind, where such records ship."""
+    records = results.deep_records()
+    if records.empty:
+        return []
+    told = f"On a harder task, with twelve layers. {results.hops_sentence(records)}"
+    return [told, *(markdown(table(records)) for table in (results.hops_table, results.hops_verdicts))]
 
 
 def recursion() -> list[str]:

@@ -539,12 +539,12 @@ def test_what_a_faster_rate_reaches_is_said_where_its_records_ship():
 def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
     made = runs.known_depth_runs(s, runs.known_depth_models(s))
-    own = ("front", "chains", "rates", "known-depth-rates")
+    own = ("front", "chains", "rates", "known-depth-rates", "known-depth-12")
     stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field", *own)]
     made += runs.random_controls(stored[0], made, "worth")
     ids = set()
     made += runs.front_runs(s) + runs.chains_runs(s) + runs.rate_runs(s)
-    for spec in made + runs.map_runs(s) + runs.narrow_runs(s):
+    for spec in made + runs.map_runs(s) + runs.narrow_runs(s) + runs.deep_runs(s):
         corpus = texts.load_corpus(**dict(spec.corpus))
         cfg = replace(spec.config, vocab_size=corpus.vocab_size)
         ids.add((spec.model, spec.train.seed, runs.run_id(cfg, spec.train, corpus, spec.code)))
@@ -601,6 +601,10 @@ def test_the_dial_that_ships_is_of_the_stored_runs():
         assert row["loss"] == pytest.approx(losses[row["run"]], abs=0.02)
     by_k = results.dial_table(dial).filter(like="depth at")
     assert ((by_k >= 1) & (by_k <= 6)).all(axis=None)
+    own_depth, shown = dial[dial["target"] == 3.1], results.dial_table(dial).loc[3.1]
+    worst = [min(row["accuracy"] for row in by_hops) for by_hops in own_depth["by_hops"]]
+    assert shown["worst k (%)"] == round(sum(worst) / 6)
+    assert shown["solved"] == f"{sum(right >= 99 for right in worst)} of 6"
     assert "harder questions get more of it: at E 2, rank correlation" in results.dial_sentence(dial)
 
 

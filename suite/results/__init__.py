@@ -36,6 +36,7 @@ from .known_depth import (
     TEXT_PAIRS,
     by_hops,
     chains_sentence,
+    deep_records,
     draw_known_depth,
     hops_curves,
     hops_sentence,

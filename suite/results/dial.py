@@ -19,6 +19,7 @@ import morlib
 from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, trained_model
 from .figures import figure_style
+from .known_depth import SOLVED
 from .stats import LEAST_SEEDS, interval
 from .tables import count, signed
 
@@ -78,10 +79,15 @@ def by_target(table: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def dial_table(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a depth asked for: E, loss, depth at x of each k, and the correlation of depth with k."""
+    """A row a depth asked for: E, loss, hard answers right at the worst k (%), seeds that solve every k,
+    depth at x of each k, and the correlation of depth with k."""
+    table = table.assign(worst=[min(row["accuracy"] for row in by_hops) for by_hops in table["by_hops"]])
     groups = table.groupby("target")
     shown = pd.DataFrame({"seeds": groups.size(), "E": groups["effective_depth"].mean().round(2)})
     shown["loss (nats)"] = groups["loss"].mean().round(3)
+    shown["worst k (%)"] = groups["worst"].mean().round().astype(int)
+    solved = (table["worst"] >= SOLVED).groupby(table["target"]).sum()
+    shown["solved"] = solved.astype(str) + " of " + groups.size().astype(str)
     for k, depth in by_target(table, "depth").items():
         shown[f"depth at k = {k}"] = depth.round(1)
     shown["rank correlation with k"] = groups["r"].mean().round(2)

@@ -85,6 +85,12 @@ def narrow_records(folder: Path | None = None) -> pd.DataFrame:
     return stored[stored["model"].isin(LABELS)] if len(stored) else stored
 
 
+def deep_records(folder: Path | None = None) -> pd.DataFrame:
+    """The records that ship of `runs.deep_runs`; none, as long as a model that an answer needs has none."""
+    stored = stored_records("known-depth-12", folder)
+    return stored if MAIN <= set(stored.get("model", ())) else pd.DataFrame()
+
+
 def by_hops(records: pd.DataFrame) -> pd.DataFrame:
     """One row a run and k: model, seed, k, accuracy at the hard answers (%), depth at their x."""
     rows = []
