@@ -46,7 +46,10 @@ READ = (
     "nearly as long. The profile of 32 sequences: products take half of the time, attention, a call for each "
     "sequence, a quarter."
 )
-CALLS = "What a module, a packing and a count of what ran cost on top of the same products."
+CALLS = (
+    "What a module, a packing and a count of what ran cost on top of the same products. The profile of a "
+    "token of one sequence: 1,424 calls of torch, in the plain loop 1,330; the rest is Python around them."
+)
 GROWTH = "Room is made for up to an eighth more tokens than are held."
 MOVING = "Gathering, scattering and sorting move memory at every layer, however wide the feed-forward is."
 
