@@ -20,7 +20,7 @@ from .runs import PAIRS, stored_records
 START, END = "<!-- results -->", "<!-- end of results -->"
 QUESTIONS = {
     "exp1": "Does MoR keep accuracy while it computes less?",
-    "exp2": "Is it better than a fixed-depth Transformer of equal cost?",
+    "exp2": "Is MoR better than a fixed-depth Transformer of equal cost?",
     "bangla": "Does the same hold for Bangla?",
 }
 DEPTH = "What is depth worth to models that train longer, and how much of it does MoR get?"
@@ -33,8 +33,10 @@ FIELD_TEXT = "And on text, where depth is worth little?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
 HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
 UNITS = (
-    "The answers: points are of accuracy, over six paired seeds unless it says less. [At a "
-    "glance](RESULTS.md#at-a-glance) each comparison has its interval; all tables follow it there."
+    "The answers: points are of accuracy, over six paired seeds unless it says less; cost is how often "
+    "blocks are applied, not seconds. "
+    "[At a glance](RESULTS.md#at-a-glance) gives each difference its interval; all "
+    "tables follow it there."
 )
 INTRODUCTION = """# Results
 
@@ -78,10 +80,11 @@ def results_page() -> str:
 
 def readme_part() -> str:
     """The README's answers, without their intervals, and two pictures."""
-    lines, stored = [], {name: stored_records(name) for name in QUESTIONS}
+    lines, stored = [], {name: stored_records(name) for name in ("exp1", "bangla", "exp2")}
     stored = {name: records for name, records in stored.items() if len(records)}
     for experiment, records in stored.items():
-        answer = results.sentence(experiment, records) + results.trained_longer(experiment, records)
+        answer = results.sentence(experiment, records) + results.untrained_sentence(experiment, records)
+        answer += results.trained_longer(experiment, records)
         told = f"On {results.TEXT_NAMES[experiment]}, {answer[0].lower()}{answer[1:]}"
         lines.append(bullet(QUESTIONS[experiment], results.short_answer(experiment, records), told))
     long = ("exp1", "exp1-thin")
@@ -91,13 +94,15 @@ def readme_part() -> str:
     if subjects := stored_subjects():
         told = f"{difficulty_sentence(subjects)} {routing.gain_sentence(routing.stored_gain())}".strip()
         lines.append(bullet(DIFFICULTY, short_difficulty(subjects), told))
-    if len(known := results.main_records()):
-        told = [results.known_depth_answer(known), results.dial_sentence(results.stored_dial())]
-        lines.append(bullet(KNOWN, results.short_known(known), " ".join([*told, results.text_sentence()])))
+    known = results.main_records()
+    if results.answerable(known):
+        told = [results.known_depth_answer(known), results.other_depths_sentence(results.front_records())]
+        told += [results.dial_sentence(results.stored_dial()), results.text_sentence()]
+        lines.append(bullet(KNOWN, results.short_known(known), " ".join(told)))
     lines += [bullet(TIME, cost.short(record), cost.sentence(record)) for record in cost.speed_records()]
     text = results.without_intervals("\n".join(lines)) or "No records yet."
-    text = f"{FRONT}\n\n{front_caption()}{UNITS} {results.early_line(stored)}\n\n{text}"
-    return text if known.empty else f"{text}\n\n{HOPS}"
+    text = f"{FRONT}\n\n{front_caption()}{UNITS}\n\n{results.early_line(stored)}\n\n{text}"
+    return f"{text}\n\n{HOPS}" if results.answerable(known) else text
 
 
 def bullet(question: str, short: str, told: str) -> str:
@@ -112,11 +117,12 @@ def front_caption() -> str:
     if fixed.empty:
         return ""
     mean = fixed.groupby("effective_depth")["accuracy"].mean()
-    ends = " and ".join(
-        f"{mean[layers]:.1f} % with {count(round(layers))}" for layers in (mean.index[0], mean.index[-1])
-    )
+    (few, least), (many, most) = ((count(round(n)), mean[n]) for n in (mean.index[0], mean.index[-1]))
     seeds = count(fixed["seed"].nunique())
-    return f"The picture: {results.glance.setting(fixed)}, {seeds} seeds. Fixed layers are right for {ends}. "
+    told = (
+        f"{few.capitalize()} fixed layers guess {least:.1f} % of the next tokens right, {many} {most:.1f} %."
+    )
+    return f"The picture: {results.glance.setting(fixed)}, {seeds} seeds. {told} "
 
 
 def stored_subjects() -> list:
@@ -192,7 +198,7 @@ def trained_long(experiment: str) -> list[str]:
 def known_depth() -> list[str]:
     """The task of known depth: its models, the map of fixed ones, the dial; and the same on text."""
     records, wide = results.main_records(), stored_records("known-depth")
-    if records.empty:
+    if not results.answerable(records):
         return []
     dial = results.stored_dial()
     return [

@@ -470,16 +470,16 @@ def test_a_router_a_layer_and_deciding_once_have_a_sentence_of_their_own():
     assert speed.further_sentence(rows) == ""
 
 
-@pytest.mark.parametrize("small, large, told", [
-    (1.03, 0.72, "Not in small models; yes at width 256."),
-    (0.9, 1.1, "Yes in small models; not at width 256."),
-    (0.9, 0.8, "Yes."), (1.2, 1.1, "No."),
+@pytest.mark.parametrize("small, large, where", [
+    (1.03, 0.72, "at width 256 only"), (0.9, 1.1, "in small models only"), (0.9, 0.8, "at both sizes"),
+    (1.2, 1.1, "nowhere"),
 ])  # fmt: skip
-def test_the_short_answer_on_time_is_that_of_both_sizes(small, large, told):
-    rows = {"train-small": small, "train-8-router": large}
+def test_the_short_answer_on_time_is_that_of_both_sizes(small, large, where):
+    rows = {"train-small": small, "train-8-router": large, "once-8": 0.8, "train-once-8": 1.1}
     record = dict(sizes=dict(model=dict(d_model=256)))
     record["rows"] = {key: dict(measured=r, quartiles=[r - 0.01, r]) for key, r in rows.items()}
-    assert cost.short(record) == told
+    told = f"with MoR's router {where}; decided once for all layers in small models only"
+    assert cost.short(record) == f"In training, {told}."
     del record["rows"]["train-small"]
     assert cost.short(record) == ""
 

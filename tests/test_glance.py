@@ -69,26 +69,46 @@ def moved(records, model, points):
 def test_an_experiment_s_short_answer_follows_the_records(tmp_path):
     exp1, exp2 = runs.stored_records("exp1"), runs.stored_records("exp2")
     eight = "no better than eight fixed layers"
-    assert results.short_answer("exp1", exp1) == f"Yes, but {eight}; trained longer no."
-    assert results.short_answer("exp1", exp1, tmp_path) == f"Yes, but {eight}."  # no long records there
+    assert results.short_answer("exp1", exp1) == f"Yes, but {eight}; not after longer training."
+    told = results.short_answer("exp1", exp1, tmp_path)
+    assert told == f"Yes, but {eight}; longer training was not tried."
     ahead = moved(exp1, "mor", 2.0)
-    assert results.short_answer("exp1", ahead, tmp_path) == "Yes, and better than eight fixed layers."
+    told = results.short_answer("exp1", ahead, tmp_path)
+    assert told == "Yes, and better than eight fixed layers; longer training was not tried."
     assert results.short_answer("exp1", moved(exp1, "mor", -2.0)) == "No."
     assert results.short_answer("exp1", exp1[exp1["seed"] < 3]) == "Not shown."
+    assert results.short_answer("exp1", exp1.assign(did_train=False)) == "Not shown."
     assert results.short_answer("exp2", exp2) == "No."
+    assert results.short_answer("exp2", exp2[exp2["seed"] < 3]) == "Not shown."
     assert results.short_answer("exp2", moved(exp2, "mor-equal-epochs", 2.0)) == "Yes."
 
 
-def test_what_depth_is_worth_is_that_of_the_setting_in_which_it_is_worth_most():
+def test_what_depth_is_worth_and_who_gets_more_of_it():
     tables = [results.long_records(name) for name in ("exp1", "exp1-thin")]
     worth = [results.compare(t, "fixed-deep", "fixed-shallow")["mean"] for t in tables]
-    told = f"{results.signed(max(worth))} points at most; MoR gets"
-    assert results.short_depth(tables) == f"{told} no more of it than fixed layers of its cost."
+    start, end = (
+        f"{' and '.join(map(results.signed, worth))} points; MoR is ",
+        " than fixed layers of its cost.",
+    )
+    assert results.short_depth(tables) == f"{start}no better{end}"
     one = [tables[0], moved(tables[1], "mor", 2.0)]
-    assert results.short_depth(one) == f"{told} not always more of it than fixed layers of its cost."
+    assert results.short_depth(one) == f"{start}not always better{end}"
     both = [moved(t, "mor", 2.0) for t in tables]
-    assert results.short_depth(both) == f"{told} more of it than fixed layers of its cost."
+    assert results.short_depth(both) == f"{start}better{end}"
+    few = [t[t["seed"] < 3] for t in both]
+    assert results.short_depth(few).endswith(f"MoR is not shown to be better{end}")
     assert results.short_depth([]) == ""
+
+
+def test_an_untrained_router_is_named_where_it_has_records():
+    exp1 = runs.stored_records("exp1")
+    c = results.compare(exp1, "mor", "frozen")
+    told = results.untrained_sentence("exp1", exp1)
+    assert "as accurate as the same model with an untrained router, within half a point" in told
+    assert f"({results.signed(c['mean'])} points, " in told
+    assert results.untrained_sentence("exp1", exp1[exp1["model"] != "frozen"]) == ""
+    for experiment in ("exp2", "bangla"):
+        assert "untrained router" in results.untrained_sentence(experiment, runs.stored_records(experiment))
 
 
 def test_where_counting_is_ahead_is_said_once():
@@ -104,7 +124,7 @@ def test_where_counting_is_ahead_is_said_once():
 def test_the_first_picture_s_caption_is_of_its_fixed_models():
     fixed = runs.stored_records("pareto")
     fixed = fixed[fixed["model"] == "fixed 12"]
-    assert f"and {fixed['accuracy'].mean():.1f} % with twelve" in report.front_caption()
+    assert f"twelve {fixed['accuracy'].mean():.1f} %. " in report.front_caption()
     assert "width 64, 6 epochs, three seeds" in report.front_caption()
 
 

@@ -475,7 +475,11 @@ def test_the_sentence_says_no_more_than_the_seeds(worth, half, start):
 @pytest.mark.parametrize(
     "worth, half, start",
     [
-        ([99, 98, 99, 97, 99, 98], [60, 55, 70, 65, 50, 60], "Token worth does."),
+        (
+            [99, 98, 99, 97, 99, 98],
+            [60, 55, 70, 65, 50, 60],
+            "Token worth does at a depth that is set by hand.",
+        ),
         ([60, 55, 70, 65, 50, 60], [99, 98, 99, 97, 99, 98], "Token worth does not."),
         ([99, 98], [60, 55], "Token worth is not shown to."),
     ],
@@ -497,11 +501,12 @@ def test_the_short_answer_names_mor_and_the_plan_where_they_ship():
     narrow = results.main_records()
     right = results.known_depth.with_hops(narrow).groupby("model")["hops"].mean().round().astype(int)
     told = results.known_depth_answer(narrow)
-    assert results.short_known(narrow) == "Token worth does; MoR's own router is not shown to."
-    assert (
-        f"MoR {right['mor']} %, MoR with a budget that could pay for a plan {right['mor-spread']} %" in told
+    assert results.short_known(narrow) == (
+        "Token worth does at a depth that is set by hand; MoR's router is not shown to."
     )
-    assert f"a plan written by hand {right['planted']} %" in told and "of 4 to 6 hops" in told
+    assert f"MoR {right['mor']} %, a plan written by hand, which says " in told and "of 4 to 6 hops" in told
+    could = f"MoR with a budget that could pay for a plan like this {right['mor-spread']} %."
+    assert f"run all layers, {right['planted']} %, {could}" in told
 
 
 def test_the_sentence_tells_what_longer_training_reaches():

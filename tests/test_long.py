@@ -112,9 +112,10 @@ def test_what_the_same_kinds_are_worth_is_said_against_chance_and_against_mor(tm
                 made[-1]["config"]["model"] |= dict(options=options, target_depth=8.0)
     write(tmp_path, [one | dict(experiment="exp1-thin-long") for one in made])
     told = results.kinds_sentence("exp1-thin", tmp_path)
-    assert told.startswith("If a third of the tokens runs twelve layers and the others six: ")
-    assert "against drawing it anew each time, no difference shown, +1.00 points" in told
-    assert "against MoR, whose router learns, no difference shown, +0.50 points" in told
+    assert told.startswith("Let a third of the tokens run twelve layers, the others six. ")
+    assert "against drawing other tokens each time: no difference shown, +1.00 points" in told
+    assert "against MoR, whose router learns: no difference shown, +0.50 points" in told
+    assert "To be told" not in told and "To be told where" in results.kinds_sentence("exp1-thin")
 
 
 def test_who_trains_long_must_beat_the_best_table_of_counts():
@@ -137,7 +138,10 @@ def test_what_depth_is_worth_is_said_with_its_interval(tmp_path, capsys):
     )
     assert "better, +1.01 points (95 % interval +0.86 to +1.16; six seeds)." in told
     assert "MoR, which runs 8.0 layers on average, against the same six: better, +0.71 points (95 %" in told
-    assert "Eight fixed layers, which cost as much: better, +0.50 points (95 %" in told
+    assert (
+        "against eight fixed layers, which cost as much: better, by less than half a point, +0.20 points (95"
+        in told
+    )
     few = results.long_records("exp1", tmp_path)
     told = results.long.gap(few[few["seed"] < 3], "mor", "fixed-deep")
     assert told.startswith("\u22120.30 points (") and told.endswith("three of six seeds)"), "no verdict yet"

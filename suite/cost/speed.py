@@ -170,16 +170,20 @@ def saves(row: dict) -> bool:
 
 
 def short(record: dict) -> str:
-    """Whether MoR's router saves time in training, at both sizes, in a few words; empty where it is not
-    measured."""
-    keys = ("train-small", "train-8-router")
-    if not all(key in record["rows"] for key in keys):
+    """Whether skipping saves time in training, at both sizes, by a router a layer and decided once, in a few
+    words; empty where it is not measured."""
+    ways = {
+        "with MoR's router": ("train-small", "train-8-router"),
+        "decided once for all layers": ("once-8", "train-once-8"),
+    }
+    if not all(key in record["rows"] for keys in ways.values() for key in keys):
         return ""
-    small, large = (saves(record["rows"][key]) for key in keys)
-    width = record["sizes"]["model"]["d_model"]
-    if small == large:
-        return "Yes." if small else "No."
-    return f"{'Yes' if small else 'Not'} in small models; {'yes' if large else 'not'} at width {width}."
+    width, told = record["sizes"]["model"]["d_model"], []
+    for way, keys in ways.items():
+        small, large = (saves(record["rows"][key]) for key in keys)
+        where = "at both sizes" if small else f"at width {width} only"
+        told.append(f"{way} {where if large else 'in small models only' if small else 'nowhere'}")
+    return f"In training, {'; '.join(told)}."
 
 
 def sentence(record: dict) -> str:
@@ -190,10 +194,11 @@ def sentence(record: dict) -> str:
         return "This record does not hold training and decoding: `make bench` measures them."
     small, routed, blind, one, many = (rows[key] for key in needed)
     third, half = share_words(1 - routed["E"] / N), share_words(1 - one["E"] / N)
-    saved, width = "saves" if saves(small) else "saves no", record["sizes"]["model"]["d_model"]
+    width = record["sizes"]["model"]["d_model"]
+    once = f", and {rows['once-8']['measured']:.2f} where chance decides once" if "once-8" in rows else ""
     return (
-        f"At the width of experiment 1 MoR's router {saved} time in training: a step that skips {third} of "
-        f"the work takes {small['measured']:.2f} of the fixed model's time. At width {width} it takes "
+        f"At the width of experiment 1 a training step in which MoR's router skips {third} of the work takes "
+        f"{small['measured']:.2f} of the fixed model's time{once}. At width {width} it takes "
         f"{routed['measured']:.2f}, and {blind['measured']:.2f} where chance decides. Decoding there that "
         f"skips {half} takes {one['measured']:.2f} with one sequence and {many['measured']:.2f} with 32, "
         f"where chance decides at each layer.{further_sentence(rows)}"

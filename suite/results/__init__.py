@@ -31,9 +31,19 @@ from .figures import (
     save_figure,
 )
 from .glance import glance_table, without_intervals
-from .headlines import TEXT_NAMES, early_line, early_sentence, headline, sentence, show, trained_longer
+from .headlines import (
+    TEXT_NAMES,
+    early_line,
+    early_sentence,
+    headline,
+    sentence,
+    show,
+    trained_longer,
+    untrained_sentence,
+)
 from .known_depth import (
     TEXT_PAIRS,
+    answerable,
     by_hops,
     chains_sentence,
     deep_records,
@@ -52,7 +62,13 @@ from .known_depth import (
     text_sentence,
     worth_on_text,
 )
-from .known_front import draw_known_front, front_records, known_front_table, plan_sentence
+from .known_front import (
+    draw_known_front,
+    front_records,
+    known_front_table,
+    other_depths_sentence,
+    plan_sentence,
+)
 from .live import LiveCurve
 from .long import (
     WHO_PAIRS,

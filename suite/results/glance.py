@@ -16,13 +16,24 @@ MOR, EQUAL = "mor-equal-epochs", "mor-source-protocol"  # of experiment 2
 DEPTH = [("fixed-deep", "fixed-shallow"), ("fixed-at-E", "fixed-shallow"), ("mor", "fixed-shallow")]
 # Each experiment's comparisons on which an answer rests
 COMPARED = {
-    "exp1": [("mor", "fixed-deep"), ("mor", "fixed-at-E")],
+    "exp1": [("mor", "fixed-deep"), ("mor", "fixed-at-E"), ("mor", "frozen")],
     "exp1-long": [("mor", "fixed-deep"), ("mor", "fixed-at-E"), *DEPTH],
-    "exp1-thin-long": [*DEPTH, ("by-kind", "blind-tokens"), ("by-kind", "mor")],
-    "exp2": [(MOR, "fixed-shallow"), (EQUAL, "fixed-shallow"), (EQUAL, "fixed-long")],
+    "exp1-thin-long": [
+        *DEPTH,
+        ("mor", "fixed-at-E"),
+        ("by-kind", "blind-tokens"),
+        ("by-kind", "mor"),
+        ("told", "by-kind"),
+    ],
+    "exp2": [(MOR, "fixed-shallow"), (MOR, "frozen"), (EQUAL, "fixed-shallow"), (EQUAL, "fixed-long")],
     "exp2-long": [(MOR, "fixed-shallow")],
     "exp2-worth": [(WORTH, "fixed-shallow")],
-    "bangla": [("mor-deep", "fixed-deep"), ("mor-deep", "fixed-at-E"), ("mor-half", "fixed-shallow")],
+    "bangla": [
+        ("mor-deep", "fixed-deep"),
+        ("mor-deep", "fixed-at-E"),
+        ("mor-deep", "frozen-deep"),
+        ("mor-half", "fixed-shallow"),
+    ],
 }
 INTERVAL = re.compile(r"(?:, |(?<=\())9[05] % intervals? \S+ to [^\s;),]+")
 SEEDS = re.compile(r"(?:[;,] |(?<=\())six seeds(?=\))")

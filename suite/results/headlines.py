@@ -72,6 +72,17 @@ def sentence(experiment: str, records: pd.DataFrame) -> str:
     return efficiency_sentence(records, "mor-deep" if experiment == "bangla" else "mor")
 
 
+def untrained_sentence(experiment: str, records: pd.DataFrame) -> str:
+    """How MoR stands to the same model with a router that never learns, where it has records."""
+    routed, _ = ROUTED[experiment]
+    other = f"frozen{routed.removeprefix('mor')}".removesuffix("-equal-epochs")
+    if other not in set(records["model"]):
+        return ""
+    c = compare(records, routed, other)
+    stands = as_words(c, "the same model with an untrained router")
+    return f" It is {stands} ({numbers(c)}; {seeds_so_far(c['pairs'])})."
+
+
 def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
     """What becomes of an answer when the models train long, where such records ship; else nothing."""
     long, (routed, _) = stored_records(f"{experiment}-long", folder), ROUTED[experiment]
@@ -116,7 +127,10 @@ def early_line(experiments: dict[str, pd.DataFrame]) -> str:
         if counts["accuracy"] > own["accuracy"].mean():
             shares = f"{counts['accuracy']:.1f} against {own['accuracy'].mean():.1f} %"
             told.append(f"on {TEXT_NAMES[experiment]} {shares}")
-    return f"Counting still guesses right more often than a fixed model: {', '.join(told)}." if told else ""
+    known = (
+        "A table that counts which characters or pieces follow each other still guesses right more often than"
+    )
+    return f"{known} a fixed model: {', '.join(told)}." if told else ""
 
 
 def against_counting(
@@ -162,12 +176,11 @@ def equal_cost_sentence(records: pd.DataFrame) -> str:
     first = (
         f"At equal cost MoR is {ahead} than {layers} fixed layers ({numbers(equal_epochs)}; {seeds} seeds)"
     )
-    others = f"{layers} layers that train as long"
-    if different(as_long) and as_long["mean"] > 0:
-        return f"{first}; trained longer, it is ahead of {others} ({numbers(as_long)})."
+    stands = as_words(as_long, f"{layers} layers that train as long")
+    stands = f"{'and' if different(as_long) and as_long['mean'] > 0 else 'but'} {stands}"
     return (
-        f"{first}; its gain under the sources' protocol ({signed(published['mean'])} points) comes from "
-        f"longer training: against {others}, nothing is left of it ({numbers(as_long)})."
+        f"{first}. Trained for longer than these, as the thesis and the paper do, it is ahead by "
+        f"{signed(published['mean'])} points, {stands} ({numbers(as_long)})."
     )
 
 

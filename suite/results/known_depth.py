@@ -28,7 +28,7 @@ from .figures import (
     marker_of,
 )
 from .headlines import seeds_so_far, show
-from .stats import LEAST_SEEDS, compare, interval
+from .stats import LEAST_SEEDS, compare, different, interval
 from .tables import count, plain_names, signed, span
 
 LABELS = {
@@ -78,6 +78,11 @@ def names_of(records: pd.DataFrame) -> dict[str, str]:
     return {label: LABELS.get(label, label).format(n=count(n)) for label, n in layers.items()}
 
 
+def answerable(records: pd.DataFrame) -> bool:
+    """Whether records hold the models that an answer needs."""
+    return MAIN <= set(records.get("model", ()))
+
+
 def narrow_records(folder: Path | None = None) -> pd.DataFrame:
     """The records that ship of `runs.narrow_runs`. They stand among those of the field, with which they share
     a setting."""
@@ -88,7 +93,7 @@ def narrow_records(folder: Path | None = None) -> pd.DataFrame:
 def deep_records(folder: Path | None = None) -> pd.DataFrame:
     """The records that ship of `runs.deep_runs`; none, as long as a model that an answer needs has none."""
     stored = stored_records("known-depth-12", folder)
-    return stored if MAIN <= set(stored.get("model", ())) else pd.DataFrame()
+    return stored if answerable(stored) else pd.DataFrame()
 
 
 def by_hops(records: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +162,7 @@ def main_records(folder: Path | None = None) -> pd.DataFrame:
     """The records that ship on which the main answer rests: those of the narrow setting, in which half of the
     layers stay behind, or where they are not there, those of the task's own."""
     narrow = narrow_records(folder)
-    return narrow if MAIN <= set(narrow.get("model", ())) else stored_records("known-depth", folder)
+    return narrow if answerable(narrow) else stored_records("known-depth", folder)
 
 
 def hops_sentence(records: pd.DataFrame) -> str:
@@ -230,9 +235,10 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     most = by_hops(records)["k"].max()
     others = [f"{names['fixed-half']} {right['fixed-half']}"]
     others += [f"MoR {right['mor']}"] if "mor" in right else []
-    could = "MoR with a budget that could pay for a plan"
+    could = "MoR with a budget that could pay for a plan like this"
+    plan = "a plan written by hand, which says what kinds of tokens run all layers,"
+    others += [f"{plan} {right['planted']}"] if "planted" in right else []
     others += [f"{could} {right['mor-spread']}"] if "mor-spread" in right else []
-    others += [f"a plan written by hand {right['planted']}"] if "planted" in right else []
     told = (
         "On a task that asks to follow a permutation several times, *token worth*, a router that learns what "
         f"depth is worth, answers {right['worth']} of the hard questions of {most // 2 + 1} to {most} hops, "
@@ -282,9 +288,11 @@ def text_sentence() -> str:
     """How token worth does on the text of experiment 2, against as many layers as it runs."""
     records = worth_on_text("exp2")
     c = compare(records, WORTH, "fixed-shallow")
-    verb = "loses" if c["high"] < 0 else "gains" if c["low"] > 0 else "is neither ahead nor behind"
+    verb = "is not shown to differ from"
+    if different(c):
+        verb = "is ahead of" if c["mean"] > 0 else "loses against"
     against = plain_names(records)["fixed-shallow"]
-    return f"On text token worth {verb} against {against}: {points_of(c, digits=2)}."
+    return f"On text token worth {verb} {against}: {points_of(c, digits=2)}."
 
 
 def shares(values: pd.Series) -> str:
@@ -301,7 +309,7 @@ def shares(values: pd.Series) -> str:
 def known_depth_headline(folder: Path | None = None) -> None:
     """Show the answer of notebook 07 from the records that ship."""
     records = main_records(folder)
-    if not MAIN <= set(records.get("model", ())):
+    if not answerable(records):
         print("No stored record of this task ships with this copy: run the notebook to make some.")
         return
     first = records["record"].iloc[0]

@@ -57,6 +57,19 @@ def known_front_table(front: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].rename(index=FRONT_LINES).rename_axis("model")
 
 
+def other_depths_sentence(front: pd.DataFrame) -> str:
+    """What token worth reaches where it is trained for other depths, beside fixed layers; nothing without
+    such records."""
+    own = front[front["model"].str.startswith("worth ")] if len(front) else front
+    if own.empty:
+        return ""
+    groups = own.groupby("asked")["hops"]
+    right = ", ".join(f"at E {E:g} {shares(hops)} %" for E, hops in groups)
+    seeds, most = count(min(groups.size())), round(max(groups.groups))
+    fixed = front[(front["line"] == "fixed") & (front["asked"] == most)]["hops"].mean()
+    return f"Trained for other depths: {right} ({seeds} seeds); {count(most)} layers {fixed:.0f} %."
+
+
 def plan_sentence(front: pd.DataFrame) -> str:
     """The plan written down against all layers for everyone."""
     own = front[front["model"].isin(["planted", "fixed-deep"])]

@@ -132,11 +132,11 @@ def depth_sentence(experiment: str, folder: Path | None = None) -> str:
         return told
     E = records[records["model"] == routed]["effective_depth"].mean()
     mor = f"MoR, which runs {E:.1f} layers on average, against the same {shallow}"
-    told = f"{told} {mor}: {gap(records, routed, 'fixed-shallow')}."
+    told = f"{told} {mor}: {gap(records, routed, 'fixed-shallow')}"
     if "fixed-at-E" not in labels:
-        return told
-    as_cheap = f"{count(layers['fixed-at-E']).capitalize()} fixed layers, which cost as much"
-    return f"{told} {as_cheap}: {gap(records, 'fixed-at-E', 'fixed-shallow')}."
+        return f"{told}."
+    as_cheap = f"against {count(layers['fixed-at-E'])} fixed layers, which cost as much"
+    return f"{told}; {as_cheap}: {gap(records, routed, 'fixed-at-E')}."
 
 
 def kinds_sentence(experiment: str, folder: Path | None = None) -> str:
@@ -150,12 +150,15 @@ def kinds_sentence(experiment: str, folder: Path | None = None) -> str:
     config = records[records["model"] == "by-kind"]["record"].iloc[0]["config"]["model"]
     N, always = config["n_layers"], config["options"]["always"]
     share = share_words((config["target_depth"] - always) / (N - always))
-    return (
-        f"If {share} of the tokens runs {count(N)} layers and the others {count(always)}: choosing it once, "
-        "by kind of token and by lot, against drawing it anew each time, "
-        f"{gap(records, 'by-kind', 'blind-tokens')}; against MoR, whose router learns, "
+    told = (
+        f"Let {share} of the tokens run {count(N)} layers, the others {count(always)}. To draw by lot, once, "
+        "which kinds of tokens these are, against drawing other tokens each time: "
+        f"{gap(records, 'by-kind', 'blind-tokens')}; against MoR, whose router learns: "
         f"{gap(records, 'by-kind', mor)}."
     )
+    if "told" not in set(records["model"]):
+        return told
+    return f"{told} To be told where depth pays, against these lots: {gap(records, 'told', 'by-kind')}."
 
 
 def show_long(experiment: str, folder: Path | None = None) -> None:

@@ -13,38 +13,42 @@ from .stats import compare, different, equal
 from .tables import count, signed
 
 
-def ahead(comparison: dict) -> bool:
-    """Whether a comparison shows that the first of the two is better."""
-    return different(comparison) and comparison["mean"] > 0
+def judged(comparison: dict) -> str:
+    """What a comparison shows of the first of the two: "better", "equal", "worse" or "open".
 
-
-def keeps(comparison: dict) -> bool:
-    """Whether a comparison shows that the first of the two is as good, within the margin, or better."""
-    return ahead(comparison) or equal(comparison)
+    Better by less than the margin is better, worse by less than the margin is equal.
+    """
+    if comparison["claim"].startswith("none"):  # few seeds, or a run that did not train
+        return "open"
+    if different(comparison) and comparison["mean"] > 0:
+        return "better"
+    if equal(comparison):
+        return "equal"
+    return "worse" if different(comparison) else "open"
 
 
 def short_answer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
     """Of an experiment: yes or no, whether MoR is ahead of as many fixed layers as it runs, and whether it
     holds after longer training, where records of that ship."""
     (routed, _), fixed = ROUTED[experiment], "fixed-shallow" if experiment == "exp2" else "fixed-deep"
-    c = compare(records, routed, fixed)
+    stands = judged(compare(records, routed, fixed))
     if experiment == "exp2":
-        return "Yes." if ahead(c) else "No."
-    if not keeps(c):
-        return "No." if different(c) else "Not shown."
+        return {"better": "Yes.", "open": "Not shown."}.get(stands, "No.")
+    if stands in ("worse", "open"):
+        return "No." if stands == "worse" else "Not shown."
     layers = count(round(records[records["model"] == "fixed-at-E"]["effective_depth"].mean()))
-    better = ahead(compare(records, routed, "fixed-at-E"))
+    better = judged(compare(records, routed, "fixed-at-E")) == "better"
     told = f"Yes, {'and better than' if better else 'but no better than'} {layers} fixed layers"
     long = stored_records(f"{experiment}-long", folder)
-    if {routed, fixed} <= set(long.get("model", ())):
-        c = compare(long, routed, fixed)
-        told += "; trained longer too" if keeps(c) else "; trained longer no" if different(c) else ""
-    return f"{told}."
+    if not {routed, fixed} <= set(long.get("model", ())):
+        return f"{told}; longer training was not tried."
+    after = {"worse": "not after longer training", "open": "open after longer training"}
+    return f"{told}; {after.get(judged(compare(long, routed, fixed)), 'after longer training too')}."
 
 
 def short_depth(tables: list[pd.DataFrame]) -> str:
-    """What all layers are worth against half of them at most, and whether MoR gets more of that than fixed
-    layers of its cost. Nothing without records of these.
+    """What all layers are worth against half of them, and whether MoR is better than fixed layers of its
+    cost. Nothing without records of these.
 
     tables: of models that train long, one a setting.
     """
@@ -52,21 +56,25 @@ def short_depth(tables: list[pd.DataFrame]) -> str:
     tables = [records for records in tables if needed <= set(records.get("model", ()))]
     if not tables:
         return ""
-    most = max(compare(records, "fixed-deep", "fixed-shallow")["mean"] for records in tables)
-    ahead_of_fixed = [ahead(compare(records, "mor", "fixed-at-E")) for records in tables]
-    gets = "more" if all(ahead_of_fixed) else "not always more" if any(ahead_of_fixed) else "no more"
-    return f"{signed(most)} points at most; MoR gets {gets} of it than fixed layers of its cost."
+    worth = [compare(records, "fixed-deep", "fixed-shallow")["mean"] for records in tables]
+    found = {judged(compare(records, "mor", "fixed-at-E")) for records in tables}
+    better = "not shown to be better" if "open" in found else "no better"
+    if "better" in found:
+        better = "better" if found == {"better"} else "not always better"
+    points = " and ".join(map(signed, worth))
+    return f"{points} points; MoR is {better} than fixed layers of its cost."
 
 
 def short_known(records: pd.DataFrame) -> str:
-    """Whether token worth is better than half of the layers where depth is known to matter, and MoR."""
+    """Whether token worth, and MoR's router, are better than half of the layers where depth is known to
+    matter."""
     scored = with_hops(records)
-    labels = [label for label in ("worth", "mor") if label in set(scored["model"])]
-    won = {label: verdict_of(compare(scored, label, "fixed-half", metric="hops")) for label in labels}
-    said = {"better": "does", "worse": "does not"}
-    told = [
-        f"{name} {said.get(won[label], 'is not shown to')}"
-        for label, name in (("worth", "Token worth"), ("mor", "MoR's own router"))
-        if label in won
-    ]
+    names = {"worth": "Token worth", "mor": "MoR's router"}
+    words = {"better": "does", "worse": "does not"}
+    told = []
+    for label, name in names.items():
+        if label in set(scored["model"]):
+            won = verdict_of(compare(scored, label, "fixed-half", metric="hops", margin=1.0))
+            at = " at a depth that is set by hand" if label == "worth" and won == "better" else ""
+            told.append(f"{name} {words.get(won, 'is not shown to')}{at}")
     return f"{'; '.join(told)}."

@@ -47,9 +47,9 @@ def cases(subjects: list[Subject], measures: tuple[str, ...]) -> list[tuple[str,
 
 
 def kind_of_answer(subjects: list[Subject]) -> str:
-    """What the texts say together of depth and entropy: "yes", "no", "open", or "mixed"."""
+    """What the texts say together of depth and entropy: "yes", "no", "open" (where one is), "mixed"."""
     kinds = {answer(part).split(",")[0] for _, _, part in cases(subjects, ("entropy",))}
-    return kinds.pop() if len(kinds) == 1 else "mixed"
+    return "open" if "open" in kinds else kinds.pop() if len(kinds) == 1 else "mixed"
 
 
 def short(subjects: list[Subject]) -> str:
@@ -70,9 +70,9 @@ def sentence(subjects: list[Subject]) -> str:
         )
         mean, low, high = mean_correlations(part)["raw"]
         interval = "" if pd.isna(low) else f", 95 % interval {span(low, high)}"
-        name_of_number = "" if parts else "rank correlation "  # once is enough
+        name_of_number = "" if parts else "rank correlation of depth with entropy "  # once is enough
         parts.append(f"{words} ({name_of_number}{signed(mean)}{interval})")
-    seeds = max(part["seed"].nunique() for _, _, part in by_text)
+    seeds = min(part["seed"].nunique() for _, _, part in by_text)
     return f"{lead}: {', and '.join(parts)}; {count(seeds)} seed{'s' if seeds > 1 else ''}."
 
 
