@@ -21,7 +21,7 @@ START, END = "<!-- results -->", "<!-- end of results -->"
 QUESTIONS = {
     "exp1": "Does MoR keep accuracy while it computes less?",
     "exp2": "Is MoR better than a fixed-depth Transformer of equal cost?",
-    "bangla": "Does the same hold for Bangla?",
+    "bangla": "Does MoR keep accuracy in Bangla too?",
 }
 DEPTH = "What is depth worth to models that train longer, and how much of it does MoR get?"
 LONG_SENTENCES = (results.gate_sentence, results.depth_sentence, results.kinds_sentence)
@@ -98,11 +98,12 @@ def readme_part() -> str:
     if results.answerable(known):
         told = [results.known_depth_answer(known), results.other_depths_sentence(results.front_records())]
         told += [results.dial_sentence(results.stored_dial()), results.text_sentence()]
-        lines.append(bullet(KNOWN, results.short_known(known), " ".join(told)))
+        lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     lines += [bullet(TIME, cost.short(record), cost.sentence(record)) for record in cost.speed_records()]
     text = results.without_intervals("\n".join(lines)) or "No records yet."
-    text = f"{FRONT}\n\n{front_caption()}{UNITS}\n\n{results.early_line(stored)}\n\n{text}"
-    return f"{text}\n\n{HOPS}" if results.answerable(known) else text
+    parts = [FRONT, front_caption() + UNITS, results.early_line(stored), text]
+    parts += [HOPS] if results.answerable(known) else []
+    return "\n\n".join(filter(None, parts))
 
 
 def bullet(question: str, short: str, told: str) -> str:
@@ -230,7 +231,8 @@ def harder() -> list[str]:
     records = results.deep_records()
     if records.empty:
         return []
-    told = f"On a harder task, with twelve layers. {results.hops_sentence(records)}"
+    layers = max(record["config"]["model"]["n_layers"] for record in records["record"])
+    told = f"On a harder task, with {count(layers)} layers. {results.hops_sentence(records)}"
     return [told, *(markdown(table(records)) for table in (results.hops_table, results.hops_verdicts))]
 
 
@@ -374,7 +376,7 @@ def main() -> None:
     if len(front):
         results.draw_front(front, sources=False).savefig(REFERENCE / "front.png", dpi=110)
     known = results.main_records()
-    if len(known):
+    if results.answerable(known):
         results.draw_known_depth(known).savefig(REFERENCE / "known_depth.png", dpi=110, bbox_inches="tight")
     write_whole(ROOT / "RESULTS.md", results_page().encode())
     update_readme()

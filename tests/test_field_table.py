@@ -173,9 +173,12 @@ def test_a_router_has_collapsed_if_each_layer_runs_all_or_none(run, fallen):
 
 
 def test_the_best_by_each_price_is_named():
-    losses = LOSSES | {"act": [1.31], "mod": [1.34], "worth": [1.7], "planted": [1.0]}
+    controls = {"planted": [1.0], "blind": [1.0], "frozen": [1.0]}
+    losses = LOSSES | {"act": [1.31], "mod": [1.34], "worth": [1.7]} | controls
     records = records_of(losses, run=(1.0, 0.5))
-    costs = costs_of(records, act=190.0, mod=110.0, worth=90.0, planted=90.0)
+    costs = costs_of(records, act=190.0, mod=110.0, worth=90.0, planted=90.0, blind=90.0, frozen=90.0)
+    told = results.field_sentence(records, costs)
+    assert "of three systems" in told and not any(NAMES[name] in told for name in controls)
     table = results.choices_table(records, costs).set_index("what matters")["system"]
     assert table["the loss alone"] == "four layers", "by the mean over seeds; the plan is left out"
     assert table["the loss, at the operations of half the layers or a fifth more"] == NAMES["mod"]

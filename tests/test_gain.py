@@ -143,6 +143,14 @@ def test_the_sentence_and_the_picture_say_what_the_table_does():
     third = np.mean([np.interp(1 / 3, gain.SHARES, seed) for seed in shares])
     assert f", {third:.0f} % (" in routing.gain_sentence(table)
     assert "six seeds" in routing.gain_sentence(table)
+    assert "not shown to differ from the 33 % of chance" in routing.gain_sentence(table)
+    for share_of_mor, told in ((90, "more than"), (5, "less than")):
+        other = table.copy()
+        for index, whole in table[table["way"] == "mor"]["accuracy"].items():
+            first = (share_of_mor + other.at[index, "seed"]) / 100  # of the gain, on each share but the last
+            other.at[index, "accuracy"] = [first * whole[-1]] * (len(gain.SHARES) - 1) + whole[-1:]
+        assert f"{told} the 33 % of chance" in routing.gain_sentence(other)
+        assert "not shown to differ" in routing.gain_sentence(other[other["seed"] < 3]), "three seeds"
     assert shares[:, -1] == pytest.approx(100)
     shown = routing.gain_table(table)
     assert shown.loc[gain.WAYS["three"], "first 33 %"].startswith(f"{third:.0f} [")

@@ -6,7 +6,7 @@ import pytest
 
 import morlib
 from suite import report, results, runs
-from suite.results import tables
+from suite.results import headlines, stats, tables
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,28 @@ def test_an_experiment_s_short_answer_follows_the_records(tmp_path):
     assert results.short_answer("exp1", exp1.assign(did_train=False)) == "Not shown."
     assert results.short_answer("exp2", exp2) == "No."
     assert results.short_answer("exp2", exp2[exp2["seed"] < 3]) == "Not shown."
+    bangla = runs.stored_records("bangla")
+    assert results.short_answer("bangla", bangla) == f"Yes, but {eight}; longer training was not tried."
+    few = bangla[(bangla["model"] != "fixed-at-E") | (bangla["seed"] < 3)]
+    assert "not shown to be better than eight" in results.short_answer("bangla", few)
+
+
+@pytest.mark.parametrize("seeds, told", [(6, "after longer training too"), (3, "open after longer training")])
+def test_what_becomes_of_an_answer_after_longer_training(monkeypatch, seeds, told):
+    long = moved(runs.stored_records("exp1-long"), "mor", 0.7)
+    long = long[long["seed"] < seeds]
+    monkeypatch.setattr(headlines, "stored_records", lambda name, folder=None: long)
+    assert told in results.short_answer("exp1", runs.stored_records("exp1"))
+
+
+def test_worse_by_less_than_the_margin_is_equal_and_better_by_less_is_better():
+    exp2 = runs.stored_records("exp2")
+    less = results.compare(exp2, "mor-source-protocol", "fixed-long")
+    more = results.compare(exp2, "fixed-long", "mor-source-protocol")
+    assert stats.judged(less) == "equal" and stats.judged(more) == "better"
+    assert (
+        stats.judged(results.compare(exp2.assign(did_train=False), "fixed-long", "fixed-shallow")) == "open"
+    )
     assert results.short_answer("exp2", moved(exp2, "mor-equal-epochs", 2.0)) == "Yes."
 
 
@@ -87,16 +109,18 @@ def test_what_depth_is_worth_and_who_gets_more_of_it():
     tables = [results.long_records(name) for name in ("exp1", "exp1-thin")]
     worth = [results.compare(t, "fixed-deep", "fixed-shallow")["mean"] for t in tables]
     start, end = (
-        f"{' and '.join(map(results.signed, worth))} points; MoR is ",
+        f"{' and '.join(map(results.signed, worth))} points at width 64 and 32; MoR is ",
         " than fixed layers of its cost.",
     )
     assert results.short_depth(tables) == f"{start}no better{end}"
+    assert results.short_depth([*tables, runs.stored_records("exp2-long")]) == f"{start}no better{end}"
     one = [tables[0], moved(tables[1], "mor", 2.0)]
     assert results.short_depth(one) == f"{start}not always better{end}"
     both = [moved(t, "mor", 2.0) for t in tables]
     assert results.short_depth(both) == f"{start}better{end}"
     few = [t[t["seed"] < 3] for t in both]
-    assert results.short_depth(few).endswith(f"MoR is not shown to be better{end}")
+    told = "not shown and not shown points at width 64 and 32; MoR is not shown to be better"
+    assert results.short_depth(few) == f"{told}{end}"
     assert results.short_depth([]) == ""
 
 

@@ -421,6 +421,13 @@ def test_the_front_is_drawn_from_both_kinds_of_records():
     worth = front[front["line"] == "worth"]
     for asked, own in worth.groupby("asked"):
         assert own["effective_depth"].mean() == pytest.approx(asked, abs=0.05)
+    told, right = results.other_depths_sentence(front), front.groupby(["line", "asked"])["hops"]
+    low, high = (f"{value:.0f}" for value in right.agg(["min", "max"]).loc["worth", 3.0])
+    between = f"{right.mean()['fixed', 3.0]:.0f} ["
+    assert told.startswith("Trained for other depths it answers ")
+    assert f"{low} to {high} % at E 3 (three layers {between}" in told
+    assert results.other_depths_sentence(front[front["line"] == "fixed"]) == ""
+    assert "(" not in results.other_depths_sentence(front[front["line"] == "worth"]), "nothing to set beside"
     lines = {line.get_label() for line in results.draw_known_front(front).axes[0].lines}
     assert {"fixed depth", "token worth", "the plan written down"} <= lines
 
@@ -504,7 +511,10 @@ def test_the_short_answer_names_mor_and_the_plan_where_they_ship():
     assert results.short_known(narrow) == (
         "Token worth does at a depth that is set by hand; MoR's router is not shown to."
     )
-    assert f"MoR {right['mor']} %, a plan written by hand, which says " in told and "of 4 to 6 hops" in told
+    assert (
+        f"MoR {right['mor']} %, a blind choice {right['blind']} %, a plan" in told
+        and "of 4 to 6 hops" in told
+    )
     could = f"MoR with a budget that could pay for a plan like this {right['mor-spread']} %."
     assert f"run all layers, {right['planted']} %, {could}" in told
 

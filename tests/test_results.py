@@ -217,9 +217,9 @@ def test_the_first_sentence_follows_the_records():
     ) and "nan" not in results.sentence("exp1", few)
     exp2 = runs.stored_records("exp2")
     assert "no better than six fixed layers" in results.sentence("exp2", exp2)
-    less = "ahead by +2.45 points, but a little less accurate than six layers that train as long"
+    less = "gains +2.45 points on them, but is a little less accurate than six layers that train as long"
     assert less in results.sentence("exp2", exp2)
-    assert "and more accurate than six layers that train as long" in results.sentence(
+    assert "and is more accurate than six layers that train as long" in results.sentence(
         "exp2", scaled(exp2, "mor-source-protocol", 2.0)
     )
     assert "a little more accurate than twelve layers" in results.sentence(

@@ -521,7 +521,8 @@ def test_the_headline_follows_the_findings(stored):
     two_seeds = dict(correlations=rising[rising["seed"] < 2])
     few = [dataclasses.replace(subject, tables=two_seeds) for subject in stored]
     assert answers.sentence(few).startswith("There are too few seeds")
-    assert answers.short(few) == "Too few seeds to say."
+    assert answers.short(few) == answers.short([stored[0], few[1]]) == "Too few seeds to say."
+    assert answers.sentence([stored[0], few[1]]).endswith("two seeds.")
 
 
 # ---- Texts in colour ----

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 import morlib
 from morlib import Transformer
 
+from ..runs import pick_device
 from .benched import Bench, Rows
 from .others import cached_generation, linear_layers, plain_generation, uncached_generation
 from .probes import as_int8, stored_bytes
@@ -57,29 +56,31 @@ def about(bench: Bench) -> dict:
 
 def once(bench: Bench) -> Rows:
     """Where a token's depth is decided once; and ours of fixed depth against a plain loop."""
+    fixed = bench.build(bench.sizes.length, routing="none")
     for batch in BATCHES:
         timings = decided_once(bench, batch)
         row = timings.ratio("once", "fixed") | about(bench)
         if batch > 1:
-            row["note"] += f"; {products(bench, bench.build(bench.sizes.length, routing='none'), batch)}"
+            row["note"] += f"; {products(bench, fixed, batch)}"
         yield f"decode-once-{batch}", row
         yield f"decode-plain-{batch}", timings.ratio("fixed", "plain") | about(bench)
 
 
 def decided_once(bench: Bench, batch: int, device: str = "cpu") -> Timings:
-    """Times of cached decoding: fixed depth, half of it decided once a token, and a plain loop."""
+    """Times of cached decoding: fixed depth, half of it decided once a token, and on a CPU a plain loop."""
     s, parts, length = bench.sizes, bench.sizes.short_turns, 2 * bench.sizes.generated
     models = {"fixed": bench.build(length, device, routing="none"), "once": bench.once(length, 6, device)}
     how = bench.windows(batch, PROMPT, device)[:, :-1], s.generated, parts
     calls = {name: cached_generation(model, *how) for name, model in models.items()}
-    calls["plain"] = plain_generation(models["fixed"], *how)
-    on = "" if device == "cpu" else ", GPU"
+    on = ", GPU"
+    if device == "cpu":
+        calls["plain"], on = plain_generation(models["fixed"], *how), ""
     return bench.turns(f"decoding, decided once, batch {batch}{on}", calls, parts)
 
 
 def gpu(bench: Bench) -> Rows:
     """The same on a card, where there is one: as the models are, without graphs of the card's calls."""
-    for batch in (1, 32) if torch.cuda.is_available() else ():
+    for batch in (1, 32) if pick_device()[0].type == "cuda" else ():
         timings = decided_once(bench, batch, "cuda")
         yield f"decode-gpu-{batch}", timings.ratio("once", "fixed") | about(bench)
 

@@ -118,8 +118,7 @@ def plain_generation(model: Transformer, prompt: Tensor, tokens: int, parts: int
     All keys and values lie in one tensor [N, 2, B, H, P + tokens, D/H], made beforehand.
     """
     (B, P), N, H, D = prompt.shape, model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model
-    held = torch.zeros(N, 2, B, H, P + tokens, D // H, device=prompt.device)
-    start, fresh, some = 0, None, tokens // parts
+    held, start, fresh, some = torch.zeros(N, 2, B, H, P + tokens, D // H), 0, None, tokens // parts
 
     def step(ids: Tensor, start: int) -> Tensor:
         L = ids.shape[1]

@@ -147,7 +147,7 @@ def verdict(row: dict) -> str:
     change = 100 * abs(1 - row["measured"])
     if low <= 1 <= high:
         return "no faster"
-    return f"saves {change:.0f} % of the time" if high < 1 else f"{change:.0f} % slower"
+    return f"saves {change:.0f} % of the time" if saves(row) else f"{change:.0f} % slower"
 
 
 def first_table(record: dict) -> pd.DataFrame:

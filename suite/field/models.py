@@ -10,7 +10,7 @@ from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, 
 from ..runs.experiments import LONG, TEXTS, WORTH_TRAINING, Changes, experiment_runs
 from ..runs.known_depth import RATE, fixed_between
 
-CONTROLS = ("fixed-deep", "planted", "blind", "frozen", "worth", "mor")  # as `known_depth_models` makes them
+KNOWN = ("fixed-deep", "planted", "blind", "frozen", "worth", "mor")  # as `known_depth_models` makes them
 ADDED = {"dr": 1 / 20}  # systems that are added to a trained model, and the share of its steps that they take
 # Options on text, where a pass is worth less. Of act the best of its trials there. The price of dr is what a
 # layer is worth there to fixed models, from six to twelve of them; it was not tried
@@ -68,7 +68,7 @@ def field_models(s: Settings) -> Changes:
     N = size["layers"]
     known = known_depth_models(s, size)
     models = {"fixed-half": known["fixed-half"], "fixed-between": fixed_between(N)}
-    models |= {label: known[label] for label in CONTROLS}
+    models |= {label: known[label] for label in KNOWN}
     own = systems_of(N, size["target"])
     return models | {label: (changes, same_rate(RATE)) for label, changes in own.items()}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..runs import stored_records
-from .known_depth import MAIN, WORTH, hops_verdicts, main_records, steps_of, worth_on_text
+from .known_depth import WORTH, answerable, hops_verdicts, main_records, steps_of, worth_on_text
 from .stats import compare
 from .tables import deciding_interval, plain_names, signed, verdict_words
 
@@ -66,7 +66,7 @@ def glance_table(folder: Path | None = None) -> pd.DataFrame:
             pair = records[records["model"].isin([a, b])]
             rows.append([setting(pair), *told, verdict_words(c)])
     known = main_records(folder)
-    for row in hops_verdicts(known).itertuples(index=False) if MAIN <= set(known.get("model", ())) else ():
+    for row in hops_verdicts(known).itertuples(index=False) if answerable(known) else ():
         rows.append([setting(known), f"token worth against {row[0]}", *row[1:]])
     return pd.DataFrame(rows, columns=["setting", "who against whom", "points", "interval", "verdict"])
 

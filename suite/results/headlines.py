@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ..runs import PAIRS, stored_records
 from ..runs.experiments import ROUTED, THIN
 from .figures import accuracy_against_depth
-from .stats import LEAST_SEEDS, compare, different, equal
+from .stats import LEAST_SEEDS, compare, different, equal, judged
 from .tables import Text, count, markdown, share_words, signed, span, verdicts
 
 TEXT_NAMES = {
@@ -20,6 +20,7 @@ TEXT_NAMES = {
     "exp2": "half of Tiny Shakespeare",
     "bangla": "Bangla Wikipedia",
 }
+AHEAD = {"better": "better", "equal": "no better", "worse": "no better", "open": "not shown to be better"}
 HOW_TO_READ = (
     "*Equal within half a point*: the 90 % interval lies between \u22120.5 and +0.5. *Better* or *worse*: "
     "the 95 % interval leaves out zero, and a test without assumptions about the spread of seeds "
@@ -72,28 +73,42 @@ def sentence(experiment: str, records: pd.DataFrame) -> str:
     return efficiency_sentence(records, "mor-deep" if experiment == "bangla" else "mor")
 
 
+def rivals(experiment: str) -> tuple[str, str]:
+    """Of an experiment, the MoR that its answer is about, and the fixed model that it is held to."""
+    return ROUTED[experiment][0], "fixed-shallow" if experiment == "exp2" else "fixed-deep"
+
+
+def longer(experiment: str, folder: Path | None = None) -> dict | None:
+    """How these two compare where they train long, or None without such records."""
+    long = stored_records(f"{experiment}-long", folder)
+    return (
+        compare(long, *rivals(experiment)) if set(rivals(experiment)) <= set(long.get("model", ())) else None
+    )
+
+
 def untrained_sentence(experiment: str, records: pd.DataFrame) -> str:
     """How MoR stands to the same model with a router that never learns, where it has records."""
-    routed, _ = ROUTED[experiment]
-    other = f"frozen{routed.removeprefix('mor')}".removesuffix("-equal-epochs")
+    routed, blind = ROUTED[experiment]
+    other = blind.replace("random", "frozen")
     if other not in set(records["model"]):
         return ""
     c = compare(records, routed, other)
     stands = as_words(c, "the same model with an untrained router")
-    return f" It is {stands} ({numbers(c)}; {seeds_so_far(c['pairs'])})."
+    at = "At equal epochs " if experiment == "exp2" else ""
+    return f" {at}MoR is {stands} ({numbers(c)}; {seeds_so_far(c['pairs'])})."
 
 
 def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
     """What becomes of an answer when the models train long, where such records ship; else nothing."""
-    long, (routed, _) = stored_records(f"{experiment}-long", folder), ROUTED[experiment]
-    other = "fixed-shallow" if experiment == "exp2" else "fixed-deep"
-    if not {routed, other} <= set(long.get("model", ())):
+    c, long = longer(experiment, folder), stored_records(f"{experiment}-long", folder)
+    if c is None:
         return ""
+    routed, other = rivals(experiment)
 
     def config(table: pd.DataFrame, model: str) -> dict:
         return table[table["model"] == model].iloc[0]["record"]["config"]
 
-    c, layers = compare(long, routed, other), count(config(long, other)["model"]["n_layers"])
+    layers = count(config(long, other)["model"]["n_layers"])
     after, before = (config(table, routed)["train"]["epochs"] for table in (long, records))
     stands = as_words(c, f"{layers} {'fixed ' if experiment == 'exp2' else ''}layers")
     seeds = seeds_so_far(c["pairs"])
@@ -156,7 +171,7 @@ def efficiency_sentence(records: pd.DataFrame, routed: str) -> str:
     deep, shallow = compare(records, routed, "fixed-deep"), compare(records, routed, "fixed-at-E")
     saved = share_words(1 - depth[routed] / depth["fixed-deep"])
     less = "half the computation" if saved == "half" else f"{saved} less computation"
-    ahead = "better" if different(shallow) and shallow["mean"] > 0 else "no better"
+    ahead = AHEAD[judged(shallow)]
     layers, as_cheap = count(round(depth["fixed-deep"])), count(round(depth["fixed-at-E"]))
     stands, seeds = as_words(deep, f"{layers} layers"), f"{count(deep['pairs'])} seeds"
     return (
@@ -172,15 +187,15 @@ def equal_cost_sentence(records: pd.DataFrame) -> str:
     published = compare(records, "mor-source-protocol", "fixed-shallow")
     as_long = compare(records, "mor-source-protocol", "fixed-long")
     layers, seeds = count(round(depth["fixed-shallow"])), count(equal_epochs["pairs"])
-    ahead = "better" if different(equal_epochs) and equal_epochs["mean"] > 0 else "no better"
+    ahead = AHEAD[judged(equal_epochs)]
     first = (
         f"At equal cost MoR is {ahead} than {layers} fixed layers ({numbers(equal_epochs)}; {seeds} seeds)"
     )
     stands = as_words(as_long, f"{layers} layers that train as long")
-    stands = f"{'and' if different(as_long) and as_long['mean'] > 0 else 'but'} {stands}"
+    stands = f"{'and' if judged(as_long) == 'better' else 'but'} is {stands}"
     return (
-        f"{first}. Trained for longer than these, as the thesis and the paper do, it is ahead by "
-        f"{signed(published['mean'])} points, {stands} ({numbers(as_long)})."
+        f"{first}. Trained for longer than these, as the thesis and the paper do, it gains "
+        f"{signed(published['mean'])} points on them, {stands} ({numbers(as_long)})."
     )
 
 

@@ -28,8 +28,8 @@ from .figures import (
     marker_of,
 )
 from .headlines import seeds_so_far, show
-from .stats import LEAST_SEEDS, compare, different, interval
-from .tables import count, plain_names, signed, span
+from .stats import LEAST_SEEDS, compare, different, interval, judged
+from .tables import count, plain_names, signed, span, verdict_words
 
 LABELS = {
     "fixed-half": "{n} layers",
@@ -140,22 +140,9 @@ def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
     for other in [label for label in LABELS if label in names and label != model]:
         c = compare(scored, model, other, metric="hops", margin=1.0)
         interval = "" if np.isnan(c["low"]) else f"{span(c['low'], c['high'], 1)} (95 %)"
-        rows.append([names[other], signed(c["mean"], 1), interval, verdict_of(c)])
+        rows.append([names[other], signed(c["mean"], 1), interval, verdict_words(c)])
     subject = f"{LABELS.get(model, model)} against"
     return pd.DataFrame(rows, columns=[subject, "difference (points)", "interval", "verdict"])
-
-
-def verdict_of(c: dict) -> str:
-    """In words, what a comparison of hops shows."""
-    if c["pairs"] < LEAST_SEEDS:
-        return f"{c['pairs']} of {LEAST_SEEDS} seeds so far"
-    if c["p_equivalent"] < 0.05:
-        return "equal within a point"
-    if c["low"] > 0 and c["p"] < 0.05:
-        return "better"
-    if c["high"] < 0 and c["p"] < 0.05:
-        return "worse"
-    return "no difference shown"
 
 
 def main_records(folder: Path | None = None) -> pd.DataFrame:
@@ -173,9 +160,9 @@ def hops_sentence(records: pd.DataFrame) -> str:
     depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
     right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
     most = by_hops(records)["k"].max()
-    c = compare(scored, "worth", "fixed-half", metric="hops")
+    c = compare(scored, "worth", "fixed-half", metric="hops", margin=1.0)
     so_far = c["pairs"] < LEAST_SEEDS and c["mean"] > 0
-    start = "Yes: at" if verdict_of(c) == "better" else "Yes so far: at" if so_far else "Not shown: at"
+    start = "Yes: at" if judged(c) == "better" else "Yes so far: at" if so_far else "Not shown: at"
     seeds = seeds_so_far(c["pairs"])
     told = (
         f"{start} E {depth:.1f}, token worth (a router that learns what depth is worth) answers "
@@ -235,6 +222,7 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     most = by_hops(records)["k"].max()
     others = [f"{names['fixed-half']} {right['fixed-half']}"]
     others += [f"MoR {right['mor']}"] if "mor" in right else []
+    others += [f"a blind choice {right['blind']}"] if "blind" in right else []
     could = "MoR with a budget that could pay for a plan like this"
     plan = "a plan written by hand, which says what kinds of tokens run all layers,"
     others += [f"{plan} {right['planted']}"] if "planted" in right else []
@@ -245,7 +233,7 @@ def known_depth_answer(records: pd.DataFrame) -> str:
         f"{', '.join(others)}."
     )
     for label, c in against.items():
-        shows = f"{verdict_of(c)}, " if c["pairs"] >= LEAST_SEEDS else ""
+        shows = f"{verdict_words(c)}, " if c["pairs"] >= LEAST_SEEDS else ""
         told += f" Against {names[label]}: {shows}{points_of(c)}."
     depth = records[records["model"] == "worth"]["effective_depth"].mean()
     return f"{told} Its depth, E {depth:.1f}, is set by hand to what a plan needs."

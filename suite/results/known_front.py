@@ -58,16 +58,17 @@ def known_front_table(front: pd.DataFrame) -> pd.DataFrame:
 
 
 def other_depths_sentence(front: pd.DataFrame) -> str:
-    """What token worth reaches where it is trained for other depths, beside fixed layers; nothing without
-    such records."""
+    """What token worth reaches where it is trained for other depths, each beside the fixed model that is next
+    to it in depth; nothing without such records."""
     own = front[front["model"].str.startswith("worth ")] if len(front) else front
     if own.empty:
         return ""
-    groups = own.groupby("asked")["hops"]
-    right = ", ".join(f"at E {E:g} {shares(hops)} %" for E, hops in groups)
-    seeds, most = count(min(groups.size())), round(max(groups.groups))
-    fixed = front[(front["line"] == "fixed") & (front["asked"] == most)]["hops"].mean()
-    return f"Trained for other depths: {right} ({seeds} seeds); {count(most)} layers {fixed:.0f} %."
+    fixed, told = front[front["line"] == "fixed"], []
+    for E, hops in own.groupby("asked")["hops"]:
+        layers = fixed[fixed["asked"] == round(E)]["hops"]
+        beside = f" ({count(round(E))} layers {shares(layers)} %)" if len(layers) else ""
+        told.append(f"{shares(hops)} % at E {E:g}{beside}")
+    return f"Trained for other depths it answers {', '.join(told)}."
 
 
 def plan_sentence(front: pd.DataFrame) -> str:

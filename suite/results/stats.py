@@ -113,6 +113,21 @@ def claim_of(comparison: dict, did_train: bool = True) -> str:
     return ", yet ".join(claims) or "no difference shown"
 
 
+def judged(comparison: dict) -> str:
+    """What a comparison shows of the first of the two: "better", "equal", "worse" or "open".
+
+    Better by less than the margin is better; worse by less than it is equal. Few seeds show nothing, nor do
+    runs that did not train.
+    """
+    if comparison["claim"].startswith("none"):
+        return "open"
+    if different(comparison) and comparison["mean"] > 0:
+        return "better"
+    if equal(comparison):
+        return "equal"
+    return "worse" if different(comparison) else "open"
+
+
 def excludes_zero(comparison: dict) -> bool:
     """Whether the 95 % interval leaves out zero."""
     return comparison["low"] > 0 or comparison["high"] < 0

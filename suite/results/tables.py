@@ -260,7 +260,7 @@ def deciding_interval(c: dict) -> str:
 
 def verdict_words(c: dict) -> str:
     """A comparison's claim for a reader who has the four-column table alone."""
-    margin = "half a point" if c["margin"] == 0.5 else f"{c['margin']:g}"
+    margin = {0.5: "half a point", 1: "a point"}.get(c["margin"], f"{c['margin']:g}")
     if c["claim"].startswith("none: "):
         return c["claim"].removeprefix("none: ")
     if different(c):

@@ -24,7 +24,7 @@ from ..files import REFERENCE, read_rows, write_rows, write_whole
 from ..results import TEXT_NAMES
 from ..results.figures import figure_style
 from ..results.headlines import seeds_so_far
-from ..results.stats import interval
+from ..results.stats import LEAST_SEEDS, interval
 from ..results.tables import with_interval
 from ..runs.whole_tokens import CONTEXTS
 from ..texts import context_numbers
@@ -205,7 +205,9 @@ def gain_sentence(table: pd.DataFrame) -> str:
     parts = {way: interval(carried_first(table, way, 1 / 3)) for way in ("three", "mor")}
     told = {way: f"{mean:.0f} % ({low:.0f} to {high:.0f})" for way, (mean, low, high) in parts.items()}
     _, low, high = parts["mor"]
-    beyond = "more than" if low > 100 / 3 else "less than" if high < 100 / 3 else "not shown to differ from"
+    beyond = "not shown to differ from"
+    if table["seed"].nunique() >= LEAST_SEEDS and not low <= 100 / 3 <= high:
+        beyond = "more than" if low > 100 / 3 else "less than"
     return (
         f"On {TEXT_NAMES[EXPERIMENT]}, {told['three']} of what twelve layers gain in accuracy over six falls "
         "on a third of the tokens, which the last three characters name in advance. On the third that MoR "
