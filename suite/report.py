@@ -97,6 +97,7 @@ def readme_part() -> str:
     known = results.main_records()
     if results.answerable(known):
         told = [results.known_depth_answer(known), results.other_depths_sentence(results.front_records())]
+        told += [results.harder_sentence(results.deep_records())]
         told += [results.dial_sentence(results.stored_dial()), results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     lines += [bullet(TIME, cost.short(record), cost.sentence(record)) for record in cost.speed_records()]
@@ -231,9 +232,8 @@ def harder() -> list[str]:
     records = results.deep_records()
     if records.empty:
         return []
-    layers = max(record["config"]["model"]["n_layers"] for record in records["record"])
-    told = f"On a harder task, with {count(layers)} layers. {results.hops_sentence(records)}"
-    return [told, *(markdown(table(records)) for table in (results.hops_table, results.hops_verdicts))]
+    tables = (results.hops_table, results.hops_verdicts)
+    return [results.harder_sentence(records), *(markdown(table(records)) for table in tables)]
 
 
 def recursion() -> list[str]:

@@ -551,6 +551,16 @@ def test_what_a_faster_rate_reaches_is_said_where_its_records_ship():
         assert told in results.hops_sentence(records)
 
 
+def test_the_harder_task_is_told_from_its_records(tmp_path):
+    assert results.harder_sentence(results.deep_records(tmp_path)) == ""
+    few = {"worth": [97, 95], "fixed-half": [60, 70], "fixed-deep": [90, 92]}
+    told = results.harder_sentence(records_of(few))
+    start = (
+        "On a harder task, of up to 6 hops, token worth answers 95 to 97 % of those of 4 and more at E 3.1, "
+    )
+    assert told == f"{start}three layers 60 to 70 %, six layers 90 to 92 % (two of six seeds)."
+
+
 def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
     made = runs.known_depth_runs(s, runs.known_depth_models(s))

@@ -48,6 +48,7 @@ from .known_depth import (
     chains_sentence,
     deep_records,
     draw_known_depth,
+    harder_sentence,
     hops_curves,
     hops_sentence,
     hops_table,

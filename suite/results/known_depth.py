@@ -245,6 +245,25 @@ def points_of(c: dict, digits: int = 0) -> str:
     return f"{signed(c['mean'], digits)} points ({interval}{seeds_so_far(c['pairs'])})"
 
 
+def harder_sentence(records: pd.DataFrame) -> str:
+    """What token worth and fixed layers reach on the harder task; nothing without records.
+
+    records: `deep_records`.
+    """
+    if records.empty:
+        return ""
+    scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
+    right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
+    depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
+    others = [label for label in ("fixed-half", "fixed-deep", "planted", "mor") if label in right]
+    told = ", ".join(f"{names[label]} {right[label]} %" for label in others)
+    seeds = seeds_so_far(min(scored.groupby("model").size()[["worth", *others]]))
+    return (
+        f"On a harder task, of up to {most} hops, token worth answers {right['worth']} % of those of "
+        f"{most // 2 + 1} and more at E {depth:.1f}, {told} ({seeds})."
+    )
+
+
 def chains_sentence(folder: Path | None = None) -> str:
     """What the second task shows, where its records ship; else nothing."""
     records = stored_records("chains", folder)
