@@ -102,7 +102,8 @@ def claim_of(comparison: dict, did_train: bool = True) -> str:
     if not did_train:
         return "none: a run does not beat its table of counts"
     if comparison["pairs"] < LEAST_SEEDS:
-        return f"none: {comparison['pairs']} seeds are too few ({LEAST_SEEDS} or more)"
+        seeds = "1 seed is" if comparison["pairs"] == 1 else f"{comparison['pairs']} seeds are"
+        return f"none: {seeds} too few ({LEAST_SEEDS} or more)"
     claims = []
     if different(comparison):
         claims.append(f"{comparison['a']} {'higher' if comparison['mean'] > 0 else 'lower'}")
