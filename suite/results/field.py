@@ -17,7 +17,8 @@ from ..runs import stored_records
 from .figures import BLACK, BLUE, COLOURS, GREY, MARKERS, Look, figure_style, legend_of, marker_of
 from .headlines import show
 from .known_depth import by_hops, steps_of, with_hops
-from .tables import count, signed
+from .stats import LEAST_SEEDS, different, interval, tested
+from .tables import count, signed, span
 
 # Each row of the field in words. n: layers of the model, N: of the deepest
 NAMES = {
@@ -269,9 +270,27 @@ def gaps_to_fixed(scored: pd.DataFrame, label: str, what: str = "loss") -> np.nd
     return np.array(gaps) if what == "right" else -np.array(gaps)
 
 
+def is_ahead(gaps: np.ndarray) -> bool:
+    """Whether a system's gaps to fixed depth [seeds] show that it is ahead: six seeds by their interval and a
+    sign-flip test, fewer if each of them is ahead."""
+    if len(gaps) < LEAST_SEEDS:
+        return bool((gaps > 0).all())
+    found = tested(gaps)
+    return different(found) and found["mean"] > 0
+
+
+def lead(gaps: np.ndarray) -> str:
+    """A system's mean gap to fixed depth in nats; of six seeds with its interval."""
+    told, n = f"{signed(gaps.mean(), 3)} nats", len(gaps)
+    if n < LEAST_SEEDS:
+        return f"{told}; {count(n)} seed{'' if n == 1 else 's'}"
+    _, low, high = interval(gaps)
+    return f"{told}, 95 % interval {span(low, high, 3)}; {count(n)} seeds"
+
+
 def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
-    """The answer of notebook 08 in plain words: who is ahead of fixed depth at equal operations, at each of
-    its seeds. Those that chose nothing are fixed models themselves, and are only named."""
+    """The answer of notebook 08 in plain words: who is ahead of fixed depth at equal operations. Those that
+    chose nothing are fixed models themselves, and are only named."""
     scored = with_costs(records, costs)
     systems = [label for label in rows_of(records) if label not in (*FIXED, *CONTROLS)]
     fallen = [label for label in systems if scored[scored["model"] == label]["collapsed"].any()]
@@ -279,21 +298,18 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     known = {label: gap for label, gap in gaps.items() if not np.isnan(gap).any()}
     if not known:
         return "Not known yet: fixed models of two depths, and their costs, must be measured first."
-    best = max(known, key=lambda label: known[label].mean())
-    ahead = [NAMES[label] for label in known if (known[label] > 0).all()]
-    seeds = sorted({len(gap) for gap in known.values()})
-    lie = "lies" if len(ahead) < 2 else "lie"
-    many = count(len(ahead)).capitalize() if ahead else "None"
-    told = f"{many} of {count(len(known))} systems {lie} below the line of fixed "
-    told += f"depth at equal operations, in loss and at each seed{': ' if ahead else ''}{'; '.join(ahead)}"
-    how = "furthest ahead" if NAMES[best] in ahead else "nearest to it"
-    told += f". The {how} is {NAMES[best]} ({signed(known[best].mean(), 3)} nats)"
-    told += (
-        f". Routers that chose nothing, in a seed or more: {'; '.join(NAMES[x] for x in fallen) or 'none'}"
+    nearest = max(known, key=lambda label: known[label].mean())
+    ahead = sorted((x for x in known if is_ahead(known[x])), key=lambda x: -known[x].mean())
+    many, lie = count(len(ahead)).capitalize() if ahead else "None", "lies" if len(ahead) < 2 else "lie"
+    leads = "; ".join(f"{NAMES[x]} ({lead(known[x])})" for x in ahead)
+    told = (
+        f"{many} of {count(len(known))} systems {lie} below the line of fixed depth at equal operations, in "
+        f"loss{f': {leads}' if ahead else ''}."
     )
-    each = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{count(seeds[0])} seeds"
-    each = "one seed" if seeds == [1] else each
-    return f"{told} ({each} a system; fewer than six prove nothing)."
+    told += "" if ahead else f" The nearest to it is {NAMES[nearest]} ({lead(known[nearest])})."
+    told += " Six seeds are judged by their interval; with fewer each must be ahead, which proves nothing."
+    collapsed_ones = "; ".join(NAMES[x] for x in fallen) or "none"
+    return f"{told} Routers that chose nothing, in a seed or more: {collapsed_ones}."
 
 
 def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
@@ -306,7 +322,7 @@ def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     start = f"On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
     scored = with_costs(records, costs)
     gaps = {label: gaps_to_fixed(scored, label, "right") for label in rows_of(records)}
-    ahead = [NAMES[x] for x, gap in gaps.items() if x not in (*FIXED, *CONTROLS) and (gap > 0).all()]
+    ahead = [NAMES[x] for x, gap in gaps.items() if x not in (*FIXED, *CONTROLS) and is_ahead(gap)]
     by_accuracy = f"By accuracy, those ahead of it are: {'; '.join(ahead) or 'none'}."
     return f"{start}{told[0].lower()}{told[1:]} {by_accuracy}"
 

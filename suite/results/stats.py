@@ -79,7 +79,13 @@ def compare(
     Raises ValueError if a model has no record, or if the records are of different kinds.
     """
     check_one_kind(records)
-    difference = paired(records, a, b, metric)
+    result = dict(a=a, b=b, metric=metric, margin=margin) | tested(paired(records, a, b, metric), margin)
+    both = records[records["model"].isin([a, b])]
+    return result | dict(claim=claim_of(result, bool(both["did_train"].all())))
+
+
+def tested(difference: np.ndarray, margin: float = MARGIN) -> dict[str, object]:
+    """Of `compare`, what rests on the paired differences [seeds] alone: pairs, mean, intervals and p."""
     mean, low, high = interval(difference)
     _, low90, high90 = interval(difference, 0.90)
     p = p_equivalent = math.nan
@@ -89,12 +95,10 @@ def compare(
         below = scipy.stats.ttest_1samp(difference, -margin, alternative="greater").pvalue
         above = scipy.stats.ttest_1samp(difference, margin, alternative="less").pvalue
         p_equivalent = float(max(below, above))
-    result = dict(
-        a=a, b=b, metric=metric, margin=margin, pairs=len(difference), mean=mean, low=low, high=high,
-        low90=low90, high90=high90, p=p, p_equivalent=p_equivalent,
+    return dict(
+        pairs=len(difference), mean=mean, low=low, high=high, low90=low90, high90=high90, p=p,
+        p_equivalent=p_equivalent,
     )  # fmt: skip
-    both = records[records["model"].isin([a, b])]
-    return result | dict(claim=claim_of(result, bool(both["did_train"].all())))
 
 
 def claim_of(comparison: dict, did_train: bool = True) -> str:
