@@ -27,6 +27,7 @@ DEPTH = "What is depth worth to models that train longer, and how much of it doe
 LONG_SENTENCES = (results.gate_sentence, results.depth_sentence, results.kinds_sentence)
 KNOWN = "Where depth is known to matter, does a router find it?"
 DIFFICULTY = "Does its depth follow token difficulty?"
+SYSTEMS = "Which system of the field is ahead of fixed depth at equal operations?"
 TIME = "Is skipped work saved time?"
 FIELD = "Which other system of the field finds depth where it matters?"
 FIELD_TEXT = "And on text, where depth is worth little?"
@@ -98,8 +99,14 @@ def readme_part() -> str:
     if results.answerable(known):
         told = [results.known_depth_answer(known), results.other_depths_sentence(results.front_records())]
         told += [results.harder_sentence(results.deep_records())]
-        told += [results.dial_sentence(results.stored_dial()), results.text_sentence()]
+        told += [results.dial_sentence(results.stored_dial(), short=True), results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
+    if told := results.short_field(
+        results.stored_field(), results.stored_text_field(), cost.stored_systems()
+    ):
+        lines.append(
+            bullet(SYSTEMS, told, "In loss; all of them stand in [notebook 08](notebooks/08_field.ipynb).")
+        )
     lines += [bullet(TIME, cost.short(record), cost.sentence(record)) for record in cost.speed_records()]
     text = results.without_intervals("\n".join(lines)) or "No records yet."
     parts = [FRONT, front_caption() + UNITS, results.early_line(stored), text]

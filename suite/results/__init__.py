@@ -11,6 +11,7 @@ from .field import (
     on_text_sentence,
     rows_of,
     sampled_table,
+    short_field,
     stored_field,
     stored_text_field,
     trials_table,

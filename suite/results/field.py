@@ -288,18 +288,24 @@ def lead(gaps: np.ndarray) -> str:
     return f"{told}, 95 % interval {span(low, high, 3)}; {count(n)} seeds"
 
 
-def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
-    """The answer of notebook 08 in plain words: who is ahead of fixed depth at equal operations. Those that
-    chose nothing are fixed models themselves, and are only named."""
+def ahead_of_fixed(records: pd.DataFrame, costs: pd.DataFrame) -> tuple[dict, list[str], list[str]]:
+    """The gaps to fixed depth [seeds] of each system whose costs are known, which of them are ahead, the
+    furthest first, and which chose nothing: these are fixed models themselves, and have no gap."""
     scored = with_costs(records, costs)
     systems = [label for label in rows_of(records) if label not in (*FIXED, *CONTROLS)]
     fallen = [label for label in systems if scored[scored["model"] == label]["collapsed"].any()]
     gaps = {label: gaps_to_fixed(scored, label) for label in systems if label not in fallen}
     known = {label: gap for label, gap in gaps.items() if not np.isnan(gap).any()}
+    ahead = sorted((x for x in known if is_ahead(known[x])), key=lambda x: -known[x].mean())
+    return known, ahead, fallen
+
+
+def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
+    """The answer of notebook 08 in plain words: who is ahead of fixed depth at equal operations."""
+    known, ahead, fallen = ahead_of_fixed(records, costs)
     if not known:
         return "Not known yet: fixed models of two depths, and their costs, must be measured first."
     nearest = max(known, key=lambda label: known[label].mean())
-    ahead = sorted((x for x in known if is_ahead(known[x])), key=lambda x: -known[x].mean())
     many, lie = count(len(ahead)).capitalize() if ahead else "None", "lies" if len(ahead) < 2 else "lie"
     leads = "; ".join(f"{NAMES[x]} ({lead(known[x])})" for x in ahead)
     told = (
@@ -310,6 +316,18 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     told += " Six seeds are judged by their interval; with fewer each must be ahead, which proves nothing."
     collapsed_ones = "; ".join(NAMES[x] for x in fallen) or "none"
     return f"{told} Routers that chose nothing, in a seed or more: {collapsed_ones}."
+
+
+def short_field(known: pd.DataFrame, text: pd.DataFrame, costs: pd.DataFrame) -> str:
+    """Who is ahead of fixed depth at equal operations on the task of known depth and on text, in a few words;
+    nothing where one of them has no records."""
+    told = []
+    for records in (known, text):
+        gaps, ahead, _ = ahead_of_fixed(records, costs)
+        if not gaps:
+            return ""
+        told.append(" and ".join(f"{NAMES[x]} ({lead(gaps[x])})" for x in ahead) or "none")
+    return f"Where depth is known to matter, {told[0]}; on text, {told[1]}."
 
 
 def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:

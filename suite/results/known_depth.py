@@ -217,26 +217,27 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     the layers, MoR and the plan, and how it stands to fixed layers, each difference with its interval."""
     scored, names = with_hops(records), names_of(records)
     right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
-    fixed = [label for label in ("fixed-half", "fixed-half-long", "fixed-deep") if label in names]
+    fixed = [label for label in ("fixed-half-long", "fixed-deep") if label in names]
     against = {label: compare(scored, "worth", label, metric="hops", margin=1.0) for label in fixed}
     most = by_hops(records)["k"].max()
-    others = [f"{names['fixed-half']} {right['fixed-half']}"]
-    others += [f"MoR {right['mor']}"] if "mor" in right else []
-    others += [f"a blind choice {right['blind']}"] if "blind" in right else []
-    could = "MoR with a budget that could pay for a plan like this"
-    plan = "a plan written by hand, which says what kinds of tokens run all layers,"
-    others += [f"{plan} {right['planted']}"] if "planted" in right else []
-    others += [f"{could} {right['mor-spread']}"] if "mor-spread" in right else []
+    depth = records[records["model"] == "worth"]["effective_depth"].mean()
+    said = {
+        "fixed-half": names["fixed-half"],
+        "blind": "a blind choice",
+        "mor": "MoR",
+        "mor-spread": "MoR with a budget that could pay for a plan",
+        "planted": "a plan written by hand (which kinds of tokens run all layers)",
+    }
+    others = ", ".join(f"{name} {right[label]}" for label, name in said.items() if label in right)
     told = (
         "On a task that asks to follow a permutation several times, *token worth*, a router that learns what "
-        f"depth is worth, answers {right['worth']} of the hard questions of {most // 2 + 1} to {most} hops, "
-        f"{', '.join(others)}."
+        f"depth is worth, answers {right['worth']} of the hard questions of {most // 2 + 1} to {most} hops "
+        f"at E {depth:.1f}; {others}."
     )
     for label, c in against.items():
         shows = f"{verdict_words(c)}, " if c["pairs"] >= LEAST_SEEDS else ""
         told += f" Against {names[label]}: {shows}{points_of(c)}."
-    depth = records[records["model"] == "worth"]["effective_depth"].mean()
-    return f"{told} Its depth, E {depth:.1f}, is set by hand to what a plan needs."
+    return told
 
 
 def points_of(c: dict, digits: int = 0) -> str:

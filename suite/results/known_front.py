@@ -66,7 +66,7 @@ def other_depths_sentence(front: pd.DataFrame) -> str:
     fixed, told = front[front["line"] == "fixed"], []
     for E, hops in own.groupby("asked")["hops"]:
         layers = fixed[fixed["asked"] == round(E)]["hops"]
-        beside = f" ({count(round(E))} layers {shares(layers)} %)" if len(layers) else ""
+        beside = f" ({count(round(E))} layers {layers.mean():.0f} %)" if len(layers) else ""
         told.append(f"{shares(hops)} % at E {E:g}{beside}")
     return f"Trained for other depths it answers {', '.join(told)}."
 
