@@ -453,10 +453,10 @@ def test_stored_records_open_the_notebook(tmp_path, capsys):
         (tmp_path / f"speed_here_{kind}.json").write_text("not read", encoding="utf-8")
     cost.headline(tmp_path)
     shown = capsys.readouterr().out
-    small, routed, blind = (
-        f"{record['rows'][key]['measured']:.2f}" for key in ("train-small", "train-8-router", "train-8")
-    )
-    assert f"takes {small} of the fixed model's time. At width 256 it takes {routed}, and {blind}" in shown
+    keys = ("train-small", "once-8", "train-8-router", "train-8")
+    small, once, routed, blind = (f"{record['rows'][key]['measured']:.2f}" for key in keys)
+    assert f"takes {small} of the fixed model's time, and {once} where chance decides once." in shown
+    assert f"At width 256 it takes {routed}, and {blind}" in shown
     assert f"takes {record['rows']['decode-1']['measured']:.2f} with one sequence" in shown
     assert "goal" not in shown and "missed" not in shown, "goals are for developers"
 
