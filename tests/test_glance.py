@@ -71,17 +71,17 @@ def test_an_experiment_s_short_answer_follows_the_records(tmp_path):
     eight = "no better than eight fixed layers"
     assert results.short_answer("exp1", exp1) == f"Yes, but {eight}; not after longer training."
     told = results.short_answer("exp1", exp1, tmp_path)
-    assert told == f"Yes, but {eight}; longer training was not tried."
+    assert told == f"Yes, but {eight}; of longer training no record ships."
     ahead = moved(exp1, "mor", 2.0)
     told = results.short_answer("exp1", ahead, tmp_path)
-    assert told == "Yes, and better than eight fixed layers; longer training was not tried."
+    assert told == "Yes, and better than eight fixed layers; of longer training no record ships."
     assert results.short_answer("exp1", moved(exp1, "mor", -2.0)) == "No."
     assert results.short_answer("exp1", exp1[exp1["seed"] < 3]) == "Not shown."
     assert results.short_answer("exp1", exp1.assign(did_train=False)) == "Not shown."
     assert results.short_answer("exp2", exp2) == "No."
     assert results.short_answer("exp2", exp2[exp2["seed"] < 3]) == "Not shown."
     bangla = runs.stored_records("bangla")
-    assert results.short_answer("bangla", bangla) == f"Yes, but {eight}; longer training was not tried."
+    assert results.short_answer("bangla", bangla) == f"Yes, but {eight}; of longer training no record ships."
     few = bangla[(bangla["model"] != "fixed-at-E") | (bangla["seed"] < 3)]
     assert "not shown to be better than eight" in results.short_answer("bangla", few)
 

@@ -553,6 +553,8 @@ def test_the_harder_task_is_told_from_its_records(tmp_path):
         "On a harder task, of up to 6 hops, token worth answers 95 to 97 % of those of 4 and more at E 3.1, "
     )
     assert told == f"{start}three layers 60 to 70 %, six layers 90 to 92 % (two of six seeds)."
+    told = results.harder_sentence(records_of(few | {"fixed-deep": [90]}))
+    assert told.endswith("six layers 90 % (one to two of six seeds).")
 
 
 def test_each_stored_record_can_be_trained_again_by_its_name():

@@ -258,7 +258,8 @@ def harder_sentence(records: pd.DataFrame) -> str:
     depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
     others = [label for label in ("fixed-half", "fixed-deep", "planted", "mor") if label in right]
     told = ", ".join(f"{names[label]} {right[label]} %" for label in others)
-    seeds = seeds_so_far(min(scored.groupby("model").size()[["worth", *others]]))
+    fewest, *more = sorted(set(scored.groupby("model").size()[["worth", *others]]))
+    seeds = f"{count(fewest)} to {seeds_so_far(more[-1])}" if more else seeds_so_far(fewest)
     return (
         f"On a harder task, of up to {most} hops, token worth answers {right['worth']} % of those of "
         f"{most // 2 + 1} and more at E {depth:.1f}, {told} ({seeds})."

@@ -27,7 +27,7 @@ def short_answer(experiment: str, records: pd.DataFrame, folder: Path | None = N
     told = f"Yes, {better.get(ahead, 'but no better than')} {layers} fixed layers"
     c = longer(experiment, folder)
     if c is None:
-        return f"{told}; longer training was not tried."
+        return f"{told}; of longer training no record ships."
     after = {"worse": "not after longer training", "open": "open after longer training"}
     return f"{told}; {after.get(judged(c), 'after longer training too')}."
 
