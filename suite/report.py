@@ -33,6 +33,7 @@ FIELD = "Which other system of the field finds depth where it matters?"
 FIELD_TEXT = "And on text, where depth is worth little?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
 HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
+HOPS_CAPTION = "The second: the task of known depth, answers by the number of hops, and who is deep. "
 UNITS = (
     "The answers: points are of accuracy, over six paired seeds unless it says less; cost is how often "
     "blocks are applied, not seconds. "
@@ -97,9 +98,12 @@ def readme_part() -> str:
         lines.append(bullet(DIFFICULTY, short_difficulty(subjects), told))
     known = results.main_records()
     if results.answerable(known):
-        told = [results.known_depth_answer(known), results.other_depths_sentence(results.front_records())]
+        front = results.front_records()
+        told = [results.known_depth_answer(known), results.again_sentence(front)]
+        told += [results.other_depths_sentence(front)]
         told += [results.harder_sentence(results.deep_records())]
-        told += [results.dial_sentence(results.stored_dial(), short=True), results.text_sentence()]
+        told += [results.dial_sentence(results.stored_dial(), short=True)]
+        told += [results.less_depth_sentence(front), results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     if told := results.short_field(
         results.stored_field(), results.stored_text_field(), cost.stored_systems()
@@ -109,8 +113,10 @@ def readme_part() -> str:
         )
     lines += [bullet(TIME, cost.short(record), cost.sentence(record)) for record in cost.speed_records()]
     text = results.without_intervals("\n".join(lines)) or "No records yet."
-    parts = [FRONT, front_caption() + UNITS, results.early_line(stored), text]
-    parts += [HOPS] if results.answerable(known) else []
+    pictures = [FRONT, HOPS] if results.answerable(known) else [FRONT]
+    told = front_caption() + (HOPS_CAPTION if len(pictures) > 1 else "") + UNITS
+    caption = " ".join(filter(None, (told, results.early_line(stored))))
+    parts = [results.in_short(known, [*map(results.long_records, long)]), *pictures, caption, text]
     return "\n\n".join(filter(None, parts))
 
 
@@ -131,7 +137,7 @@ def front_caption() -> str:
     told = (
         f"{few.capitalize()} fixed layers guess {least:.1f} % of the next tokens right, {many} {most:.1f} %."
     )
-    return f"The picture: {results.glance.setting(fixed)}, {seeds} seeds. {told} "
+    return f"The first picture: {results.glance.setting(fixed)}, {seeds} seeds. {told} "
 
 
 def stored_subjects() -> list:
@@ -209,7 +215,8 @@ def known_depth() -> list[str]:
     records, wide = results.main_records(), stored_records("known-depth")
     if not results.answerable(records):
         return []
-    dial = results.stored_dial()
+    dial, front = results.stored_dial(), results.front_records()
+    goals = results.known_goals(results.known_settings())
     return [
         *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
         *("Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))),
@@ -219,13 +226,19 @@ def known_depth() -> list[str]:
         f"In a wider model. {results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         *harder(),
+        f"What token worth should reach, and what it does. {results.known_goals_sentence(goals)}.",
+        markdown(goals.reset_index()),
         "In the narrow setting, held to other depths too; hard answers right at the upper half of k:",
-        markdown(results.known_front_table(results.front_records())),
+        markdown(results.known_front_table(front)),
+        f"{results.less_depth_sentence(front)} Depth at x by the number of hops, in brackets how many of the "
+        "hard questions are right (%):",
+        markdown(results.who_is_deep(front).reset_index()),
         f"{results.chains_sentence()} Hard answers right (%), by the assignments k to follow:",
         *(markdown(table(stored_records("chains"))) for table in (results.hops_table, results.hops_verdicts)),
         "Fixed depth, by steps of training:",
         markdown(results.map_table(stored_records("known-depth-map"))),
         *(results.dial_sentence(dial), markdown(results.dial_table(dial))),
+        *text_dial(),
         "Token worth with one change at a time, in the narrow setting at half of its steps:",
         markdown(results.leads_table(stored_records("leads"))),
         *recursion(),
@@ -241,6 +254,16 @@ def harder() -> list[str]:
         return []
     tables = (results.hops_table, results.hops_verdicts)
     return [results.harder_sentence(records), *(markdown(table(records)) for table in tables)]
+
+
+def text_dial() -> list[str]:
+    """Models of text that are held to other depths after training, where their table ships."""
+    table = results.stored_dial(REFERENCE / results.TEXT_FILE)
+    if table.empty:
+        return []
+    shown = results.text_dial_table(table, results.long_records("exp1-thin"))
+    told = f"On {results.TEXT_NAMES['exp1-thin']}, models held to other depths after training:"
+    return [told, markdown(shown)]
 
 
 def recursion() -> list[str]:

@@ -1,5 +1,7 @@
 """Chains, the second task of known depth: its lines and its answers, each against plain Python."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,3 +106,12 @@ def test_it_is_found_by_name_trained_on_and_measured(make_model):
     assert [row["k"] for row in found["by_hops"]] == [1, 2, 3, 4, 5]
     N = model.cfg.n_layers
     assert found["depth_by_kind"] == dict(table=N, mark=1, x=N, answer=1)
+
+
+def test_least_loss_is_the_entropy_of_all_lines_counted_out():
+    """Two chains of two: 90 pairs of numbers, four ways to assign, four questions, all as likely."""
+    task, length = Chains(2, 2), 7
+    lines = task._lines(30_000, length, torch.Generator().manual_seed(0), "train")
+    seen = {tuple(line) for line in lines.tolist()}
+    assert len(seen) == 90 * 4 * 4
+    assert task.least_loss(length) == pytest.approx((math.log(len(seen)) - math.log(10)) / length)

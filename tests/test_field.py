@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -290,7 +291,172 @@ def test_a_step_that_is_timed_minimises_the_objective_too(make):
     assert all(map(torch.equal, before, model.parameters())), "its rate is 0"
 
 
+# ---- What training minimises, by its definition ----
+
+
+def given_by(modules):
+    """A list that fills with what modules give, in the order of their calls."""
+    seen = []
+    for module in modules:
+        module.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    return seen
+
+
+def deciders(model):
+    """Whatever scores, halts, or chooses an expert."""
+    policy = model.policy
+    own = [getattr(policy, name) for name in ("halt", "router") if hasattr(policy, name)]
+    several = getattr(policy, "predictors", None) or getattr(policy, "routers", None)
+    own += several.values() if isinstance(several, torch.nn.ModuleDict) else several or ()
+    networks = [block.feed_forward for block in model.blocks if isinstance(block, ExpertBlock)]
+    return own + [network.router for network in networks]
+
+
+def entropy_by_hand(logits, chosen):
+    """The mean binary cross-entropy (nats) of logits [T] and what was chosen, bool [T]."""
+    losses = []
+    for logit, yes in zip(logits.tolist(), chosen.tolist()):
+        p = 1 / (1 + math.exp(-logit))
+        losses.append(-math.log(p if yes else 1 - p))
+    return sum(losses) / len(losses)
+
+
+def balance_by_hand(logits, top=1):
+    """n sum_i f_i P_i of logits [T, n], of which each token takes the `top` highest."""
+    p = logits.softmax(-1)
+    taken = p.sort(descending=True).indices[:, :top].flatten().tolist()
+    n = p.shape[1]
+    return n * sum(taken.count(i) / len(taken) * p[:, i].mean().item() for i in range(n))
+
+
+def of_mod(policy, seen, ran):
+    return sum(entropy_by_hand(guess[:, 0], ran[layer]) for guess, layer in zip(seen, (1, 3)))
+
+
+def of_expert_choice(policy, seen, ran):
+    asked, total = torch.ones_like(ran[0]), 0.0
+    for logits, layer in zip(seen, policy.inside[:: policy.cycle]):
+        total += entropy_by_hand(logits[asked, 0], ran[layer][asked])
+        asked = ran[layer]
+    return policy.options["weight"] * total
+
+
+def of_token_choice(policy, seen, ran):
+    return policy.options["weight"] * balance_by_hand(seen[0])
+
+
+def of_experts(policy, seen, ran):
+    each = [balance_by_hand(logits, policy.options["top"]) for logits in seen]
+    return policy.options["balance"] * sum(each) / len(each)
+
+
+def of_recursions_of_experts(policy, seen, ran):
+    routers = [logits for logits in seen if logits.shape[1] == 1]
+    experts = [logits for logits in seen if logits.shape[1] > 1]
+    return of_expert_choice(policy, routers, ran) + of_experts(policy, experts, ran)
+
+
+def of_act(policy, seen, ran):
+    paid = []
+    for halting in zip(*(logits.sigmoid().flatten().tolist() for logits in seen)):
+        spent, steps = 0.0, 1
+        while spent + halting[steps - 1] < 1 - policy.options["epsilon"] and steps < len(halting):
+            spent += halting[steps - 1]
+            steps += 1
+        paid.append(steps + 1 - spent)
+    return policy.options["tau"] * sum(paid) / len(paid)
+
+
+def of_ponder(policy, seen, ran):
+    rate, N = policy.options["prior"], len(seen) + 1
+    prior = [rate * (1 - rate) ** n for n in range(N)]
+    total = 0.0
+    for halting in zip(*(logits.sigmoid().flatten().tolist() for logits in seen)):
+        left = 1.0
+        for n, stop in enumerate([*halting, 1.0]):
+            p = left * stop
+            total += p * math.log(p / (prior[n] / sum(prior)))
+            left -= p
+    return policy.options["beta"] * total / len(ran[0])
+
+
+EXTRA = {
+    "mod": (of_mod, {}),
+    "mor-expert": (of_expert_choice, dict(weight=0.7)),
+    "mor-expert, two blocks": (of_expert_choice, dict(weight=0.7)),
+    "mor-token": (of_token_choice, dict(weight=0.7)),
+    "moe-top1": (of_experts, dict(balance=0.7)),
+    "moe-top2": (of_experts, dict(balance=0.7, top=2)),
+    "mor-moe": (of_recursions_of_experts, dict(balance=0.7, weight=0.3)),
+    "act": (of_act, dict(tau=0.7, bias=-1.0)),
+    "ponder": (of_ponder, dict(beta=0.7, prior=0.3)),
+}
+
+
+@pytest.mark.parametrize("name", EXTRA)
+def test_the_extra_loss_of_a_system_is_its_definition(make, name):
+    by_hand, options = EXTRA[name]
+    model, x = make(name, options=options or None).train(), tokens(8)
+    policy, seen = model.policy, given_by(deciders(model))
+    out = model(x)
+    expected = by_hand(policy, seen, (out.actions[:, 0] >= FORWARD).flatten(1))
+    loss = policy.objective(torch.zeros(()), out, x).item()
+    if name == "ponder":  # its objective holds the losses of its exits too
+        policy.options["beta"] = 0.0
+        loss -= policy.objective(torch.zeros(()), out, x).item()
+    assert loss == pytest.approx(expected, rel=1e-4) and loss > 0.01
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+@pytest.mark.parametrize("name", ["mor-token", "mor-token, two blocks", "mor-token-sharing"])
+@torch.no_grad()
+def test_token_choice_takes_the_likeliest_number_of_recursions(make, name, sampling):
+    model = make(name)
+    seen, policy = given_by([model.policy.router]), model.policy
+    ran = model(tokens(8), sampling=sampling).actions[:, 0].flatten(1) >= FORWARD
+    likeliest = [row.index(max(row)) for row in seen[0].tolist()]
+    assert len(set(likeliest)) > 1
+    assert (ran[list(policy.inside)].sum(0) == policy.cycle * (torch.tensor(likeliest) + 1)).all()
+
+
+@torch.no_grad()
+def test_confidence_is_the_lead_of_the_likeliest_token_over_the_second(make):
+    model, x = make("exit-confidence"), tokens(8)
+    states = apply(model.blocks[0], model.embed(x) + model.positions[:L], torch.ones(8, L).bool())
+    leads = []
+    for row in model.readout(states.flatten(0, 1)).softmax(-1).tolist():
+        first, second, *_ = sorted(row, reverse=True)
+        leads.append(first - second)
+    step = SimpleNamespace(readout=model.readout)
+    scores = model.policy.scores(states.flatten(0, 1), step)
+    assert scores.tolist() == pytest.approx(leads, abs=1e-6)
+    left = (model(x).depth == 1).flatten().tolist()
+    assert left == [lead > 0.03 for lead in leads] and len(set(left)) == 2
+
+
 # ---- What public copies get wrong ----
+
+
+@torch.no_grad()
+def test_no_token_sees_another_slice_in_a_sliced_pass(make):
+    """Copies that cut a row and forget the mask, or cut nothing, see the slices before."""
+    x = tokens()
+    other = torch.cat([(x[:, :3] + 1) % V, x[:, 3:]], dim=1)  # the first of four slices
+    for passes, sees in ((1, False), (2, True)):
+        model = make("sliced", n_layers=passes)
+        later = model(x).logits[:, 3:], model(other).logits[:, 3:]
+        assert torch.allclose(*later, atol=1e-6) is not sees
+
+
+@torch.no_grad()
+def test_the_differences_of_lora_are_each_depth_s_own(make):
+    """With those of the first depth at all depths it would be a shared block and nothing more."""
+    model, x = make("lora"), tokens()
+    one = copy.deepcopy(model)
+    for block in one.blocks:
+        for parameter in (*block.up, *block.down):
+            parameter[1] = parameter[0]
+    assert not torch.allclose(model(x).logits, one(x).logits, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +600,7 @@ def test_the_predictor_of_mod_changes_nothing_else(make):
     }
     guess, run = out.memory["guesses"][0]
     agreed = torch.cat([(g > 0) == r for g, r in out.memory["guesses"]]).float().mean().item()
-    assert field.agreement(model.eval(), x) == pytest.approx(agreed) and 0 < agreed < 1
+    assert model.policy.agreement(model.eval(), x) == pytest.approx(agreed) and 0 < agreed < 1
 
 
 def test_the_router_of_experts_learns_from_the_loss_itself(make):
@@ -604,8 +770,9 @@ def smoke(monkeypatch):
 
 LABELS = [
     "act", "blind", "dr", "exit", "exit-confidence", "fixed-between", "fixed-deep", "fixed-half", "frozen",
-    "lora", "mod", "moe-top1", "moe-top2", "mor", "mor-expert", "mor-expert-cycle", "mor-expert-sharing",
-    "mor-moe", "mor-token", "mor-token-cycle", "mor-token-sharing", "planted", "ponder", "sliced", "worth",
+    "lora", "lora-uptrained", "mod", "moe-top1", "moe-top2", "mor", "mor-expert",
+    "mor-expert-cycle", "mor-expert-sharing", "mor-moe", "mor-token", "mor-token-cycle",
+    "mor-token-sharing", "planted", "ponder", "sliced", "worth",
 ]  # fmt: skip
 
 
@@ -635,20 +802,21 @@ def test_each_row_is_trained_found_loaded_and_generates(smoke, tmp_path, monkeyp
     assert written[0] == written[1] and len(written[0]) >= 20
 
 
-def test_lora_goes_on_from_a_trained_fixed_model(smoke, monkeypatch):
+@pytest.mark.parametrize("listed", [field.field_runs, field.text_runs])
+def test_lora_uptrained_begins_with_the_fixed_model_of_as_many_layers(smoke, listed):
+    half, lora, spec = listed(smoke, ["fixed-half", "lora", "lora-uptrained"])
+    assert spec.parent == half and half.config.n_layers == spec.config.n_layers
+    assert spec.config == lora.config and lora.parent == ""
+    assert spec.train.windows == round(half.train.windows / 2)
+
+
+def test_lora_uptrained_begins_near_the_loss_of_the_model_it_adopts(smoke, monkeypatch):
     monkeypatch.setattr(texts.Hops, "floors", {"2": {"heldout": dict(loss=3.0)}})
-    few = dict(epochs=2, evaluations=2, heldout_windows=50, eval_windows=50)
-    listed = field.models.field_runs
-    monkeypatch.setattr(field.models, "field_runs", lambda s, labels: [
-        replace(spec, train=replace(spec.train, **few), config=replace(spec.config, n_layers=2))
-        for spec in listed(s, labels)
-    ])  # fmt: skip
-    (spec,) = field.uptrained(smoke, "lora", lr=1e-9)
-    after, parent = runs.run(spec), next((runs.runner.outputs() / "results").glob("*_fixed 2_*.json"))
-    before = runs.read_record(parent)
-    assert after["parent"] == before["id"] == runs.run(spec.parent)["id"]
+    half, spec = field.field_runs(smoke, ["fixed-half", "lora-uptrained"])
+    still = replace(spec, train=replace(spec.train, lr=1e-9, router_lr=1e-9))
+    before, after = runs.run(half), runs.run(still)
+    assert after["parent"] == before["id"] != after["id"]
     assert after["metrics"]["loss"] == pytest.approx(before["metrics"]["loss"], abs=0.2), "rank 8 of 16"
-    assert runs.run(spec)["id"] == after["id"] != before["id"]
 
 
 @pytest.mark.parametrize("groups", [0, L + 1])

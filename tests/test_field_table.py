@@ -55,7 +55,8 @@ def costs_of(records, **of_system):
     for record in records["record"]:
         model = record["model"]
         operations = (OPERATIONS | of_system).get(model, 120.0)
-        same = dict(cache=512.0, step=0.5, decode=1.5, r=0.25, balance=float("nan"))
+        none = dict(balance=float("nan"), agreement=float("nan"))
+        same = dict(cache=512.0, step=0.5, decode=1.5, r=0.25) | none
         rows.append(dict(run=record["id"], model=model, seed=record["seed"], operations=operations) | same)
     return pd.DataFrame(rows)
 
@@ -184,6 +185,8 @@ def test_a_router_has_collapsed_if_each_layer_runs_all_or_none(run, fallen):
     assert not collapsed(pd.Series(row | dict(model="fixed-half"))), "which has no choice to lose"
     for balance, uneven in ((2.5, True), (1.1, False)):
         assert collapsed(pd.Series(row | dict(model="moe-top1", balance=balance))) is uneven
+        of_mor = collapsed(pd.Series(row | dict(model="mor-moe", balance=balance)))
+        assert of_mor is (uneven or fallen), "its router, or its experts"
     repeats = json.loads(json.dumps(records["record"][0]))
     repeats["metrics"]["action_rates"] = [[[0.0, 0.8, 0.2]], [[0.0, 1.0, 0.0]]]
     assert not chose_nothing(repeats), "who repeats has chosen"
@@ -199,6 +202,7 @@ def test_the_best_by_each_price_is_named():
     told = results.field_sentence(records, costs)
     assert "of three systems" in told and not any(NAMES[name] in told for name in controls)
     table = results.choices_table(records, costs).set_index("what matters")["system"]
+    assert table["bytes of the cache, half of the way at least"] == "four layers", "of equals"
     assert table["the loss alone"] == "four layers", "by the mean over seeds; the plan is left out"
     assert table["the loss, at the operations of half the layers or a fifth more"] == NAMES["mod"]
     assert table["operations, half of the way to all layers at least"] == NAMES["mod"]
@@ -211,6 +215,40 @@ def test_the_best_by_each_price_is_named():
     table = results.choices_table(once, costs_of(once)).set_index("what matters")["system"]
     assert table["the loss alone"] == "four layers", "act chose nothing at one of two seeds"
     assert results.choices_table(runs.stored_records("no-such-experiment"), NO_COSTS).empty
+    table = results.choices_table(records, costs, without=["mod"])
+    table = table.set_index("what matters")["system"]
+    assert table["operations, half of the way to all layers at least"] == "three layers"
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        ([0.5, 0.4], "+0.45"), ([-0.77, 0.61], "\u22120.77 to +0.61"), ([0.2, 0.49], "+0.34"),
+        ([-0.1, 0.1], "\u22120.10 to +0.10"), ([0.1, 0.41], "+0.10 to +0.41"),
+        ([-0.03, 0.001], "\u22120.01"),
+    ],
+)  # fmt: skip
+def test_where_seeds_differ_in_what_their_depth_follows_their_range_is_shown(values, told):
+    records = records_of({"act": [1.0, 1.1]})
+    costs = costs_of(records).assign(r=values)
+    table = results.field_table(records, costs, 3)
+    assert table.loc[NAMES["act"], "depth follows hops"] == told
+
+
+def test_what_deciding_alone_changes_is_shown_with_the_predictor_s_agreement():
+    records = records_of({"mor-expert": [1.2], "mod": [1.0, 1.1], "act": [1.0]})
+    trained = dict(loss=0.5, accuracy=50.0, effective_depth=2.5)
+    records["sampled"] = [trained] * len(records)
+    costs = costs_of(records)
+    costs.loc[costs["model"] == "mod", "agreement"] = [90.0, 95.0]
+    table = results.sampled_table(records, costs)
+    assert table.index.tolist() == [NAMES["mod"], NAMES["mor-expert"]]
+    assert table["predictor agrees (%)"].tolist() == ["92.5", ""]
+    row = table.loc[NAMES["mod"]]
+    assert row["loss by top-k"] == 0.5 and row["loss in use"] == 1.05
+    assert results.sampled_table(runs.stored_records("no-such-experiment"), NO_COSTS).empty
+    agreed = cost.stored_systems().groupby("model")["agreement"].count()
+    assert agreed["mod"] > 0 and agreed.drop("mod").sum() == 0
 
 
 def test_on_text_it_is_accuracy_that_is_right():
@@ -276,11 +314,12 @@ def test_numbers_stand_beside_their_marks_and_apart():
 
 def test_a_run_that_goes_on_from_another_is_not_mistaken_for_one_that_does_not():
     s = runs.settings(dict(preset="cpu"))
-    [dr, *_], [lora, *_] = field.field_runs(s, ["dr"]), field.uptrained(s, "lora")
-    first, began, later, none = runs.runner.stored([dr.parent, dr, lora, runs.go_on(dr.parent)])
+    [dr, *_], [lora, *_] = field.field_runs(s, ["dr"]), field.field_runs(s, ["lora"])
+    asked = [dr.parent, dr, replace(lora, parent=dr.parent), runs.go_on(dr.parent), lora]
+    first, began, later, none, scratch = runs.runner.stored(asked)
     assert began["parent"] == first["id"] and began["model"] == "dr"
-    assert later.startswith("no record of it ships") and none == later, "from scratch there are such records"
-    assert isinstance(runs.runner.stored([replace(lora, parent="")])[0], dict)
+    assert later.startswith("no record of it ships") and none == later
+    assert isinstance(scratch, dict), "from scratch there is such a record"
 
 
 # ---- Costs ----
@@ -293,10 +332,11 @@ def smoke(monkeypatch):
 
 
 def test_costs_are_those_of_the_trained_model(smoke, tmp_path):
+    labels = ["fixed-half", "act", "mod", "moe-top2"]
     specs = [replace(spec, train=replace(spec.train, epochs=1, heldout_windows=20, eval_windows=20))
-             for spec in field.field_runs(smoke, ["fixed-half", "act", "moe-top2"])]  # fmt: skip
+             for spec in field.field_runs(smoke, labels)]  # fmt: skip
     table = cost.measure_systems(specs, lines=30, repeats=1)
-    assert table["model"].tolist() == ["fixed-half", "act", "moe-top2"]
+    assert table["model"].tolist() == labels
     rows = {row["model"]: row for row in table.to_dict("records")}
     assert rows["fixed-half"]["cache"] == 2 * 2 * 16 * 4, "layers, keys and values, width, bytes"
     assert rows["act"]["cache"] == 4 * 2 * 16 * 4, "who has stopped is still seen"
@@ -310,6 +350,7 @@ def test_costs_are_those_of_the_trained_model(smoke, tmp_path):
     shallow = runs.trained_model(specs[0])  # two layers, timed beside twelve
     assert all(0 < ratio < 0.7 for ratio in times(shallow[0], shallow[2], 12, 5).values())
     assert 1 <= rows["moe-top2"]["balance"] <= 4 and rows["act"]["balance"] != rows["act"]["balance"]
+    assert 50 < rows["mod"]["agreement"] <= 100 and np.isnan(rows["act"]["agreement"])
     assert table["measured_on"].str.contains(f"torch {torch.__version__}, morlib 0", regex=False).all()
     cost.save_systems(table, tmp_path / "costs.json")
     pd.testing.assert_frame_equal(cost.stored_systems(tmp_path / "costs.json"), table)
@@ -387,6 +428,7 @@ def test_each_system_with_settings_has_four_trials(trials_of):
     many = Counter(run.model.partition(",")[0] for run in trials_of(s))
     assert set(many.values()) == {4}
     variants = {label for label in NAMES if label.endswith(("-cycle", "-sharing"))}
+    variants |= {"lora-uptrained"}
     without = {"fixed-between", "planted", "blind", "frozen", "mor", "exit-confidence"} | variants
     assert trials_of is field.text_trial_runs or set(NAMES) - set(many) == without
 

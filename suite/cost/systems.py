@@ -30,12 +30,13 @@ BATCH = 32  # of a training step that is timed
 def measure_systems(specs: list[Run], lines: int = LINES, repeats: int = 5) -> pd.DataFrame:
     """One row a run: `run`, `model`, `seed`, `measured_on` (machine and versions), and of held-out lines
 
-    operations: floating-point operations of a forward pass, a token; cache: bytes of keys and values that are
-    kept, a token of context (of eight lines); r: the rank correlation of depth with the hops that are asked
-    for, or on text as in `follows_surprisal`; balance: n sum_i f_i P_i of experts (1: all are used evenly),
-    NaN where there are none; step and decode: as in `times`, over those of a fixed model with as many layers
-    as the deepest of these runs.
-    Runs that are not finished are trained.
+    operations: floating-point operations of a forward pass, a token; cache: bytes of keys and
+    values that are kept, a token of context (of eight lines); r: the rank correlation of depth with
+    the hops that are asked for, or on text as in `follows_surprisal`; balance: n sum_i f_i P_i of
+    experts (1: all are used evenly), NaN where there are none; agreement: per cent of tokens and
+    layers in which a predictor says what top-k does, NaN without one; step and decode: as in
+    `times`, over those of a fixed model with as many layers as the deepest of these runs. Runs that
+    are not finished are trained.
     """
     rows, layers, on = [], max(spec.config.n_layers for spec in specs), here()
     for spec in specs:
@@ -62,13 +63,14 @@ def measured(model: Transformer, task, lines: int) -> dict:
     cache = Cache()
     out = model(windows[:8, :-1].to(device), cache)
     kept = cache.tokens() * 2 * model.cfg.d_model * out.logits.element_size()
-    even = out.memory.get("balance")
+    even, agreement = out.memory.get("balance"), getattr(model.policy, "agreement", None)
     followed = follows if hasattr(task, "answers") else follows_surprisal
     return dict(
         operations=flops(model, seen["actions"])["total"] / seen["depth"].numel(),
         cache=kept / out.depth.numel(),
         r=followed(seen, windows, task),
         balance=float(torch.stack(even).mean()) if even else float("nan"),
+        agreement=100 * agreement(model, windows[:, :-1].to(device)) if agreement else float("nan"),
     )
 
 
@@ -107,5 +109,5 @@ def save_systems(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
 
 def stored_systems(path: Path = REFERENCE / FILE) -> pd.DataFrame:
     """The table that ships; without rows where none does."""
-    names = ("run", "model", "seed", "measured_on", "operations", "cache", "r", "balance", "step", "decode")
-    return pd.DataFrame(read_rows(path), columns=names)
+    measures = ("operations", "cache", "r", "balance", "agreement", "step", "decode")
+    return pd.DataFrame(read_rows(path), columns=["run", "model", "seed", "measured_on", *measures])

@@ -1,4 +1,7 @@
-"""Universal Transformer with adaptive computation time (Dehghani et al. 2019; Graves 2016)."""
+"""Universal Transformer with adaptive computation time.
+
+Dehghani et al. 2019, arXiv:1807.03819, section 2; Graves 2016, arXiv:1603.08983, section 2.
+"""
 
 from __future__ import annotations
 
@@ -50,15 +53,17 @@ class Universal(System):
 class AdaptiveComputation(Universal):
     """A token stops when its halting probabilities add up to 1 - epsilon.
 
-    After step n a token's state s_n gives h_n = sigmoid(w s_n + b). It stops at the first step M at which
-    h_1 + ... + h_M reaches 1 - epsilon, at step N at the latest. Its weights are p_n = h_n before that step,
-    and there the remainder R = 1 - (h_1 + ... + h_(M - 1)), so they add up to 1 (Graves 2016).
-    What is read out is the mean state sum_n p_n s_n; s_n itself goes on from step to step, and the last one
-    is what others see (Dehghani et al. 2019). The loss is L + tau times the mean of M + R (Graves 2016),
+    After step n a token's state s_n gives h_n = sigmoid(w s_n + b): first the step, then the
+    halting, as Graves has it. It stops at the first step M at which h_1 + ... + h_M reaches
+    1 - epsilon, at step N at the latest. Its weights are p_n = h_n before that step, and there the
+    remainder R = 1 - (h_1 + ... + h_(M - 1)), so they add up to 1 (Graves 2016). What is read out
+    is the mean state sum_n p_n s_n; s_n itself goes on from step to step, and the last one is what
+    others see (Dehghani et al. 2019). The loss is L + tau times the mean of M + R (Graves 2016),
     whose gradient is that of R.
 
-    Differs: b begins at -3, so that at first nearly all steps run; Graves' 1 falls to one step at once. A
-    position's signal is added at the embedding, that of the step at each step; the paper adds both at each.
+    Differs: b begins at -3, so that at first nearly all steps run; Graves' 1 falls to one step at
+    once. The code beside Dehghani et al. reads h_n from the state before step n. A position's
+    signal is added at the embedding, that of the step at each step; the paper adds both at each.
     """
 
     OPTIONS = dict(tau=0.01, epsilon=0.01, bias=-3.0)

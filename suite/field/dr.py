@@ -21,7 +21,7 @@ class DynamicRouting(System):
     the plain one, whichever is cheaper. `rounds` times it gives some tokens another action at a layer, and
     keeps what is cheaper; every other time these are the tokens that the router itself would change first.
     The routers learn the path found, by the focal loss -(1 - p)^gamma log p. An action that was taken n times
-    in the batch weighs (1 - beta) / (1 - beta^n) (Cui et al. 2019), 1 on average.
+    in the batch weighs (1 - beta) / (1 - beta^n) (Cui et al. 2019, arXiv:1901.05555), 1 on average.
 
     Differs: each token has its own path, read from its own (normalised) state, where the paper has one for a
     whole question, read from the means of parts of it. What a path is worth is its loss and its price, where

@@ -1,4 +1,8 @@
-"""Early exits: the Depth-Adaptive Transformer (Elbayad et al. 2020), and CALM's confidence as its control."""
+"""Early exits: the Depth-Adaptive Transformer, and CALM's confidence as its control.
+
+Elbayad et al. 2020, arXiv:1910.10073, sections 2 and 3; Schuster et al. 2022, arXiv:2207.07061,
+section 3.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +79,9 @@ class Exits(System):
 
 
 class DepthAdaptive(Exits):
-    """A halting network a depth, taught by an oracle that sees the loss at each exit ("geometric-like").
+    """A halting network a depth, taught by an oracle that sees the loss at each exit.
+
+    It is "geometric-like", and each token has its own depth (Elbayad et al. 2020, section 3.2).
 
     chi_n = sigmoid(w_n s_n + b_n) is the probability to leave after block n if a token came so far: q(n) =
     chi_n (1 - chi_1) ... (1 - chi_(n-1)). The oracle is the exit of the highest log-likelihood

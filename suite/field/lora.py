@@ -1,4 +1,7 @@
-"""Relaxed Recursive Transformers (Bae et al. 2024, arXiv:2410.20672): shared blocks, LoRA by depth."""
+"""Relaxed Recursive Transformers: shared blocks, LoRA by depth.
+
+Bae et al. 2024, arXiv:2410.20672, section 2.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,10 @@ class RelaxedBlock(Block):
 class Relaxed(Cycled):
     """Every token runs all layers; `shared_blocks` blocks (by default one) are passed in a cycle.
 
-    From scratch, B begins at 0. `adopt` begins with a trained model of as many layers, as the paper does:
-    a shared matrix is the mean of those of its layers, and B A the best approximation of rank
-    `rank` to what each layer differs from it by, from its singular values.
+    The row `lora` trains from scratch: B begins at 0. The row `lora-uptrained` begins as the
+    authors do, by `adopt`, with a trained model of as many layers, and trains on: a shared matrix
+    is the mean of those of its layers, and B A the best approximation of rank `rank` to what each
+    layer differs from it by, from its singular values.
 
     Differs: norms and biases are shared too. The products B A are made anew in each pass.
     """

@@ -1,4 +1,4 @@
-"""Mixture-of-Depths (Raposo et al. 2024, arXiv:2404.02258)."""
+"""Mixture-of-Depths (Raposo et al. 2024, arXiv:2404.02258, section 3)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import morlib
-from morlib import Decision, ModelConfig, Output, StepInput
+from morlib import Decision, ModelConfig, Output, StepInput, Transformer
 
 from .common import System, top_k
+
+LINES = 32  # that are read at a time
 
 
 class MixtureOfDepths(System):
     """Every other layer runs the `capacity` of a row's tokens that score highest; the others skip it.
 
-    x + r f(x) for those that run: the raw score r = w x scales the layer's change, so the loss reaches w.
-    Top-k looks at the whole row, which decoding can't. So a second network, which reads the same states
-    without a gradient to them, learns to say who is among the top k, and decides in inference.
-    `sampling=True` decides by top-k there too: what the predictor costs in loss. Keys and values are of those
-    that run.
+    x + r f(x) for those that run: the raw score r = w x scales the layer's change, so the loss
+    reaches w (section 3.4). Top-k looks at the whole row, which decoding can't. So a second
+    network, which reads the same states without a gradient to them, learns to say who is among the
+    top k, and decides in inference (section 3.5); `agreement` says how often it is right.
+    `sampling=True` decides by top-k there too: what the predictor costs in loss. Keys and values
+    are of those that run.
 
     Differs: the score's network has a bias, as torch's own; the paper writes none.
     """
@@ -53,12 +56,17 @@ class MixtureOfDepths(System):
         guesses = out.memory.get("guesses", ())
         return loss + sum(F.binary_cross_entropy_with_logits(g, run.float()) for g, run in guesses)
 
+    @torch.no_grad()
+    def agreement(self, model: Transformer, tokens: Tensor) -> float:
+        """The share of tokens [n, L] and routed layers in which the predictor says what top-k does.
 
-@torch.no_grad()
-def agreement(model: morlib.Transformer, tokens: Tensor) -> float:
-    """The share of tokens [n, L] and routed layers in which the predictor says what top-k does."""
-    guesses = model(tokens, sampling=True).memory["guesses"]
-    return float(torch.cat([(guess > 0) == run for guess, run in guesses]).float().mean())
+        From 0 to 1; one that lets nobody run has 1 - `capacity`.
+        """
+        agreed = []
+        for lines in tokens.split(LINES):
+            guesses = model(lines, sampling=True).memory["guesses"]
+            agreed += [(guess > 0) == run for guess, run in guesses]
+        return float(torch.cat(agreed).float().mean())
 
 
 morlib.POLICIES["mod"] = MixtureOfDepths

@@ -11,7 +11,8 @@ from ..runs.experiments import LONG, TEXTS, WORTH_TRAINING, Changes, experiment_
 from ..runs.known_depth import RATE, fixed_between
 
 KNOWN = ("fixed-deep", "planted", "blind", "frozen", "worth", "mor")  # as `known_depth_models` makes them
-ADDED = {"dr": 1 / 20}  # systems that are added to a trained model, and the share of its steps that they take
+# Systems that begin with the weights of another row, and the share of its steps that they take then
+ADDED = {"dr": ("fixed-deep", 1 / 20), "lora-uptrained": ("fixed-half", 1 / 2)}
 # Options on text, where a pass is worth less. Of act the best of its trials there. The price of dr is what a
 # layer is worth there to fixed models, from six to twelve of them; it was not tried
 ON_TEXT = {"act": dict(tau=0.003), "dr": dict(cost=0.005)}
@@ -29,12 +30,16 @@ def field_size(s: Settings) -> dict:
 
 
 def systems_of(N: int, target: float) -> dict[str, dict]:
-    """Each system by its name: what it changes of a model of N layers, to cost about `target` of them.
+    """Each system by its name: what it changes of a model of N layers.
 
-    Where E follows from the system's own settings, these are near: see each class.
+    Early exits are held to a depth of `target`, and of PonderNet's prior it is the mean before it
+    is cut. Of all others E follows from settings of their own, and may be far from it. Dr.LLM
+    begins with all N layers. MoR with a first and a last block runs 3.5 of four layers by top-k,
+    the fewest that it can have, and 5 of seven, which it has where N is 12: there one block is
+    passed up to five times, and N times without ends, where the paper has two to four recursions.
     """
-    recursive = dict(n_layers=max(N // 2 + 1, 4))  # two blocks of their own and as many recursions as fit
-    cycle = dict(options=dict(ends=False))  # N recursions of one block: E is (N + 1) / 2
+    recursive = dict(n_layers=max(N // 2 + 1, 4))  # two blocks of their own, and recursions
+    cycle = dict(options=dict(ends=False))  # N recursions of one block: E is (N + 1) / 2 by top-k
     return {
         "act": dict(routing="act"),
         "ponder": dict(routing="ponder", options=dict(prior=round(1 / target, 3))),
@@ -48,6 +53,7 @@ def systems_of(N: int, target: float) -> dict[str, dict]:
         "mor-expert-sharing": recursive | dict(routing="mor-expert-sharing"),
         "mor-token-sharing": recursive | dict(routing="mor-token-sharing"),
         "lora": dict(routing="lora", n_layers=N // 2),
+        "lora-uptrained": dict(routing="lora", n_layers=N // 2),
         "sliced": dict(routing="sliced", n_layers=N // 2),
         "moe-top1": dict(routing="moe", n_layers=N // 2),
         "moe-top2": dict(routing="moe", n_layers=N // 2, options=dict(top=2)),
@@ -62,8 +68,7 @@ def same_rate(lr: float) -> dict:
 
 
 def field_models(s: Settings) -> Changes:
-    """Each system on the task of known depth, at about half of the cost of N layers, beside fixed depth and
-    the controls."""
+    """Each system (`systems_of`) on the task of known depth, with fixed depth and the controls."""
     size = field_size(s)
     N = size["layers"]
     known = known_depth_models(s, size)
@@ -74,7 +79,7 @@ def field_models(s: Settings) -> Changes:
 
 
 def text_models(s: Settings) -> Changes:
-    """Each system on text, at about half of the cost of N layers, beside fixed depth and the controls."""
+    """Each system (`systems_of`) on text, with fixed depth and the controls."""
     base, lr = s.model(vocab_size=1), s.train().lr
     N, target = base.n_layers, base.n_layers / 2
     fixed, once = dict(routing="none"), dict(target_depth=target, max_recursions=1)
@@ -132,32 +137,21 @@ def first_seeds(runs: list[Run], best: tuple[str, ...]) -> list[Run]:
 
 
 def begun(make: Callable[[Changes], list[Run]], models: Changes, labels: list[str] | None) -> list[Run]:
-    """The runs of the models with these labels, or of all. Those of ADDED begin with the weights of the model
-    of all layers, and train for a part of its steps.
+    """The runs of the models with these labels, or of all.
 
+    Those of ADDED begin with the weights of another row at their seed, and train for a part of its
+    steps, on the lines with which that one began.
     Raises ValueError that names labels that are none of them.
     """
     if unknown := sorted(set(labels or ()) - set(models)):
         raise ValueError(f"no system {', '.join(unknown)}: choose among {', '.join(models)}")
     runs = make({label: changes for label, changes in models.items() if labels is None or label in labels})
-    fixed = {run.train.seed: run for run in make({"fixed-deep": models["fixed-deep"]})}
+    first = make({label: models[label] for label, _ in ADDED.values()})
+    parents = {(run.model, run.train.seed): run for run in first}
     for index, own in enumerate(runs):
-        if part := ADDED.get(own.model):
+        if own.model in ADDED:
+            label, part = ADDED[own.model]
             fewer = max(round(part * own.train.windows), own.train.batch_size)
             train = replace(own.train, windows=fewer)
-            runs[index] = replace(own, train=train, parent=fixed[own.train.seed])
-    return runs
-
-
-def uptrained(s: Settings, label: str, **changes) -> list[Run]:
-    """One Run per seed of a system that begins with the weights of a fixed model of as many layers.
-
-    label: "lora". That model's steps come on top. changes: of TrainConfig.
-    """
-    runs = []
-    for spec in field_runs(s, [label]):
-        fixed = replace(spec.config, routing="none", options=None, shared_blocks=None)
-        parent = replace(spec, model=f"fixed {fixed.n_layers}", config=fixed)
-        train = replace(spec.train, **changes)
-        runs.append(replace(spec, model=f"{label}, uptrained", train=train, parent=parent))
+            runs[index] = replace(own, train=train, parent=parents[label, own.train.seed])
     return runs

@@ -1,4 +1,7 @@
-"""Mixture of experts: top-1 (Switch, Fedus et al. 2022), top-2 (Mixtral, Jiang et al. 2024), and in MoR."""
+"""Mixture of experts: top-1 (Switch), top-2 (Mixtral), and in MoR.
+
+Fedus et al. 2022, arXiv:2101.03961, section 2; Jiang et al. 2024, arXiv:2401.04088, section 2.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,8 @@ class MixtureOfExperts(System):
 
 
 class RecursionsOfExperts(ExpertChoice):
-    """MoR whose blocks have experts: future work that its authors name (Bae et al. 2025, limitations)."""
+    """MoR whose blocks have experts: future work that its authors name (Bae et al. 2025,
+    arXiv:2507.10524, limitations)."""
 
     block = ExpertBlock
     OPTIONS = ExpertChoice.OPTIONS | EXPERTS

@@ -1,4 +1,7 @@
-"""Mixture-of-Recursions in its authors' own form (Bae et al. 2025, arXiv:2507.10524)."""
+"""Mixture-of-Recursions in its authors' own form.
+
+Bae et al. 2025, arXiv:2507.10524, section 2.2.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from .common import System, keep, learning, top_k
 
 class Recursive(System):
     """ "Middle-Cycle" sharing: a first and a last block of their own, and `shared_blocks` (by
-    default one) between them that are passed through again and again. Each pass is one recursion. Without
-    `ends` all layers are recursions, which they call "Cycle".
+    default one) between them that are passed through again and again. Each pass is one recursion.
+    Without `ends` all layers are recursions, which they call "Cycle". The paper has two to four
+    recursions; here there are as many as the layers give.
 
     A token that has stopped shows no keys to a later recursion (recursion-wise caching). With
     `block = FirstKeys` it shows those of the first (recursive sharing).
@@ -114,7 +118,8 @@ class TokenChoice(Recursive):
     balance loss Nr sum_i f_i P_i (Fedus et al. 2022) keeps the numbers in use: f_i is the share
     of tokens that take i, P_i its mean probability.
 
-    Differs: the z-loss, an option of theirs, is left out.
+    Differs: g scales what the last recursion gives, as in their code; the paper's formula scales at
+    each recursion. The z-loss, an option of theirs, is left out.
     """
 
     OPTIONS = Recursive.OPTIONS | dict(alpha=1.0, weight=0.1)

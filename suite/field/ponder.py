@@ -1,4 +1,4 @@
-"""PonderNet (Banino et al. 2021, arXiv:2107.05407)."""
+"""PonderNet (Banino et al. 2021, arXiv:2107.05407, section 2)."""
 
 from __future__ import annotations
 

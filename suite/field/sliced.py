@@ -51,9 +51,10 @@ class Sliced(Cycled):
     groups: into how many slices a row of `max_len` tokens is cut, in the first pass and every second one
     after it.
 
-    Differs: the paper reads images. Here a token looks back only, slices are runs of neighbours, and nothing
-    is permuted between passes, for the pass across the row mixes them. Slices are only masked, so
-    attention costs as much as without them.
+    Differs: the paper reads images. Here a token looks back only, slices are runs of neighbours,
+    and nothing is permuted between passes, for the pass across the row mixes them. The learnt
+    coefficients of residual connections are left out. Slices are only masked, so attention costs as
+    much as without them.
     """
 
     block = SlicedBlock

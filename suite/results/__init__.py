@@ -1,6 +1,17 @@
 """What the records say: statistics, tables, figures, and each experiment's answer."""
 
-from .dial import dial_sentence, dial_table, draw_dial, draw_line, measure_dial, save_dial, stored_dial
+from .dial import (
+    TEXT_FILE,
+    dial_sentence,
+    dial_table,
+    draw_dial,
+    draw_line,
+    measure_dial,
+    measure_text_dial,
+    save_dial,
+    stored_dial,
+    text_dial_table,
+)
 from .field import (
     answers_table,
     choices_table,
@@ -65,12 +76,16 @@ from .known_depth import (
     worth_on_text,
 )
 from .known_front import (
+    again_sentence,
     draw_known_front,
     front_records,
     known_front_table,
+    less_depth_sentence,
     other_depths_sentence,
     plan_sentence,
+    who_is_deep,
 )
+from .known_goals import known_goals, known_goals_sentence, known_settings
 from .live import LiveCurve
 from .long import (
     WHO_PAIRS,
@@ -81,6 +96,13 @@ from .long import (
     long_records,
     show_long,
     worth_of_depth,
+)
+from .plan_found import (
+    draw_plan_found,
+    plan_found_sentence,
+    save_plan_found,
+    stored_plan_found,
+    watch_plan,
 )
 from .recursion import (
     draw_recursion,
@@ -119,4 +141,5 @@ from .tables import (
     vocabulary_table,
     with_interval,
 )
-from .verdict import short_answer, short_depth, short_known
+from .verdict import in_short, short_answer, short_depth, short_known
+from .worth_measured import measure_worth, save_worth_measured, stored_worth_measured, worth_table

@@ -19,25 +19,27 @@ import morlib
 from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, trained_model
 from .figures import figure_style
-from .known_depth import SOLVED
+from .known_depth import LABELS, SOLVED
 from .stats import LEAST_SEEDS, interval
 from .tables import count, signed
 
-FILE = "known_depth_dial.json"
-SHARES = (0.1, 0.2, 0.28, 0.34, 0.38, 0.42, 0.6)  # of the tokens that run more than the first layer
+FILE, NARROW_FILE = "known_depth_dial.json", "known_depth_dial_narrow.json"
+TEXT_FILE = "text_dial.json"
+SHARES = (0.1, 0.2, 0.28, 0.34, 0.38, 0.42, 0.6)
 
 
-def measure_dial(specs: list[Run]) -> pd.DataFrame:
+def measure_dial(specs: list[Run], shares: tuple[float, ...] = SHARES) -> pd.DataFrame:
     """One row a run and depth asked for: E, loss, `by_hops`, the rank correlation `r` of depth with k, and
     the depths of one `line`'s tokens.
 
     Measured on held-out lines; the price is set on validation lines. Runs that are not finished are trained.
+    shares: of the tokens that run more than the first layer.
     """
     rows = []
     for spec in specs:
         model, record, task = trained_model(spec)
         lines = task.windows("heldout", model.cfg.max_len)
-        for share in SHARES:
+        for share in shares:
             target = round(1 + share * (model.cfg.n_layers - 1), 2)
             seen = morlib.score(morlib.at_depth(model, task, target), lines)
             found = morlib.metrics(seen)
@@ -46,6 +48,37 @@ def measure_dial(specs: list[Run]) -> pd.DataFrame:
             row |= dict(r=follows(seen, lines, task), by_hops=task.by_hops(seen, lines))
             rows.append(row | dict(line=seen["depth"][0].tolist()))
     return pd.DataFrame(rows)
+
+
+def measure_text_dial(specs: list[Run], depths: tuple[float, ...] = (4, 6, 8, 10)) -> pd.DataFrame:
+    """One row a run on text and depth asked for: E, loss and accuracy (%) on held-out text.
+
+    The price, or MoR's thresholds, are set on validation text. Runs that are not finished are trained.
+    """
+    rows = []
+    for spec in specs:
+        model, record, text = trained_model(spec)
+        names = dict(run=record["id"], model=spec.model, seed=spec.train.seed)
+        for target in depths:
+            found = morlib.evaluate(model, text, "heldout", target_depth=target)
+            kept = {name: found[name] for name in ("loss", "accuracy", "effective_depth")}
+            rows.append(names | dict(target=target) | kept)
+    return pd.DataFrame(rows)
+
+
+def text_dial_table(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """A row a depth asked for: mean E and accuracy (%) of each model held to it, and that of models trained
+    with as many fixed layers, where records have them."""
+    groups = table.groupby(["target", "model"])
+    shown = {}
+    for model in table["model"].unique():
+        own, name = groups[["effective_depth", "accuracy"]].mean().xs(model, level="model"), LABELS[model]
+        shown[f"{name}: E"] = own["effective_depth"].round(2)
+        shown[f"{name} (%)"] = own["accuracy"].round(2)
+    fixed = records[records["model"].isin(["fixed-shallow", "fixed-at-E", "fixed-deep"])]
+    by_layers = fixed.groupby(fixed["effective_depth"].round())["accuracy"].mean().round(2)
+    shown["as many fixed layers (%)"] = by_layers.reindex(table["target"].unique())
+    return pd.DataFrame(shown).rename_axis("depth asked for")
 
 
 def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:
@@ -59,12 +92,13 @@ def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:
 
 
 def save_dial(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
-    """Write the table as JSON, a line a row; `stored_dial` reads it."""
+    """Write a table as JSON, a line a row; `stored_dial` reads it."""
     write_rows(path, table.to_dict("records"))
 
 
 def stored_dial(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The table that ships."""
+    """The table that ships of `measure_dial`, under NARROW_FILE in the narrow setting; under TEXT_FILE that
+    of `measure_text_dial`."""
     return pd.DataFrame(read_rows(path))
 
 

@@ -42,6 +42,7 @@ NAMES = {
     "mor-expert-sharing": "MoR of Bae et al., expert choice, keys shared",
     "mor-token-sharing": "MoR of Bae et al., token choice, keys shared",
     "lora": "relaxed recursive (LoRA by depth)",
+    "lora-uptrained": "relaxed recursive, from a trained model",
     "sliced": "sliced recursive",
     "moe-top1": "mixture of experts, top 1",
     "moe-top2": "mixture of experts, top 2",
@@ -51,13 +52,14 @@ NAMES = {
 FIXED = ("fixed-half", "fixed-between", "fixed-deep")
 CONTROLS = ("planted", "blind", "frozen")
 # In these nothing learns who is deep
-NO_CHOICE = (*FIXED, *CONTROLS, "lora", "sliced", "moe-top1", "moe-top2")
+NO_CHOICE = (*FIXED, *CONTROLS, "lora", "lora-uptrained", "sliced", "moe-top1", "moe-top2")
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
 NO_RECORD = "no record yet"
 SEEDS, MOST_SEEDS = 3, 6  # of each system; of fixed depth and of those that were best with the first three
 BEST = (*FIXED, "worth", "mor-moe", "mor-expert", "mor-token")
 BEST_ON_TEXT = (*FIXED, "moe-top1", "moe-top2", "mod", "mor")
-COST_NAMES = ("operations", "cache", "step", "decode", "r", "balance")
+COST_NAMES = ("operations", "cache", "step", "decode", "r", "balance", "agreement")
+APART = 0.3  # seeds whose rank correlations lie further apart are shown by their range
 # On text, what experiment 1 trained long calls the fixed models of the field
 ON_TEXT = {"fixed-shallow": "fixed-half", "fixed-at-E": "fixed-between", "fixed-deep": "fixed-deep"}
 # On the task of known depth and on text: what is right, and what depth may follow
@@ -100,9 +102,8 @@ def chose_nothing(record: dict) -> bool:
 
 def collapsed(row: pd.Series) -> bool:
     """Whether a run's router, or its experts, chose nothing. Experts: as uneven as with half of them idle."""
-    if row["model"] in NO_CHOICE:
-        return bool(row["balance"] >= 2)
-    return chose_nothing(row["record"])
+    uneven = bool(row["balance"] >= 2)  # NaN where there are no experts
+    return uneven or (row["model"] not in NO_CHOICE and chose_nothing(row["record"]))
 
 
 def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
@@ -177,10 +178,18 @@ def row_of(own: pd.DataFrame, seeds: int) -> dict:
         "training step (all layers: 1)": f"{mean['step']:.2f}",
         "decoding (all layers: 1)": f"{mean['decode']:.2f}",
         "cache (bytes a token)": f"{mean['cache']:.0f}",
-        FOLLOWS[text]: "" if own["model"].iloc[0] in NO_CHOICE else f"{mean['r']:+.2f}",
+        FOLLOWS[text]: "" if own["model"].iloc[0] in NO_CHOICE else followed(own["r"]),
         "collapsed": f"{own['collapsed'].sum()} of {len(own)}" if chooses else "",
     }
     return {name: "" if cell.endswith("nan") else cell.replace("-", "\u2212") for name, cell in cells.items()}
+
+
+def followed(r: pd.Series) -> str:
+    """Rank correlations r [seeds] in words: their mean, or the lowest and the highest where seeds
+    differ in sign or lie more than APART from each other."""
+    low, high = r.round(2).min(), r.round(2).max()
+    differ = low * high < 0 or high - low > APART
+    return span(low, high) if differ else signed(r.mean())
 
 
 def answers_table(records: pd.DataFrame, rows=tuple(NAMES)) -> pd.DataFrame:
@@ -199,17 +208,24 @@ def answers_table(records: pd.DataFrame, rows=tuple(NAMES)) -> pd.DataFrame:
     return pd.DataFrame.from_dict(table, orient="index").rename_axis("system")
 
 
-def sampled_table(records: pd.DataFrame) -> pd.DataFrame:
-    """Systems that train by top-k of a whole row: what deciding token by token changes. Means over seeds."""
-    rows = {}
-    for label, own in records.groupby("model", sort=False) if len(records) else ():
+def sampled_table(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+    """Systems that train by top-k of a whole row: what deciding token by token changes.
+
+    Means over seeds, losses in nats. predictor agrees: per cent of tokens and routed layers in
+    which it says what top-k does; empty where there is none, or where it was not measured. costs:
+    of `suite.cost`, by run.
+    """
+    scored, rows = with_costs(records, costs), {}
+    for label in rows_of(records):
         if label == "mod" or label.startswith(("mor-expert", "mor-moe")):
-            trained = pd.DataFrame(list(own["sampled"])).mean()
+            own = scored[scored["model"] == label]
+            trained, agreed = pd.DataFrame(list(own["sampled"])).mean(), own["agreement"].mean()
             rows[NAMES[label]] = {
                 "E by top-k": trained["effective_depth"].round(2),
                 "E in use": own["effective_depth"].mean().round(2),
                 "loss by top-k": trained["loss"].round(3),
                 "loss in use": own["loss"].mean().round(3),
+                "predictor agrees (%)": "" if np.isnan(agreed) else f"{agreed:.1f}",
             }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
 
@@ -370,42 +386,43 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     way_to_all_layers(records, costs)
 
 
-def choices_table(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
+def choices_table(records: pd.DataFrame, costs: pd.DataFrame, without=()) -> pd.DataFrame:
     """Which system to choose by what matters: of all that learn who is deep, and of those without a choice.
 
-    Left out are the controls, of which the plan written down is one that nobody has on another task, and
-    routers that chose nothing at some seed.
+    Of equals it is the one of the lowest loss. Left out are the labels in `without`, the controls,
+    of which the plan written down is one that nobody has on another task, and routers that chose
+    nothing at some seed.
     """
     columns = ["what matters", "system", "loss (nats)", "operations a token (thousands)"]
     scored = with_costs(records, costs)
     fallen = scored.groupby("model")["collapsed"].any()
-    scored = scored[~scored["model"].isin([*CONTROLS, *fallen[fallen].index])]
+    scored = scored[~scored["model"].isin([*CONTROLS, *without, *fallen[fallen].index])]
     if not {"fixed-half", "fixed-deep"} <= set(scored["model"]):
         return pd.DataFrame(columns=columns)
     names, means = names_of(scored, list(NAMES)), scored.groupby("model").mean(numeric_only=True)
-    half = means.loc["fixed-half"]
-    good = means[means["way"] >= 50]
-    questions = {
+    rows = []
+    for question, (among, what) in questions_of(means).items():
+        known = among.dropna(subset=[what])
+        if len(known):
+            best = known.sort_values([what, "loss"]).index[0]
+            loss, operations = means.loc[best, ["loss", "operations"]]
+            rows.append([question, names[best], f"{loss:.3f}", f"{operations / 1e3:.0f}"])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def questions_of(means: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
+    """What may matter, by the means of each system: who is asked, and of what the least is best."""
+    half, good = means.loc["fixed-half"], means[means["way"] >= 50]
+    cheap = means[means["operations"] <= 1.2 * half["operations"]]
+    small = means[means["parameters"] <= half["parameters"]]
+    return {
         "the loss alone": (means, "loss"),
-        "the loss, at the operations of half the layers or a fifth more": (
-            means[means["operations"] <= 1.2 * half["operations"]],
-            "loss",
-        ),
-        "the loss, on no more parameters than half the layers have": (
-            means[means["parameters"] <= half["parameters"]],
-            "loss",
-        ),
+        "the loss, at the operations of half the layers or a fifth more": (cheap, "loss"),
+        "the loss, on no more parameters than half the layers have": (small, "loss"),
         "operations, half of the way to all layers at least": (good, "operations"),
         "bytes of the cache, half of the way at least": (good, "cache"),
         "time to decode, half of the way at least": (good, "decode"),
     }
-    rows = []
-    for question, (among, what) in questions.items():
-        if among[what].notna().any():
-            best = among[what].idxmin()
-            loss, operations = means.loc[best, ["loss", "operations"]]
-            rows.append([question, names[best], f"{loss:.3f}", f"{operations / 1e3:.0f}"])
-    return pd.DataFrame(rows, columns=columns)
 
 
 # ---- Figures ----

@@ -36,11 +36,14 @@ LABELS = {
     "fixed-half-long": "{n} layers, twice the steps",
     "fixed-between": "{n} layers",
     "fixed-deep": "{n} layers",
+    "fixed-shared": "{n} layers of two blocks",
     "planted": "the plan written down",
     "worth": "token worth",
     "worth-whole-windows": "token worth, a tenth of the windows whole",
     "mor": "MoR of notebook 02",
     "mor-spread": "MoR, choice in all layers but one",
+    "mor-spread-warm": "the same, trained as token worth",
+    "mor-free": "MoR, no depth set",
     "blind": "blind, whole tokens",
     "random": "blind, layer by layer",
     "frozen": "untrained router",
@@ -54,6 +57,7 @@ DRAWN = {
     "mor-spread": Look(AMBER, "^", ":"),
     "blind": Look(PINK, "v", ":"),
 }
+SIDE = {"fixed-shared", "mor-spread-warm", "mor-free", "frozen"}  # in tables only: figures would be too full
 ON_TEXT = {  # policies of `runs.worth_runs`
     "worth": "token worth",
     "blind-tokens": "blind, whole tokens",
@@ -116,8 +120,9 @@ def with_hops(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def hops_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: seeds, E, loss, accuracy at the hard answers by k (%), applications in training
-    (millions), seeds that solve every k. No records give no rows."""
+    """One row a model: seeds, E, loss, the way from half of the layers to all of them in loss (%, where both
+    are there), accuracy at the hard answers by k (%), applications in training (millions), seeds that solve
+    every k. No records give no rows."""
     if records.empty:
         return pd.DataFrame({"seeds": []}).rename_axis("model")
     names, scored = names_of(records), with_hops(records)
@@ -125,12 +130,28 @@ def hops_table(records: pd.DataFrame) -> pd.DataFrame:
     groups = scored.groupby("model", sort=False)
     table = pd.DataFrame({"seeds": groups.size(), "E": groups["effective_depth"].mean().round(2)})
     table["loss (nats)"] = groups["loss"].mean().round(3)
+    if {"fixed-half", "fixed-deep"} <= set(names):
+        table["way (%)"] = way_by_seeds(records).round(0)
     for k in wide:
         table[f"k = {k}"] = wide[k].round(0).astype(int)
     table["applications (M)"] = (groups["train_applications"].mean() / 1e6).round(0).astype(int)
     table["solved"] = groups["solved"].sum().astype(str) + " of " + groups.size().astype(str)
     order = [label for label in LABELS if label in table.index]
     return table.loc[order].rename(index=names).rename_axis("model")
+
+
+def way_by_seeds(records: pd.DataFrame) -> pd.Series:
+    """How far each model is on the way from half of the layers (0) to all of them (100), in mean loss (%).
+
+    Over the seeds that it shares with both.
+    """
+    losses = records.pivot_table(index="seed", columns="model", values="loss")
+    ends = losses[["fixed-half", "fixed-deep"]].dropna()
+    way = {}
+    for model, own in losses.loc[ends.index].items():
+        half, deep = ends[own.notna()].mean()
+        way[model] = 100 * (half - own.mean()) / (half - deep)
+    return pd.Series(way)
 
 
 def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
@@ -225,6 +246,7 @@ def known_depth_answer(records: pd.DataFrame) -> str:
         "fixed-half": names["fixed-half"],
         "blind": "a blind choice",
         "mor": "MoR",
+        "frozen": "the same with an untrained router",
         "mor-spread": "MoR with a budget that could pay for a plan",
         "planted": "a plan written by hand (which kinds of tokens run all layers)",
     }
@@ -336,7 +358,7 @@ def draw_known_depth(records: pd.DataFrame) -> Figure:
     figure_style()
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 4), width_ratios=[3, 2])
     names = names_of(records)
-    order = [label for label in LABELS if label in names]
+    order = [label for label in LABELS if label in names and label not in SIDE]
     draw_by_hops(axes[0], by_hops(records), order, names)
     draw_depth_by_kind(axes[1], records, [label for label in order if not label.startswith("fixed")], names)
     legend_of(figure, axes[0], columns=4)
@@ -369,7 +391,7 @@ def hops_curves(records: pd.DataFrame) -> Figure:
     figure_style()
     figure, ax = plt.subplots(figsize=(8, 4))
     names = names_of(records)
-    for index, label in enumerate(label for label in LABELS if label in names):
+    for index, label in enumerate(label for label in LABELS if label in names and label not in SIDE):
         look = DRAWN.get(label, look_of(label, index))
         for number, record in enumerate(records[records["model"] == label]["record"]):
             curve = [

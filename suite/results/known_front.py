@@ -6,23 +6,29 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import scipy.stats
 from matplotlib.figure import Figure
 
+from ..files import REFERENCE
 from ..runs import stored_records
-from .figures import BLACK, Look, figure_style, legend_of, marker_of
-from .known_depth import DRAWN, narrow_records, points_of, shares, with_hops
+from .dial import NARROW_FILE, stored_dial
+from .figures import BLACK, GREEN, Look, figure_style, legend_of, marker_of
+from .headlines import seeds_so_far
+from .known_depth import DRAWN, narrow_records, points_of, shares, upper_half, with_hops
 from .stats import compare
 from .tables import count
 
 FRONT_LINES = {  # of models that differ in depth only
     "fixed": "fixed depth",
-    "worth": "token worth",
+    "worth": "token worth, trained for each depth",
+    "held": "token worth, one model held to each",
     "planted": "the plan written down",
     "mor": "MoR of notebook 02",
     "mor-spread": "MoR, choice in all layers but one",
     "blind": "blind, whole tokens",
 }
-LOOKS = DRAWN | {"fixed": Look(BLACK, "o", "--", False)}
+FIXED = ("fixed-half", "fixed-between", "fixed-deep")
+LOOKS = DRAWN | {"fixed": Look(BLACK, "o", "--", False), "held": Look(GREEN, "s", ":", False)}
 
 
 def front_records(folder: Path | None = None) -> pd.DataFrame:
@@ -33,12 +39,23 @@ def front_records(folder: Path | None = None) -> pd.DataFrame:
     own, narrow = stored_records("front", folder), narrow_records(folder)
     if own.empty or narrow.empty:
         return pd.DataFrame()
-    both = with_hops(pd.concat([own, narrow[narrow["model"] != "fixed-half-long"]], ignore_index=True))
+    narrow = narrow[narrow["model"].isin({*FRONT_LINES, *FIXED})]
+    both = with_hops(pd.concat([own, narrow], ignore_index=True))
     both["line"] = both["model"].where(
         both["model"].isin(FRONT_LINES), both["model"].str.split("[ -]").str[0]
     )
     both["asked"] = [asked_depth(record["config"]["model"]) for record in both["record"]]
-    return both[both["line"].isin(FRONT_LINES)]
+    return pd.concat([both[both["line"].isin(FRONT_LINES)], held_rows(folder)], ignore_index=True)
+
+
+def held_rows(folder: Path | None = None) -> pd.DataFrame:
+    """The table that ships of the dial in the narrow setting, as rows of `front_records`, without records."""
+    table = stored_dial((folder or REFERENCE) / NARROW_FILE)
+    if table.empty:
+        return table
+    return table.assign(
+        model="held", line="held", asked=table["target"], hops=table["by_hops"].map(upper_half)
+    )[["model", "line", "asked", "hops", "seed", "loss", "effective_depth"]]
 
 
 def asked_depth(model: dict) -> float:
@@ -69,6 +86,57 @@ def other_depths_sentence(front: pd.DataFrame) -> str:
         beside = f" ({count(round(E))} layers {layers.mean():.0f} %)" if len(layers) else ""
         told.append(f"{shares(hops)} % at E {E:g}{beside}")
     return f"Trained for other depths it answers {', '.join(told)}."
+
+
+def who_is_deep(front: pd.DataFrame, line: str = "worth") -> pd.DataFrame:
+    """A row a depth asked for and seed: the mean depth at x of the hard questions of each k, in brackets how
+    many of these are answered (%), and the rank correlation of these depths with k.
+
+    line: a key of FRONT_LINES. The correlation is 0 where all depths are alike.
+    """
+    rows = []
+    for own in front[front["line"] == line].sort_values(["asked", "seed"]).to_dict("records"):
+        by_hops = own["record"]["metrics"]["details"]["by_hops"]
+        row = {"depth asked for": own["asked"], "seed": own["seed"]}
+        row |= {f"k = {of['k']}": f"{of['depth']:.1f} ({of['accuracy']:.0f})" for of in by_hops}
+        rows.append(row | {"rank correlation with k": round(rank_with_k(by_hops), 2)})
+    return pd.DataFrame(rows).set_index(["depth asked for", "seed"]) if rows else pd.DataFrame()
+
+
+def rank_with_k(by_hops: list[dict]) -> float:
+    """Rank correlation (Spearman) of the mean depth at x with k, over the rows of `Drawn.by_hops`."""
+    k, depth = zip(*((of["k"], of["depth"]) for of in by_hops))
+    return float(scipy.stats.spearmanr(k, depth).statistic) if max(depth) - min(depth) > 1e-6 else 0.0
+
+
+def less_depth_sentence(front: pd.DataFrame) -> str:
+    """Which questions token worth runs deep where it is trained for less depth than the plan takes; nothing
+    without such records."""
+    plan = front[front["line"] == "planted"]["effective_depth"].mean() if len(front) else None
+    own = front[(front["line"] == "worth") & (front["asked"] < plan)] if len(front) else front
+    if own.empty:
+        return ""
+    asked = own["asked"].max()  # the nearest to the plan
+    by_hops = [r["metrics"]["details"]["by_hops"] for r in own[own["asked"] == asked]["record"]]
+    r = [rank_with_k(rows) for rows in by_hops]
+    verb = "fall" if max(r) < 0 else "rise" if min(r) > 0 else "neither rise nor fall"
+    deep, shallow = (pd.Series([rows[i]["depth"] for rows in by_hops]).mean() for i in (0, -1))
+    first, last = by_hops[0][0]["k"], by_hops[0][-1]["k"]
+    return (
+        f"Trained for less depth than the plan takes, depths {verb} with the number of hops: at E {asked:g}, "
+        f"questions of {first} hop run {deep:.1f} layers, of {last} hops {shallow:.1f} "
+        f"({seeds_so_far(len(r))})."
+    )
+
+
+def again_sentence(front: pd.DataFrame) -> str:
+    """What seeds of token worth reach that were trained a second time, at the depth they are trained for:
+    those of the dial. On another machine a seed does not repeat to the digit. Nothing without them."""
+    held = front[front["line"] == "held"] if len(front) else front
+    own = held[held["asked"] == front[front["model"] == "worth"]["asked"].iloc[0]] if len(held) else held
+    if own.empty:
+        return ""
+    return f"{count(len(own)).capitalize()} of its seeds, trained once more, reach {shares(own['hops'])} %."
 
 
 def plan_sentence(front: pd.DataFrame) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..runs.experiments import ROUTED
 from .headlines import longer, rivals
-from .known_depth import with_hops
+from .known_depth import answerable, names_of, with_hops
 from .stats import compare, judged
 from .tables import count, signed
 
@@ -50,6 +50,35 @@ def short_depth(tables: list[pd.DataFrame]) -> str:
     points = " and ".join(signed(c["mean"]) if judged(c) == "better" else "not shown" for c in worth)
     widths = " and ".join(str(r["record"].iloc[0]["config"]["model"]["d_model"]) for r in tables)
     return f"{points} points at width {widths}; MoR is {better} than fixed layers of its cost."
+
+
+def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
+    """Both halves of what the suite shows, in two sentences: whether depth is found where it is known to
+    matter, and what depth is worth on text. Nothing without records of both.
+
+    known: `main_records`. tables: as of `short_depth`.
+    """
+    on_text = short_depth(tables)
+    if not on_text or not answerable(known):
+        return ""
+    scored, names = with_hops(known), names_of(known)
+    right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
+    E = scored[scored["model"] == "worth"]["effective_depth"].mean()
+    words = {"better": "finds it", "open": "is not shown to find it"}
+    found = {}
+    for label in [label for label in ("worth", "mor") if label in right]:
+        stands = judged(compare(scored, label, "fixed-half", metric="hops", margin=1.0))
+        found[label] = words.get(stands, "does not find it")
+    mor = f"; MoR's router {found['mor']} ({right['mor']})" if "mor" in found else ""
+    gains = [signed(compare(records, "mor", "fixed-shallow")["mean"]) for records in tables]
+    worth, verdict = on_text.rstrip(".").split("; ")
+    return (
+        "**In short.** Where depth is known to matter, *token worth*, a router that learns what depth is "
+        f"worth, {found['worth']}, held to a depth that is set by hand: it answers {right['worth']} of the "
+        f"hard questions at E {E:.1f}, {names['fixed-half']} {right['fixed-half']}{mor}. On text, all layers "
+        f"against half of them are worth {worth}. MoR gets {' and '.join(gains)}, and "
+        f"{verdict.removeprefix('MoR ')}."
+    )
 
 
 def short_known(records: pd.DataFrame) -> str:

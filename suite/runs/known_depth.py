@@ -193,8 +193,17 @@ def rate_runs(s: Settings) -> list[Run]:
 
 
 def narrow_runs(s: Settings) -> list[Run]:
-    """The models of the known depth in the setting NARROW, and half of its layers in twice the steps."""
-    return also_longer(s, known_depth_models(s, NARROW), "field", NARROW)
+    """The models of the known depth in the setting NARROW, half of its layers in twice the steps, and:
+
+    fixed-shared: all layers, of two blocks in turn. mor-free: MoR as the sources write it, with recursion and
+    no depth that it is held to. mor-spread-warm: "mor-spread", trained as token worth is.
+    """
+    models = known_depth_models(s, NARROW)
+    spread, _ = models["mor-spread"]
+    models["fixed-shared"] = (dict(routing="none", shared_blocks=2), {})
+    models["mor-free"] = (dict(routing="mor", max_recursions=2), models["mor"][1])
+    models["mor-spread-warm"] = (spread, models["worth"][1])
+    return also_longer(s, models, "field", NARROW)
 
 
 def deep_runs(s: Settings) -> list[Run]:

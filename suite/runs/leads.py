@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
 import morlib
+from morlib import Decision, StepInput
 
 from .experiments import Run
 from .known_depth import NARROW, known_depth_models, known_depth_runs
@@ -31,6 +35,22 @@ TRAINING = {  # of `morlib.TrainConfig`
 }
 SEEDS = (10, 11)  # none that a claim is made on
 
+
+class InWindows(morlib.WorthRouter):
+    """Explores in a share of the windows; in the others the model learns as it will be used."""
+
+    WINDOWS, version = 0.25, "quarter"
+
+    def decide(self, step: StepInput) -> Decision:
+        chosen = torch.rand(int(step.row[-1]) + 1, device=step.index.device) < self.WINDOWS
+        self.chosen = chosen[step.row]  # [T]
+        return super().decide(step)
+
+    def explored(self, done: float) -> Tensor:
+        return super().explored(done) * self.chosen
+
+
+morlib.POLICIES["worth: in windows"] = InWindows
 for _label, _changes in CONSTANTS.items():
     own = dict(_changes, version=repr(_changes), __module__=__name__)
     morlib.POLICIES[f"worth: {_label}"] = type("Lead", (morlib.WorthRouter,), own)
@@ -42,6 +62,7 @@ def lead_runs(s: Settings) -> list[Run]:
     models = {"as it is": (model, training)}
     models |= {label: (model | dict(routing=f"worth: {label}"), training) for label in CONSTANTS}
     models |= {label: (model, training | changes) for label, changes in TRAINING.items()}
+    models["explores in a quarter of the windows"] = (model | dict(routing="worth: in windows"), training)
     size = NARROW | dict(steps=NARROW["steps"] // 2)
     tried = known_depth_runs(replace(s, seeds=max(SEEDS) + 1), models, "leads", size)
     return [run for run in tried if run.train.seed in SEEDS]

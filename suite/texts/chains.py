@@ -99,3 +99,14 @@ class Chains(Drawn):
             value[:, i] = value[rows, parent[:, i]]
         most = value.mode(1, keepdim=True).values
         return dict(k=k, x=x, answer=answer, hard=(k > 0) & (answer != most))
+
+    def least_loss(self, length: int) -> float:
+        """The least loss (nats a token) of lines of this length: the entropy of what can't be predicted.
+
+        The numbers of the first row are drawn without repeats, and the first of them is not predicted;
+        assignments and x are drawn evenly; marks and answers cost nothing.
+        """
+        C, asked = self.chains, self.kinds(length + 1).count("x")
+        numbers = sum(math.log(len(NUMBERS) - i) for i in range(1, C))
+        assigned = C * (self.deepest - 1) * math.log(C)
+        return (numbers + assigned + asked * math.log(self.variables)) / length

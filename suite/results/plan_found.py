@@ -1,0 +1,80 @@
+"""How the plan is found: who is deep in one line, while token worth learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+import morlib
+
+from ..files import REFERENCE, read_rows, write_rows
+from ..runs import Run, run
+from ..runs.known_depth import PLANS
+from ..texts import load_corpus
+from .figures import figure_style
+
+FILE = "plan_found.json"
+STEPS = (100, 200, 400, 800, 1200, 1600, 2000, 3000, 4000, 6000, 8000)
+
+
+def watch_plan(spec: Run, folder: Path, steps: tuple[int, ...] = STEPS) -> pd.DataFrame:
+    """Train a run of token worth, and look at it after so many steps: one row each.
+
+    Its columns: run, seed, step, `line` (depth of each token of the first held-out line, the price set on
+    validation lines) and `plan` (the same as it is written down). folder: where the run is kept; one that is
+    finished there is not watched again, and gives no rows.
+    """
+    task = load_corpus(**dict(spec.corpus))
+    lines = task.windows("heldout", spec.config.max_len, 1)
+    N, deep = spec.config.n_layers, morlib.POLICIES[PLANS[task.name.rsplit("-", 1)[0]]].DEEP
+    plan = [N if kind in deep else 1 for kind in task.kinds(spec.config.max_len)]
+    rows = []
+
+    def look(training: morlib.Training) -> None:
+        if training.step in steps:
+            held = morlib.at_depth(training.model, task, spec.config.target_depth)
+            depth = morlib.score(held, lines)["depth"][0].tolist()
+            rows.append(dict(step=training.step, line=depth, plan=plan))
+
+    record = run(spec, hook=look, folder=folder)
+    return pd.DataFrame([dict(run=record["id"], seed=spec.train.seed) | row for row in rows])
+
+
+def save_plan_found(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
+    """Write the table as JSON, a line a row; `stored_plan_found` reads it."""
+    write_rows(path, table.to_dict("records"))
+
+
+def stored_plan_found(path: Path = REFERENCE / FILE) -> pd.DataFrame:
+    """The table that ships."""
+    return pd.DataFrame(read_rows(path))
+
+
+def plan_found_sentence(table: pd.DataFrame) -> str:
+    """How many tokens of the line run as the plan says, at the first look and at the last."""
+    alike = [np.mean(np.equal(row["line"], row["plan"])) for row in table.to_dict("records")]
+    first, last = table["step"].iloc[[0, -1]]
+    return (
+        f"As the plan says run {alike[0]:.0%} of the line's tokens after {first:,} steps, {alike[-1]:.0%} "
+        f"after {last:,}."
+    ).replace("%", " %")
+
+
+def draw_plan_found(table: pd.DataFrame, text: str) -> Figure:
+    """The depth of each token of a line, a row a step of training; above them the plan written down."""
+    figure_style()
+    rows = [table["plan"].iloc[0], *table["line"]]
+    figure, ax = plt.subplots(figsize=(10.5, 3.4))
+    image = ax.imshow(np.array(rows), aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
+    ax.axhline(0.5, color="white", linewidth=4)
+    ax.set_xticks(range(len(rows[0])), list(text[: len(rows[0])]), fontsize=7)
+    ax.set_yticks(range(len(rows)), ["the plan", *(f"{step:,}" for step in table["step"])])
+    ax.set(xlabel="the tokens of a line", ylabel="training step", title="One line: how the plan is found")
+    ax.tick_params(length=0)
+    ax.grid(False)
+    figure.colorbar(image, ax=ax, label="depth", pad=0.01)
+    return figure

@@ -1,0 +1,276 @@
+"""What is said of the task of known depth: goals, who is deep, how the plan is found, what worth measures."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import morlib
+from suite import files, results, runs
+from suite.results import plan_found, worth_measured
+from suite.results.dial import NARROW_FILE
+from suite.results.known_depth import steps_of
+from suite.results.known_front import rank_with_k
+
+
+def changed(records, model, change):
+    """A copy of records with each record of a model changed in place."""
+    own = copy.deepcopy(records[["record"]].assign(model=records["model"]))
+    for record in own[own["model"] == model]["record"]:
+        change(record)
+    return runs.table_of(list(own["record"]))
+
+
+def reached(table, goal):
+    row = table[table["goal"].str.contains(goal, regex=False)].iloc[0]
+    return row["token worth"], row["reached"]
+
+
+# ---- Goals ----
+
+
+def test_each_goal_is_judged_by_the_records():
+    wide = runs.stored_records("known-depth")
+    table = results.known_goals({"wide": wide})
+    own = wide[wide["model"] == "worth"]
+    assert reached(table, "E 3.1") == (
+        f"{own['effective_depth'].mean():.2f} "
+        f"({own['effective_depth'].min():.2f} to {own['effective_depth'].max():.2f})",
+        "yes",
+    )
+    assert reached(table, "the plan") == ("6 of 6", "yes")
+    solved = int(results.known_depth.with_hops(own)["solved"].sum())
+    assert reached(table, "99 % at every k") == (f"{solved} of 6", "yes" if solved == 6 else "no")
+    assert set(table.index) == {"wide, six seeds"}
+    told = results.known_goals_sentence(table)
+    won = int(table["reached"].eq("yes").sum())
+    assert told == f"Goals reached: wide, six seeds: {results.tables.count(won)} of six"
+
+
+def test_a_goal_that_is_missed_is_said_to_be():
+    wide = runs.stored_records("known-depth")
+
+    def deeper(record):
+        record["metrics"]["effective_depth"] += 0.2
+        record["metrics"]["details"]["depth_by_kind"]["answer"] = 3.0
+
+    def wrong(record):
+        for row in record["metrics"]["details"]["by_hops"]:
+            row["accuracy"] = 60.0
+        for point in record["history"]:
+            for row in point["val_details"]["by_hops"]:
+                row["accuracy"] = 0.0
+
+    table = results.known_goals({"wide": changed(changed(wide, "worth", deeper), "worth", wrong)})
+    assert reached(table, "E 3.1")[1] == reached(table, "the plan")[1] == "no"
+    assert reached(table, "the plan")[0] == "0 of 6" and reached(table, "99 %")[0] == "0 of 6"
+    told, met = reached(table, "within 1 point of six layers")
+    assert told.startswith("−4") and met == "no", "six layers are right at nearly all"
+    assert reached(table, "points ahead of three")[1] == "no"
+    assert reached(table, "of the plan's gain") == ("nothing yet", "no")
+
+
+def test_few_seeds_reach_a_goal_only_so_far_and_no_records_no_goal():
+    wide = runs.stored_records("known-depth")
+    table = results.known_goals({"wide": wide[wide["seed"] < 2], "none": wide.head(0)})
+    assert set(table.index) == {"wide, two of six seeds"}
+    assert table["reached"].str.endswith(" so far").all()
+    assert results.known_goals_sentence(results.known_goals({})) == ""
+
+
+def test_what_the_plan_gains_is_measured_half_way():
+    wide = runs.stored_records("known-depth")
+
+    def history(half, end):
+        def change(record):
+            steps = steps_of(record["config"])
+            for point in record["history"]:
+                for row in point["val_details"]["by_hops"]:
+                    row["accuracy"] = half if point["step"] < steps else end
+
+        return change
+
+    made = changed(wide, "fixed-half", history(0.0, 20.0))
+    made = changed(changed(made, "planted", history(0.0, 100.0)), "worth", history(96.0, 0.0))
+    assert reached(results.known_goals({"wide": made}), "of the plan's gain") == ("95 %", "yes")
+
+
+# ---- Who is deep where depth is short ----
+
+
+@pytest.mark.parametrize(
+    "depths, r", [([1, 2, 3, 4], 1), ([4, 3, 2, 1], -1), ([2, 2, 2, 2], 0), ([1, 3, 2, 4], 0.8)]
+)
+def test_depth_is_ranked_with_k(depths, r):
+    rows = [dict(k=k + 1, depth=depth) for k, depth in enumerate(depths)]
+    assert rank_with_k(rows) == pytest.approx(r)
+
+
+def test_who_is_deep_shows_each_seed_of_each_depth():
+    front = results.front_records()
+    table = results.who_is_deep(front)
+    own = front[front["line"] == "worth"]
+    assert len(table) == len(own) and table.index.is_unique
+    record = own[(own["asked"] == 1.9) & (own["seed"] == 0)]["record"].iloc[0]
+    first = record["metrics"]["details"]["by_hops"][0]
+    assert table.loc[(1.9, 0), "k = 1"] == f"{first['depth']:.1f} ({first['accuracy']:.0f})"
+    assert table.loc[(1.9, 0), "rank correlation with k"] < -0.5
+    assert results.who_is_deep(front[front["line"] == "fixed"]).empty
+
+
+@pytest.mark.parametrize("depths, verb", [([4, 3, 1], "fall"), ([1, 3, 4], "rise"), ([4, 4, 4], "neither")])
+def test_the_sentence_says_which_way_depth_goes(depths, verb):
+    front = results.front_records()
+    keep = front[(front["asked"] == 1.9) | (front["line"] == "planted")]
+
+    def change(record):
+        rows = record["metrics"]["details"]["by_hops"]
+        rows[:] = [dict(row, depth=depth) for row, depth in zip(rows, depths)]
+
+    keep = keep.assign(record=copy.deepcopy(list(keep["record"])))
+    for record in keep[keep["line"] == "worth"]["record"]:
+        change(record)
+    told = results.less_depth_sentence(keep)
+    assert f"depths {verb}" in told and f"at E 1.9, questions of 1 hop run {depths[0]:.1f} layers" in told
+    assert f"of 3 hops {depths[-1]:.1f} (three of six seeds)" in told
+    assert results.less_depth_sentence(front[front["line"] != "worth"]) == ""
+    assert results.less_depth_sentence(front.head(0)) == ""
+
+
+# ---- One line while it is learnt ----
+
+
+def watched(tmp_path, steps=(5, 10)):
+    s = runs.settings(dict(preset="smoke", seeds=1))
+    spec = runs.known_depth_runs(s, {"worth": runs.known_depth_models(s)["worth"]})[0]
+    return spec, results.watch_plan(spec, tmp_path, steps)
+
+
+def test_a_run_that_is_watched_ends_as_one_that_is_not(tmp_path):
+    spec, table = watched(tmp_path / "watched")
+    assert list(table["step"]) == [5, 10]
+    for row in table.to_dict("records"):
+        assert len(row["line"]) == len(row["plan"]) == spec.config.max_len
+        assert set(row["line"]) <= {1, spec.config.n_layers} and row["plan"][:8] == [spec.config.n_layers] * 8
+    seen = runs.run(spec, folder=tmp_path / "watched")
+    alone = runs.run(spec, folder=tmp_path / "alone")
+    assert seen["weights"] == alone["weights"], "to look changes nothing"
+
+
+def test_the_watched_line_is_saved_and_drawn(tmp_path):
+    table = results.stored_plan_found()
+    results.save_plan_found(table, tmp_path / "plan.json")
+    assert results.stored_plan_found(tmp_path / "plan.json").equals(table)
+    assert results.stored_plan_found(tmp_path / "none.json").empty
+    own = results.narrow_records()
+    assert table["run"].iloc[0] in {r["id"] for r in own[own["model"] == "worth"]["record"]}
+    assert list(table["step"]) == list(plan_found.STEPS)
+    alike = [np.mean(np.equal(row["line"], row["plan"])) for row in table.to_dict("records")]
+    told = results.plan_found_sentence(table)
+    assert f"{alike[0]:.0%}".replace("%", " %") in told and f"{alike[-1]:.0%}".replace("%", " %") in told
+    figure = results.draw_plan_found(table, "a" * 64)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[0] == "the plan" and labels[-1] == f"{plan_found.STEPS[-1]:,}"
+
+
+# ---- What worth measures ----
+
+
+@pytest.fixture
+def worth_model(make_model):
+    torch.manual_seed(0)
+    model = make_model(n_layers=4, routing="worth", target_depth=2.5, max_recursions=1, max_len=16)
+    return model.eval()
+
+
+def loss_of(model, ids, run, w=None):
+    run = run.flatten()
+    w = torch.ones(len(run)) if w is None else w.flatten()
+    bias = model.policy.SLOPE * (w - 1)
+    model.policy.decide = lambda step: morlib.Decision(
+        run.long(), None, torch.stack([w, w]), bias, lasts=True
+    )
+    logits = model(ids[:, :-1]).logits
+    del model.policy.decide
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
+    ).item()
+
+
+def test_a_token_is_damped_and_skipped_one_at_a_time(worth_model):
+    line = torch.randint(worth_model.cfg.vocab_size, (17,), generator=torch.Generator().manual_seed(1))
+    run = torch.rand(16, generator=torch.Generator().manual_seed(2)) < 0.5
+    damped, skipped = worth_measured.one_by_one(worth_model, line, run)
+    for t in (0, 3, 15):
+        with_it, without = run.clone(), run.clone()
+        with_it[t], without[t] = True, False
+        weak = torch.ones(16)
+        weak[t] = 0.0
+        full = loss_of(worth_model, line[None], with_it)
+        assert damped[t].item() == pytest.approx(
+            loss_of(worth_model, line[None], with_it, weak) - full, abs=1e-4
+        )
+        assert skipped[t].item() == pytest.approx(loss_of(worth_model, line[None], without) - full, abs=1e-4)
+
+
+def test_what_is_measured_while_exploring_is_a_mean_over_those_explored(worth_model):
+    ids = torch.randint(worth_model.cfg.vocab_size, (3, 17), generator=torch.Generator().manual_seed(1))
+    worth = worth_measured.explored_worth(worth_model, ids, 3)
+    assert worth.shape == (3, 16) and 0 < worth.isnan().sum() < worth.numel()
+    worth_model.policy.EXPLORED = (1.0, 1.0)  # all: no draw of who
+    one = worth_measured.explored_worth(worth_model, ids, 1)
+    generator = torch.Generator().manual_seed(0)
+    torch.rand(3, 16, generator=generator)
+    w = torch.rand(3, 16, generator=generator)
+    step = 1e-2
+    for place in ((0, 0), (1, 7), (2, 12)):
+        up, down = w.clone(), w.clone()
+        up[place] += step
+        down[place] -= step
+        run = torch.ones(3, 16)
+        slope = (loss_of(worth_model, ids, run, up) - loss_of(worth_model, ids, run, down)) / (2 * step)
+        assert one[place].item() == pytest.approx(-slope, rel=0.05, abs=2e-3)
+
+
+def test_the_stored_measure_is_of_a_stored_run_and_says_what_it_must():
+    means = results.stored_worth_measured()
+    own = results.narrow_records()
+    assert means["run"].iloc[0] in {r["id"] for r in own[own["model"] == "worth"]["record"]}
+    assert list(means["kind"]) == ["table", "k", "x", "answer", "all"]
+    assert means["tokens"].iloc[-1] == means["tokens"].iloc[:-1].sum()
+    table = results.worth_table(means)
+    assert table.index[-1] == "all" and "skipped (nats)" in table
+
+
+# ---- The dial on text ----
+
+
+def test_the_dial_on_text_stands_beside_models_of_as_many_layers():
+    table = results.stored_dial(files.REFERENCE / results.TEXT_FILE)
+    records = results.long_records("exp1-thin")
+    ids = {record["id"]: record["metrics"] for record in records["record"]}
+    assert set(table["run"]) <= set(ids) and table.groupby(["model", "target"]).size().eq(6).all()
+    at_own = table[table["target"] == 8]
+    for row in at_own.to_dict("records"):
+        assert row["accuracy"] == pytest.approx(ids[row["run"]]["accuracy"], abs=0.3)
+    shown = results.text_dial_table(table, records)
+    fixed = records[records["model"] == "fixed-shallow"]["accuracy"].mean()
+    assert shown.loc[6, "as many fixed layers (%)"] == round(fixed, 2)
+    assert shown.loc[6, "token worth (%)"] == round(
+        table[(table["target"] == 6) & (table["model"] == "worth")]["accuracy"].mean(), 2
+    )
+
+
+def test_one_model_that_is_held_to_each_depth_stands_in_the_front():
+    front, dial = results.front_records(), results.stored_dial(files.REFERENCE / NARROW_FILE)
+    held = front[front["line"] == "held"]
+    assert len(held) == len(dial) > 0 and held["record"].isna().all()
+    upper = [np.mean([r["accuracy"] for r in rows if r["k"] > 3]) for rows in dial["by_hops"]]
+    assert held["hops"].tolist() == pytest.approx(upper)
+    low, high = (f"{held[held['asked'] == 2.3]['hops'].agg(end):.0f}" for end in ("min", "max"))
+    told = results.again_sentence(front)
+    assert told == f"Three of its seeds, trained once more, reach {low} to {high} %."
+    assert (
+        results.again_sentence(front[front["line"] != "held"]) == results.again_sentence(front.head(0)) == ""
+    )
