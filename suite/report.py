@@ -35,8 +35,8 @@ FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.pn
 HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
 HOPS_CAPTION = "The second: the task of known depth, answers by the number of hops, and who is deep. "
 UNITS = (
-    "The answers: points are of accuracy, over six paired seeds unless it says less; cost is how often "
-    "blocks are applied, not seconds. "
+    "The answers: differences are points of accuracy, over six paired seeds unless it says otherwise; cost "
+    "is how often blocks are applied, not seconds. "
     "[At a glance](RESULTS.md#at-a-glance) gives each difference its interval; all "
     "tables follow it there."
 )

@@ -151,7 +151,10 @@ def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_of_its_seed_at
     assert f"in loss: {NAMES['act']} (+0.050 nats; two seeds)." in told and "chose nothing" in told
     assert "The nearest" not in told
     short = results.short_field(better, records, costs_of(better, **cost_of))
-    assert short == f"Where depth is known to matter, {NAMES['act']} (+0.050 nats; two seeds); on text, none."
+    assert (
+        short
+        == f"Where depth is known to matter, {NAMES['act']} (ahead by 0.050 nats; two seeds); on text, none."
+    )
     assert results.short_field(better, records, NO_COSTS) == ""
     assert results.field_sentence(records, NO_COSTS).startswith("Not known yet")
     fallen = records_of(losses)

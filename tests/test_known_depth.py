@@ -466,7 +466,11 @@ def records_of(accuracy):
 @pytest.mark.parametrize(
     "worth, half, start",
     [
-        ([99, 98, 99, 97, 99, 98], [60, 55, 70, 65, 50, 60], "Yes: at E 3.1, WORTH answers 98 "),
+        (
+            [99, 98, 99, 97, 99, 98],
+            [60, 55, 70, 65, 50, 60],
+            "Yes, held to a depth set by hand: at E 3.1, WORTH answers 98 ",
+        ),
         ([99, 98], [60, 55], "Yes so far: at E 3.1, WORTH answers 98 to 99 % "),
         ([50, 55, 60, 52, 58, 50], [60, 55, 70, 65, 50, 60], "Not shown: at E 3.1, WORTH answers 54 "),
         ([60, 50, 70, 55, 52, 61], [59, 51, 68, 57, 51, 60], "Not shown: at E 3.1, WORTH answers 58 "),

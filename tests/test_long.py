@@ -113,7 +113,7 @@ def test_what_the_same_kinds_are_worth_is_said_against_chance_and_against_mor(tm
     write(tmp_path, [one | dict(experiment="exp1-thin-long") for one in made])
     told = results.kinds_sentence("exp1-thin", tmp_path)
     assert told.startswith("Let a third of the tokens run twelve layers, the others six. ")
-    assert "against drawing other tokens each time: no difference shown, +1.00 points" in told
+    assert "against lots for each token anew: no difference shown, +1.00 points" in told
     assert "against MoR, whose router learns: no difference shown, +0.50 points" in told
     assert "To be told" not in told and "To be told where" in results.kinds_sentence("exp1-thin")
 

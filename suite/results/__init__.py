@@ -1,6 +1,7 @@
 """What the records say: statistics, tables, figures, and each experiment's answer."""
 
 from .dial import (
+    DEEP_FILE,
     TEXT_FILE,
     dial_sentence,
     dial_table,
@@ -60,6 +61,7 @@ from .known_depth import (
     chains_sentence,
     deep_records,
     draw_known_depth,
+    early_table,
     harder_sentence,
     hops_curves,
     hops_sentence,

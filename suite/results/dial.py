@@ -24,7 +24,7 @@ from .stats import LEAST_SEEDS, interval
 from .tables import count, signed
 
 FILE, NARROW_FILE = "known_depth_dial.json", "known_depth_dial_narrow.json"
-TEXT_FILE = "text_dial.json"
+DEEP_FILE, TEXT_FILE = "known_depth_dial_deep.json", "text_dial.json"
 SHARES = (0.1, 0.2, 0.28, 0.34, 0.38, 0.42, 0.6)
 
 
@@ -97,8 +97,8 @@ def save_dial(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
 
 
 def stored_dial(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The table that ships of `measure_dial`, under NARROW_FILE in the narrow setting; under TEXT_FILE that
-    of `measure_text_dial`."""
+    """The table that ships of `measure_dial`, under NARROW_FILE in the narrow setting, under DEEP_FILE with
+    twelve layers; under TEXT_FILE that of `measure_text_dial`."""
     return pd.DataFrame(read_rows(path))
 
 

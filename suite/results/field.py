@@ -342,7 +342,7 @@ def short_field(known: pd.DataFrame, text: pd.DataFrame, costs: pd.DataFrame) ->
         gaps, ahead, _ = ahead_of_fixed(records, costs)
         if not gaps:
             return ""
-        told.append(" and ".join(f"{NAMES[x]} ({lead(gaps[x])})" for x in ahead) or "none")
+        told.append(" and ".join(f"{NAMES[x]} (ahead by {lead(gaps[x])[1:]})" for x in ahead) or "none")
     return f"Where depth is known to matter, {told[0]}; on text, {told[1]}."
 
 

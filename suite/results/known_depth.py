@@ -16,6 +16,7 @@ from .figures import (
     BLACK,
     BLUE,
     COLOURS,
+    GREEN,
     GREY,
     LINES,
     PINK,
@@ -39,6 +40,7 @@ LABELS = {
     "fixed-shared": "{n} layers of two blocks",
     "planted": "the plan written down",
     "worth": "token worth",
+    "worth-by-windows": "token worth, by windows",
     "worth-whole-windows": "token worth, a tenth of the windows whole",
     "mor": "MoR of notebook 02",
     "mor-spread": "MoR, choice in all layers but one",
@@ -50,6 +52,7 @@ LABELS = {
 }
 DRAWN = {
     "worth": Look(BLUE, "s"),
+    "worth-by-windows": Look(GREEN, "s", ":", False),
     "planted": Look(SKY, "P", "--", False),
     "fixed-half": Look(BLACK, "o", "--", False),
     "fixed-half-long": Look(GREY, "v", "--", False),
@@ -183,10 +186,12 @@ def hops_sentence(records: pd.DataFrame) -> str:
     most = by_hops(records)["k"].max()
     c = compare(scored, "worth", "fixed-half", metric="hops", margin=1.0)
     so_far = c["pairs"] < LEAST_SEEDS and c["mean"] > 0
-    start = "Yes: at" if judged(c) == "better" else "Yes so far: at" if so_far else "Not shown: at"
+    start = "Yes so far" if so_far else "Not shown"
+    if judged(c) == "better":
+        start = "Yes, held to a depth set by hand"
     seeds = seeds_so_far(c["pairs"])
     told = (
-        f"{start} E {depth:.1f}, token worth (a router that learns what depth is worth) answers "
+        f"{start}: at E {depth:.1f}, token worth (a router that learns what depth is worth) answers "
         f"{right['worth']} % of the hard questions of {most // 2 + 1} to {most} hops, "
         f"{names['fixed-half']} {right['fixed-half']} %, and "
         f"{names['fixed-deep']} {right['fixed-deep']} % ({seeds}, {steps_of(first):,} steps)."
@@ -278,7 +283,8 @@ def harder_sentence(records: pd.DataFrame) -> str:
     scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
     right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
     depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
-    others = [label for label in ("fixed-half", "fixed-deep", "planted", "mor") if label in right]
+    shown = ("worth-by-windows", "fixed-half", "fixed-deep", "planted", "mor")
+    others = [label for label in shown if label in right]
     told = ", ".join(f"{names[label]} {right[label]} %" for label in others)
     fewest, *more = sorted(set(scored.groupby("model").size()[["worth", *others]]))
     seeds = f"{count(fewest)} to {seeds_so_far(more[-1])}" if more else seeds_so_far(fewest)
@@ -449,6 +455,23 @@ def leads_table(records: pd.DataFrame) -> pd.DataFrame:
         )
         table[name] = depth.groupby(scored["model"]).mean().round(1)
     return table.sort_values("loss (nats)").rename_axis("token worth")
+
+
+def early_table(
+    records: pd.DataFrame, steps: tuple[int, ...] = (2000, 3000, 4000, 6000, 8000)
+) -> pd.DataFrame:
+    """How fast models learn: a row a model, with its seeds, the loss on validation lines after so many steps,
+    and the depth of the table's tokens at the first of these. Empty where a training was stopped before."""
+    names, rows = names_of(records), []
+    for label, own in records.groupby("model", sort=False):
+        curves = [{point["step"]: point for point in record["history"]} for record in own["record"]]
+        row = {"model": names[label], "seeds": len(own)}
+        for step in steps:
+            at = [curve[step]["val_loss"] for curve in curves if step in curve]
+            row[f"after {step:,}"] = f"{np.mean(at):.3f}" if at else ""
+        deep = [curve[steps[0]]["val_details"]["depth_by_kind"]["table"] for curve in curves]
+        rows.append(row | {f"table's depth after {steps[0]:,}": round(float(np.mean(deep)), 1)})
+    return pd.DataFrame(rows).set_index("model") if rows else pd.DataFrame()
 
 
 def map_table(records: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from ..files import REFERENCE
 from ..runs import stored_records
 from .dial import NARROW_FILE, stored_dial
 from .figures import BLACK, GREEN, Look, figure_style, legend_of, marker_of
-from .headlines import seeds_so_far
 from .known_depth import DRAWN, narrow_records, points_of, shares, upper_half, with_hops
 from .stats import compare
 from .tables import count
@@ -121,11 +120,11 @@ def less_depth_sentence(front: pd.DataFrame) -> str:
     r = [rank_with_k(rows) for rows in by_hops]
     verb = "fall" if max(r) < 0 else "rise" if min(r) > 0 else "neither rise nor fall"
     deep, shallow = (pd.Series([rows[i]["depth"] for rows in by_hops]).mean() for i in (0, -1))
-    first, last = by_hops[0][0]["k"], by_hops[0][-1]["k"]
+    last = by_hops[0][-1]["k"]
     return (
-        f"Trained for less depth than the plan takes, depths {verb} with the number of hops: at E {asked:g}, "
-        f"questions of {first} hop run {deep:.1f} layers, of {last} hops {shallow:.1f} "
-        f"({seeds_so_far(len(r))})."
+        f"Trained for less depth than the plan takes, depths {verb} with the number of hops: at "
+        f"E {asked:g}, where {count(last)} hops are asked for x runs {shallow:.1f} layers on average, and "
+        f"{deep:.1f} where one is ({count(len(r))} seeds)."
     )
 
 

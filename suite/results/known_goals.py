@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import pandas as pd
@@ -10,6 +11,7 @@ from ..runs import stored_records
 from .headlines import seeds_so_far
 from .known_depth import (
     KINDS,
+    LABELS,
     SOLVED,
     by_hops,
     deep_records,
@@ -27,23 +29,24 @@ NEAR, EACH = 0.05, 0.15  # how far the mean of E, and each seed's, may be from w
 CLOSE, AHEAD, SURE = 1.0, 25.0, 15.0  # points: behind all layers, ahead of half of them, and of its interval
 DEEP, SHALLOW = 0.8, 0.3  # shares of the layers that the plan's deep tokens, and the others, run
 GAIN = 0.9  # share of what the plan gains over half of the layers
-Row = tuple[str, str, bool]  # the goal, what is reached, whether that is it
+ROUTERS = ("worth", "worth-by-windows")
+Row = tuple[str, str, bool]  # the goal, what is found, whether that is it
 
 
 def known_goals(settings: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row a setting and goal: what token worth reaches, and whether it is the goal.
+    """A row a setting, router of token worth and goal: what is found, and whether the goal is reached.
 
     settings: of each name, its records. Those without token worth are left out. Fewer than six seeds decide
     nothing: "so far".
     """
     rows = []
-    for name, records in settings.items():
-        own = records[records["model"] == "worth"] if len(records) else records
-        told = f"{name}, {seeds_so_far(len(own))}"
-        for goal, reached, met in goals_of(records) if len(own) else ():
+    for (name, records), model in itertools.product(settings.items(), ROUTERS):
+        own = records[records["model"] == model] if len(records) else records
+        told = f"{name}, {LABELS[model]}, {seeds_so_far(len(own))}"
+        for goal, found, met in goals_of(records, model) if len(own) else ():
             so_far = "" if len(own) >= LEAST_SEEDS else " so far"
-            rows.append([told, goal, reached, ("yes" if met else "no") + so_far])
-    return pd.DataFrame(rows, columns=["setting", "goal", "token worth", "reached"]).set_index("setting")
+            rows.append([told, goal, found, ("yes" if met else "no") + so_far])
+    return pd.DataFrame(rows, columns=["setting", "goal", "found", "reached"]).set_index("setting")
 
 
 def known_settings() -> dict[str, pd.DataFrame]:
@@ -52,21 +55,22 @@ def known_settings() -> dict[str, pd.DataFrame]:
     return own | {"twelve layers": deep_records()}
 
 
-def goals_of(records: pd.DataFrame) -> Iterator[Row]:
-    """Each goal that the models of some records allow to judge."""
+def goals_of(records: pd.DataFrame, model: str) -> Iterator[Row]:
+    """Each goal that the records allow to judge of a model."""
     scored, names = with_hops(records), names_of(records)
-    own = scored[scored["model"] == "worth"]
+    own = scored[scored["model"] == model]
+    paired = set(scored[scored["seed"].isin(own["seed"])]["model"])  # who shares a seed with it
     yield depth_goal(own)
     yield plan_goal(own)
-    if "fixed-deep" in names:
-        yield every_k_goal(records, names["fixed-deep"])
+    if "fixed-deep" in paired:
+        yield every_k_goal(records, model, names["fixed-deep"])
     for label in ("fixed-half", "fixed-half-long", "fixed-between"):
-        if label in names:
-            yield ahead_goal(scored, label, names[label])
+        if label in paired:
+            yield ahead_goal(scored, model, label, names[label])
     solved = int(own["solved"].sum())
     yield f"{SOLVED:g} % at every k, at every seed", f"{solved} of {len(own)}", solved == len(own)
     if {"planted", "fixed-half"} <= set(names):
-        yield speed_goal(records, names["fixed-half"])
+        yield speed_goal(records, model, names["fixed-half"])
 
 
 def depth_goal(own: pd.DataFrame) -> Row:
@@ -90,37 +94,36 @@ def plan_goal(own: pd.DataFrame) -> Row:
     return goal, f"{found} of {len(own)}", found == len(own)
 
 
-def every_k_goal(records: pd.DataFrame, name: str) -> Row:
-    """How far token worth is behind all layers at the k where it is furthest behind, in means of paired
-    seeds."""
+def every_k_goal(records: pd.DataFrame, model: str, name: str) -> Row:
+    """How far a model is behind all layers at the k where it is furthest behind, in means of paired seeds."""
     wide = by_hops(records).pivot_table(index=["k", "seed"], columns="model", values="accuracy")
-    behind = (wide["worth"] - wide["fixed-deep"]).dropna().groupby("k").mean()
-    reached = f"{signed(behind.min(), 1)} points at k = {behind.idxmin()}"
-    return f"within {CLOSE:g} point of {name} at every k", reached, behind.min() >= -CLOSE
+    behind = (wide[model] - wide["fixed-deep"]).dropna().groupby("k").mean()
+    found = f"{signed(behind.min(), 1)} points at k = {behind.idxmin()}"
+    return f"within {CLOSE:g} point of {name} at every k", found, behind.min() >= -CLOSE
 
 
-def ahead_goal(scored: pd.DataFrame, label: str, name: str) -> Row:
-    """How far token worth is ahead of a fixed model at the upper half of k."""
-    c = compare(scored, "worth", label, metric="hops", margin=CLOSE)
+def ahead_goal(scored: pd.DataFrame, model: str, label: str, name: str) -> Row:
+    """How far a model is ahead of a fixed one at the upper half of k."""
+    c = compare(scored, model, label, metric="hops", margin=CLOSE)
     interval = "" if pd.isna(c["low"]) else f" ({span(c['low'], c['high'], 1)})"
     met = c["mean"] >= AHEAD and not c["low"] < SURE
     return f"{AHEAD:g} points ahead of {name}, interval above {SURE:g}", signed(c["mean"], 1) + interval, met
 
 
-def speed_goal(records: pd.DataFrame, half: str) -> Row:
-    """Which share of what the plan gains over half of the layers token worth has in half of the steps; at the
+def speed_goal(records: pd.DataFrame, model: str, half: str) -> Row:
+    """Which share of what the plan gains over half of the layers a model has in half of the steps; at the
     upper half of k, on validation lines."""
     ends, halfway = {}, []
     for label in ("fixed-half", "planted"):
         points = [r["history"][-1] for r in records[records["model"] == label]["record"]]
         ends[label] = sum(upper_half(p["val_details"]["by_hops"]) for p in points) / len(points)
-    for record in records[records["model"] == "worth"]["record"]:
+    for record in records[records["model"] == model]["record"]:
         point = next(p for p in record["history"] if p["step"] >= steps_of(record["config"]) / 2)
         halfway.append(upper_half(point["val_details"]["by_hops"]))
     gain = ends["planted"] - ends["fixed-half"]
     share = (sum(halfway) / len(halfway) - ends["fixed-half"]) / gain
     goal = f"{GAIN:.0%} of the plan's gain over {half}, in half of the steps".replace("%", " %")
-    return goal, f"{100 * share:.0f} %" if share > 0 else "nothing yet", share >= GAIN
+    return goal, f"{100 * share:.0f} %" if share > 0 else "none of it", share >= GAIN
 
 
 def known_goals_sentence(table: pd.DataFrame) -> str:

@@ -152,8 +152,8 @@ def kinds_sentence(experiment: str, folder: Path | None = None) -> str:
     N, always = config["n_layers"], config["options"]["always"]
     share = share_words((config["target_depth"] - always) / (N - always))
     told = (
-        f"Let {share} of the tokens run {count(N)} layers, the others {count(always)}. To draw by lot, once, "
-        "which kinds of tokens these are, against drawing other tokens each time: "
+        f"Let {share} of the tokens run {count(N)} layers, the others {count(always)}. Lots that fix once "
+        "which kinds these are, against lots for each token anew: "
         f"{gap(records, 'by-kind', 'blind-tokens')}; against MoR, whose router learns: "
         f"{gap(records, 'by-kind', mor)}."
     )

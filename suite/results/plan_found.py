@@ -59,7 +59,7 @@ def plan_found_sentence(table: pd.DataFrame) -> str:
     alike = [np.mean(np.equal(row["line"], row["plan"])) for row in table.to_dict("records")]
     first, last = table["step"].iloc[[0, -1]]
     return (
-        f"As the plan says run {alike[0]:.0%} of the line's tokens after {first:,} steps, {alike[-1]:.0%} "
+        f"{alike[0]:.0%} of the line's tokens run as the plan says after {first:,} steps, {alike[-1]:.0%} "
         f"after {last:,}."
     ).replace("%", " %")
 

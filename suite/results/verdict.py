@@ -73,10 +73,10 @@ def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
     gains = [signed(compare(records, "mor", "fixed-shallow")["mean"]) for records in tables]
     worth, verdict = on_text.rstrip(".").split("; ")
     return (
-        "**In short.** Where depth is known to matter, *token worth*, a router that learns what depth is "
-        f"worth, {found['worth']}, held to a depth that is set by hand: it answers {right['worth']} of the "
-        f"hard questions at E {E:.1f}, {names['fixed-half']} {right['fixed-half']}{mor}. On text, all layers "
-        f"against half of them are worth {worth}. MoR gets {' and '.join(gains)}, and "
+        "**In short.** On a task where depth is known to matter, *token worth*, a router that learns what "
+        f"depth is worth, {found['worth']}, held to a depth that is set by hand: it answers {right['worth']} "
+        f"of the hard questions at E {E:.1f}, {names['fixed-half']} {right['fixed-half']}{mor}. On text, all "
+        f"layers against half of them are worth {worth}. MoR gets {' and '.join(gains)}, and "
         f"{verdict.removeprefix('MoR ')}."
     )
 

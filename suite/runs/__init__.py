@@ -33,7 +33,7 @@ from .known_depth import (
     rate_runs,
     size_of,
 )
-from .leads import lead_runs
+from .leads import deep_lead_runs, lead_runs
 from .records import (
     check_one_kind,
     evaluate_following,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 import morlib
 from morlib import Decision, ModelConfig, StepInput, TrainConfig
@@ -63,7 +64,35 @@ class WholeWindows(morlib.WorthRouter):
         return decision
 
 
+class InWindows(morlib.WorthRouter):
+    """Token worth that explores in a share of the windows; in the others it learns as it will be used."""
+
+    WINDOWS, version = 0.25, "quarter"
+
+    def decide(self, step: StepInput) -> Decision:
+        if step.sampling:  # in training
+            chosen = torch.rand(int(step.row[-1]) + 1, device=step.index.device) < self.WINDOWS
+            self.chosen = chosen[step.row]  # [T]
+        return super().decide(step)
+
+    def explored(self, done: float) -> Tensor:
+        return super().explored(done) * self.chosen
+
+
+class ByWindows(InWindows):
+    """The same; and in the warm-up from full depth windows run whole or as they will be used, not tokens."""
+
+    version = "by-window-quarter"
+
+    def decide(self, step: StepInput) -> Decision:
+        if step.full:
+            whole = torch.rand(int(step.row[-1]) + 1, device=step.index.device) < step.full
+            step = replace(step, full=whole[step.row].float())
+        return super().decide(step)
+
+
 morlib.POLICIES |= {
+    "worth-by-windows": ByWindows,
     "worth-whole-windows": WholeWindows,
     "planted-hops-8": PlantedHops,
     "planted-hops-10": PlantedLongHops,
@@ -196,19 +225,25 @@ def narrow_runs(s: Settings) -> list[Run]:
     """The models of the known depth in the setting NARROW, half of its layers in twice the steps, and:
 
     fixed-shared: all layers, of two blocks in turn. mor-free: MoR as the sources write it, with recursion and
-    no depth that it is held to. mor-spread-warm: "mor-spread", trained as token worth is.
+    no depth that it is held to. mor-spread-warm: "mor-spread", trained as token worth is. worth-by-windows:
+    token worth that learns `ByWindows`.
     """
     models = known_depth_models(s, NARROW)
     spread, _ = models["mor-spread"]
     models["fixed-shared"] = (dict(routing="none", shared_blocks=2), {})
     models["mor-free"] = (dict(routing="mor", max_recursions=2), models["mor"][1])
-    models["mor-spread-warm"] = (spread, models["worth"][1])
+    worth, training = models["worth"]
+    models["mor-spread-warm"] = (spread, training)
+    models["worth-by-windows"] = (worth | dict(routing="worth-by-windows"), training)
     return also_longer(s, models, "field", NARROW)
 
 
 def deep_runs(s: Settings) -> list[Run]:
-    """The models of the known depth in the setting DEEP."""
-    return known_depth_runs(s, known_depth_models(s, DEEP), "known-depth-12", DEEP)
+    """The models of the known depth in the setting DEEP, and token worth that learns `ByWindows`."""
+    models = known_depth_models(s, DEEP)
+    worth, training = models["worth"]
+    models["worth-by-windows"] = (worth | dict(routing="worth-by-windows"), training)
+    return known_depth_runs(s, models, "known-depth-12", DEEP)
 
 
 def also_longer(s: Settings, models: Changes, experiment: str, size: dict) -> list[Run]:

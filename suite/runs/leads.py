@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 import morlib
-from morlib import Decision, StepInput
+from morlib import Decision, ModelConfig, StepInput
 
 from .experiments import Run
-from .known_depth import NARROW, known_depth_models, known_depth_runs
+from .known_depth import (
+    DEEP,
+    NARROW,
+    ByWindows,
+    InWindows,
+    PlantedLongHops,
+    known_depth_models,
+    known_depth_runs,
+)
 from .settings import Settings
 
 CONSTANTS = {  # of `morlib.WorthRouter`, each lead with what it changes
@@ -36,21 +43,38 @@ TRAINING = {  # of `morlib.TrainConfig`
 SEEDS = (10, 11)  # none that a claim is made on
 
 
-class InWindows(morlib.WorthRouter):
-    """Explores in a share of the windows; in the others the model learns as it will be used."""
+class ExploredPlan(morlib.WorthRouter):
+    """The plan written down decides, and all else is as in token worth: the warm-up, and who is explored."""
 
-    WINDOWS, version = 0.25, "quarter"
+    version = "plan"
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        deep = [kind in PlantedLongHops.DEEP for kind in PlantedLongHops.TASK.kinds(cfg.max_len)]
+        self.register_buffer("deep", torch.tensor(deep), persistent=False)  # [max_len]
 
     def decide(self, step: StepInput) -> Decision:
-        chosen = torch.rand(int(step.row[-1]) + 1, device=step.index.device) < self.WINDOWS
-        self.chosen = chosen[step.row]  # [T]
-        return super().decide(step)
+        decision = super().decide(step)
+        run = self.deep[step.position]
+        if decision.weights is not None:  # in training
+            stays = torch.rand(len(run), device=run.device) < step.full
+            run = run | step.memory["explored"] | stays
+        decision.actions = run.long()
+        return decision
 
-    def explored(self, done: float) -> Tensor:
-        return super().explored(done) * self.chosen
+
+class WarmPlan(ExploredPlan):
+    """The same, and nobody is explored."""
+
+    EXPLORED, version = (0.0, 0.0), "plan-warm"
 
 
-morlib.POLICIES["worth: in windows"] = InWindows
+morlib.POLICIES |= {
+    "worth: in windows": InWindows,
+    "worth: warm-up by window, in windows": ByWindows,
+    "worth: plan": ExploredPlan,
+    "worth: plan, warm-up": WarmPlan,
+}
 for _label, _changes in CONSTANTS.items():
     own = dict(_changes, version=repr(_changes), __module__=__name__)
     morlib.POLICIES[f"worth: {_label}"] = type("Lead", (morlib.WorthRouter,), own)
@@ -65,4 +89,23 @@ def lead_runs(s: Settings) -> list[Run]:
     models["explores in a quarter of the windows"] = (model | dict(routing="worth: in windows"), training)
     size = NARROW | dict(steps=NARROW["steps"] // 2)
     tried = known_depth_runs(replace(s, seeds=max(SEEDS) + 1), models, "leads", size)
+    return [run for run in tried if run.train.seed in SEEDS]
+
+
+def deep_lead_runs(s: Settings) -> list[Run]:
+    """Token worth in the setting DEEP with one change at a time, and the plan with what token worth adds."""
+    model, training = known_depth_models(s, DEEP)["worth"]
+    rarely = model | dict(routing="worth: in windows")
+    models = {
+        "explores in a quarter of the windows": (rarely, training),
+        "in a quarter, warm-up of 40 %": (rarely, training | dict(depth_warmup=0.4)),
+        "in a quarter, warm-up of 5 %": (rarely, training | dict(depth_warmup=0.05)),
+        "in a quarter, warm-up by windows": (
+            model | dict(routing="worth: warm-up by window, in windows"),
+            training,
+        ),
+        "the plan, explored": (model | dict(routing="worth: plan"), training),
+        "the plan, with the warm-up": (model | dict(routing="worth: plan, warm-up"), training),
+    }
+    tried = known_depth_runs(replace(s, seeds=max(SEEDS) + 1), models, "known-depth-12-leads", DEEP)
     return [run for run in tried if run.train.seed in SEEDS]

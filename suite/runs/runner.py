@@ -222,6 +222,8 @@ def stored(specs: list[Run], folder: Path = REFERENCE) -> list[dict | str]:
     known = {}
     for path in sorted(folder.glob("*_s*_*.json")):
         record = read_record(path)
+        if "stopped_at" in record:  # it is not that of the whole run
+            continue
         data = record["data"]
         pieces = data["vocab_size"] if data["tokenizer"] == "sentencepiece" else 0
         key = (data["name"].removesuffix("-wikipedia"), data["split"], pieces)
