@@ -200,6 +200,8 @@ def test_every_stored_record_has_the_identity_of_its_content():
         tc = morlib.TrainConfig(**record["config"]["train"])
         code, parent = code_of(cfg.routing), record.get("parent", "")
         identity = records.run_id(cfg, tc, Described(record["data"]), code, parent, record["preset"])
+        if "stopped_at" in record:  # it is not that of the whole run, and says so
+            identity += f"-stopped-at-{record['stopped_at']}"
         assert path.stem.endswith(f"_{identity}") and record["id"] == identity, path.name
 
 
