@@ -100,10 +100,8 @@ def readme_part() -> str:
     if results.answerable(known):
         front = results.front_records()
         told = [results.known_depth_answer(known), results.again_sentence(front)]
-        told += [results.other_depths_sentence(front)]
-        told += [results.harder_sentence(results.deep_records())]
-        told += [results.dial_sentence(results.stored_dial(), short=True)]
-        told += [results.less_depth_sentence(front), results.text_sentence()]
+        told += [results.other_depths_sentence(front), results.harder_sentence(results.deep_records())]
+        told += [results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     if told := results.short_field(
         results.stored_field(), results.stored_text_field(), cost.stored_systems()
@@ -259,9 +257,10 @@ def harder() -> list[str]:
 def text_dial() -> list[str]:
     """Models of text that are held to other depths after training, where their table ships."""
     table = results.stored_dial(REFERENCE / results.TEXT_FILE)
-    if table.empty:
+    records = results.long_records("exp1-thin")
+    if table.empty or records.empty:
         return []
-    shown = results.text_dial_table(table, results.long_records("exp1-thin"))
+    shown = results.text_dial_table(table, records)
     told = f"On {results.TEXT_NAMES['exp1-thin']}, models held to other depths after training:"
     return [told, markdown(shown)]
 

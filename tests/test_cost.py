@@ -478,7 +478,7 @@ def test_the_short_answer_on_time_is_that_of_both_sizes(small, large, where):
     rows = {"train-small": small, "train-8-router": large, "once-8": 0.8, "train-once-8": 1.1}
     record = dict(sizes=dict(model=dict(d_model=256)))
     record["rows"] = {key: dict(measured=r - 0.1, quartiles=[r - 0.2, r]) for key, r in rows.items()}
-    told = f"{where} with MoR's router, in small models only where it is decided once for all layers"
+    told = f"with MoR's router {where}; where it is decided once for all layers in small models only"
     assert cost.short(record) == f"In training: {told}."
     del record["rows"]["train-small"]
     assert cost.short(record) == ""

@@ -27,6 +27,7 @@ from suite.results.field import (
     number_marks,
     with_costs,
 )
+from suite.runs.runner import stored
 
 LOSSES = {"fixed-half": [1.5, 1.7], "fixed-between": [1.4, 1.4], "fixed-deep": [1.2, 1.4]}
 OPERATIONS = {"fixed-half": 100.0, "fixed-between": 150.0, "fixed-deep": 200.0}
@@ -461,3 +462,21 @@ def test_of_each_system_one_trial_at_most_is_in_use_and_it_is_the_row_s_own():
 def test_no_two_systems_look_alike():
     looks = [(field_look(label).colour, field_look(label).marker) for label in NAMES if label not in FIXED]
     assert len(set(looks)) == len(looks) > 15
+
+
+def test_a_long_trial_differs_from_its_row_by_the_setting_alone_and_what_ships_is_of_these():
+    s = runs.settings(dict(preset="cpu"))
+    rows = {(run.model, run.train.seed): run for run in field.text_runs(s, ["moe-top1", "mor-moe"])}
+    trials = field.long_trial_runs(s)
+    assert len(trials) == len(rows)
+    for run in trials:
+        label, _, setting = run.model.partition(", ")
+        row = rows[label, run.train.seed]
+        assert setting == "balance 0.1" and run.config.options["balance"] == 0.1
+        usual = morlib.POLICIES[row.config.routing].OPTIONS | (row.config.options or {})
+        assert usual["balance"] == 0.01
+        alike = replace(run, config=row.config, experiment=row.experiment, model=row.model)
+        assert alike == row
+    shipped = runs.stored_records("field-text-long-trials")
+    found = [record for record in stored(trials) if isinstance(record, dict)]
+    assert {record["id"] for record in found} == {record["id"] for record in shipped["record"]} != set()

@@ -67,10 +67,25 @@ def test_a_goal_that_is_missed_is_said_to_be():
     table = results.known_goals({"wide": changed(changed(wide, "worth", deeper), "worth", wrong)})
     assert reached(table, "E 3.1")[1] == reached(table, "the plan")[1] == "no"
     assert reached(table, "the plan")[0] == "0 of 6" and reached(table, "99 %")[0] == "0 of 6"
+    assert results.known_goals({"wide": wide[wide["model"] == "worth"]})["goal"].str.contains("plan").any()
     told, met = reached(table, "within 1 point of six layers")
     assert told.startswith("−4") and met == "no", "six layers are right at nearly all"
     assert reached(table, "points ahead of three")[1] == "no"
-    assert reached(table, "of the plan's gain") == ("none of it", "no")
+    assert reached(table, "of the plan's gain") == ("none of it", "no so far")
+
+
+def test_a_goal_rests_on_the_seeds_that_both_models_have():
+    wide = runs.stored_records("known-depth")
+    few = wide[(wide["model"] == "worth") | (wide["seed"] < 2)]
+    table = results.known_goals({"wide": few})
+    assert reached(table, "E 3.1")[1] == "yes" and reached(table, "points ahead of three")[1].endswith(
+        " so far"
+    )
+    assert reached(table, "within 1 point of six layers")[1].endswith(" so far")
+    one = wide[(wide["model"] == "worth") | (wide["seed"] < 1)]
+    assert reached(results.known_goals({"wide": one}), "points ahead of three")[1] == "no so far", (
+        "no interval"
+    )
 
 
 def test_few_seeds_reach_a_goal_only_so_far_and_no_records_no_goal():
@@ -95,7 +110,7 @@ def test_what_the_plan_gains_is_measured_half_way():
 
     made = changed(wide, "fixed-half", history(0.0, 20.0))
     made = changed(changed(made, "planted", history(0.0, 100.0)), "worth", history(96.0, 0.0))
-    assert reached(results.known_goals({"wide": made}), "of the plan's gain") == ("95 %", "yes")
+    assert reached(results.known_goals({"wide": made}), "of the plan's gain") == ("95 %", "yes so far")
 
 
 # ---- Who is deep where depth is short ----
@@ -134,10 +149,8 @@ def test_the_sentence_says_which_way_depth_goes(depths, verb):
     for record in keep[keep["line"] == "worth"]["record"]:
         change(record)
     told = results.less_depth_sentence(keep)
-    assert (
-        f"depths {verb}" in told
-        and f"at E 1.9, where three hops are asked for x runs {depths[-1]:.1f} " in told
-    )
+    assert told.startswith(f"Trained for E 1.9, less than the plan takes, depths {verb}")
+    assert f"where three hops are asked for x runs {depths[-1]:.1f} layers on average" in told
     assert told.endswith(f"and {depths[0]:.1f} where one is (three seeds).")
     assert results.less_depth_sentence(front[front["line"] != "worth"]) == ""
     assert results.less_depth_sentence(front.head(0)) == ""
@@ -276,9 +289,11 @@ def test_one_model_that_is_held_to_each_depth_stands_in_the_front():
     assert len(held) == len(dial) > 0 and held["record"].isna().all()
     upper = [np.mean([r["accuracy"] for r in rows if r["k"] > 3]) for rows in dial["by_hops"]]
     assert held["hops"].tolist() == pytest.approx(upper)
-    low, high = (f"{held[held['asked'] == 2.3]['hops'].agg(end):.0f}" for end in ("min", "max"))
+    first, again = front[front["model"] == "worth"].set_index("seed")["hops"], held[held["asked"] == 2.3]
     told = results.again_sentence(front)
-    assert told == f"Three of its seeds, trained once more, reach {low} to {high} %."
+    assert told.startswith("Trained again, three seeds of token worth reach ")
+    for seed, hops in zip(again["seed"], again["hops"]):
+        assert f"{hops:.0f}" in told and f"{first[seed]:.0f}" in told.split("in place of")[1]
     assert (
         results.again_sentence(front[front["line"] != "held"]) == results.again_sentence(front.head(0)) == ""
     )
@@ -295,7 +310,10 @@ def test_the_early_table_shows_validation_loss_as_far_as_a_training_came():
         for step in (2000, 3000, 4000, 6000, 8000):
             wanted = f"{losses[step]:.3f}" if step in losses else ""
             assert table.loc[record["model"], f"after {step:,}"] == wanted
-    assert results.early_table(leads.head(0)).empty
+    assert (
+        results.early_table(leads.head(0)).empty and results.early_table(runs.stored_records("no such")).empty
+    )
+    assert results.early_table(leads, (5000, 16000))["after 16,000"].tolist().count("") == len(leads) - 1
 
 
 def test_each_lead_for_twelve_layers_can_be_trained_again_by_its_name():
@@ -350,3 +368,18 @@ def test_by_windows_only_some_windows_are_explored(make_model):
     before = torch.get_rng_state()
     model.eval()(torch.randint(model.cfg.vocab_size, (2, 32), generator=torch.Generator().manual_seed(1)))
     assert torch.equal(before, torch.get_rng_state()), "in use nothing is drawn"
+
+
+# ---- In short ----
+
+
+def test_in_short_says_both_halves_from_the_records():
+    known, tables = results.main_records(), [results.long_records(name) for name in ("exp1", "exp1-thin")]
+    told = results.in_short(known, tables)
+    right = results.known_depth.with_hops(known).groupby("model")["hops"].mean()
+    assert f"it answers {right['worth']:.0f} % of the hard questions at E 2.3" in told
+    assert f"two layers {right['fixed-half']:.0f} %; MoR's router is not shown to find it" in told
+    gains = [results.signed(results.compare(table, "mor", "fixed-shallow")["mean"]) for table in tables]
+    assert f"MoR gets {' and '.join(gains)}, and is no better than fixed layers of its cost." in told
+    assert results.in_short(known, [*tables, known.head(0)]) == told
+    assert results.in_short(known, []) == results.in_short(known.head(0), tables) == ""

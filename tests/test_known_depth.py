@@ -425,9 +425,12 @@ def test_the_front_is_drawn_from_both_kinds_of_records():
     told, right = results.other_depths_sentence(front), front.groupby(["line", "asked"])["hops"]
     low, high = (f"{value:.0f}" for value in right.agg(["min", "max"]).loc["worth", 3.0])
     assert told.startswith("Trained for other depths it answers ")
-    assert f"{low} to {high} % at E 3 (three layers {right.mean()['fixed', 3.0]:.0f} %)." in told
+    assert (
+        f"{low} to {high} % at E 3 (three layers {right.mean()['fixed', 3.0]:.0f} %) (three seeds each)."
+        in told
+    )
     assert results.other_depths_sentence(front[front["line"] == "fixed"]) == ""
-    assert "(" not in results.other_depths_sentence(front[front["line"] == "worth"]), "nothing to set beside"
+    assert "layers" not in results.other_depths_sentence(front[front["line"] == "worth"]), "nothing beside it"
     lines = {line.get_label() for line in results.draw_known_front(front).axes[0].lines}
     assert {"fixed depth", "token worth, trained for each depth", "the plan written down"} <= lines
 

@@ -182,8 +182,8 @@ def short(record: dict) -> str:
     for way, keys in ways.items():
         small, large = (saves(record["rows"][key]) for key in keys)
         where = "at both sizes" if small else f"at width {width} only"
-        told.append(f"{where if large else 'in small models only' if small else 'nowhere'} {way}")
-    return f"In training: {', '.join(told)}."
+        told.append(f"{way} {where if large else 'in small models only' if small else 'nowhere'}")
+    return f"In training: {'; '.join(told)}."
 
 
 def sentence(record: dict) -> str:

@@ -140,7 +140,7 @@ def begun(make: Callable[[Changes], list[Run]], models: Changes, labels: list[st
     """The runs of the models with these labels, or of all.
 
     Those of ADDED begin with the weights of another row at their seed, and train for a part of its
-    steps, on the lines with which that one began.
+    steps.
     Raises ValueError that names labels that are none of them.
     """
     if unknown := sorted(set(labels or ()) - set(models)):

@@ -39,6 +39,7 @@ TRIALS_ON_TEXT = {label: EXPERTS for label in ("moe-top1", "moe-top2", "mor-moe"
     "mod": [dict(router_lr=1e-3), dict(router_lr=4e-3), dict(capacity=0.25), dict(capacity=0.5)],
     "act": [dict(tau=tau) for tau in (0.0003, 0.001, 0.003, 0.01)],
 }
+AHEAD_ON_TEXT = {"moe-top1": dict(balance=0.1), "mor-moe": dict(balance=0.1)}
 
 
 def trial_runs(s: Settings) -> list[Run]:
@@ -51,6 +52,18 @@ def text_trial_runs(s: Settings) -> list[Run]:
     """The same on text."""
     return [trial(text_runs(replace(s, seeds=1), [label])[0], changes)
             for label, several in TRIALS_ON_TEXT.items() for changes in several]  # fmt: skip
+
+
+def long_trial_runs(s: Settings) -> list[Run]:
+    """On text, settings that were ahead of those in use in the short trials, trained as long as the rows."""
+    runs = []
+    for label, changes in AHEAD_ON_TEXT.items():
+        told = ", ".join(f"{name} {value:g}" for name, value in changes.items())
+        for spec in text_runs(s, [label]):
+            config = replace(spec.config, options=(spec.config.options or {}) | changes)
+            names = dict(experiment="field-text-long-trials", model=f"{label}, {told}")
+            runs.append(replace(spec, config=config, **names))
+    return runs
 
 
 def trial(spec: Run, changes: dict) -> Run:

@@ -128,9 +128,9 @@ def dial_table(table: pd.DataFrame) -> pd.DataFrame:
     return shown.rename_axis("depth asked for")
 
 
-def dial_sentence(table: pd.DataFrame, short: bool = False) -> str:
+def dial_sentence(table: pd.DataFrame) -> str:
     """Whether depth follows difficulty: at the depth asked for at which x is nearest to half of its depth,
-    and, unless it is to be short, at the one with the lowest loss. Nothing for an empty table."""
+    and at the one with the lowest loss. Nothing for an empty table."""
     if table.empty:
         return ""
     depth, loss = by_target(table, "depth"), table.groupby("target")["loss"].mean()
@@ -145,12 +145,9 @@ def dial_sentence(table: pd.DataFrame, short: bool = False) -> str:
         seeds = f"95 % interval {signed(low, 2)} to {signed(high, 2)}; {seeds}"
     held = "Held to less depth after training (the wide setting of notebook 07)"
     told = f"rank correlation of depth with the number of hops {signed(mean, 2)} ({seeds})"
-    lost = f"{held}, {start}: at E {target:g}, {told}, though with a loss of {loss[target]:.2f} nats."
-    if short:
-        return lost
     return (
-        f"{lost} At E {best:g}, where the loss is lowest ({loss[best]:.2f}), the correlation is "
-        f"{signed(r[best].mean(), 2)}."
+        f"{held}, {start}: at E {target:g}, {told}, though with a loss of {loss[target]:.2f} nats. At "
+        f"E {best:g}, where the loss is lowest ({loss[best]:.2f}), the correlation is {signed(r[best].mean(), 2)}."
     )
 
 

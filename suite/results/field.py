@@ -51,6 +51,9 @@ NAMES = {
 }
 FIXED = ("fixed-half", "fixed-between", "fixed-deep")
 CONTROLS = ("planted", "blind", "frozen")
+# Who is no rival of fixed depth: the controls, and what trains on from a model of the table, and so has had
+# more steps than all others
+ASIDE = (*CONTROLS, "lora-uptrained")
 # In these nothing learns who is deep
 NO_CHOICE = (*FIXED, *CONTROLS, "lora", "lora-uptrained", "sliced", "moe-top1", "moe-top2")
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
@@ -308,7 +311,7 @@ def ahead_of_fixed(records: pd.DataFrame, costs: pd.DataFrame) -> tuple[dict, li
     """The gaps to fixed depth [seeds] of each system whose costs are known, which of them are ahead, the
     furthest first, and which chose nothing: these are fixed models themselves, and have no gap."""
     scored = with_costs(records, costs)
-    systems = [label for label in rows_of(records) if label not in (*FIXED, *CONTROLS)]
+    systems = [label for label in rows_of(records) if label not in (*FIXED, *ASIDE)]
     fallen = [label for label in systems if scored[scored["model"] == label]["collapsed"].any()]
     gaps = {label: gaps_to_fixed(scored, label) for label in systems if label not in fallen}
     known = {label: gap for label, gap in gaps.items() if not np.isnan(gap).any()}
@@ -356,7 +359,7 @@ def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     start = f"On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
     scored = with_costs(records, costs)
     gaps = {label: gaps_to_fixed(scored, label, "right") for label in rows_of(records)}
-    ahead = [NAMES[x] for x, gap in gaps.items() if x not in (*FIXED, *CONTROLS) and is_ahead(gap)]
+    ahead = [NAMES[x] for x, gap in gaps.items() if x not in (*FIXED, *ASIDE) and is_ahead(gap)]
     by_accuracy = f"By accuracy, those ahead of it are: {'; '.join(ahead) or 'none'}."
     return f"{start}{told[0].lower()}{told[1:]} {by_accuracy}"
 
@@ -389,14 +392,14 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
 def choices_table(records: pd.DataFrame, costs: pd.DataFrame, without=()) -> pd.DataFrame:
     """Which system to choose by what matters: of all that learn who is deep, and of those without a choice.
 
-    Of equals it is the one of the lowest loss. Left out are the labels in `without`, the controls,
+    Of equals it is the one of the lowest loss. Left out are the labels in `without`, those of ASIDE,
     of which the plan written down is one that nobody has on another task, and routers that chose
     nothing at some seed.
     """
     columns = ["what matters", "system", "loss (nats)", "operations a token (thousands)"]
     scored = with_costs(records, costs)
     fallen = scored.groupby("model")["collapsed"].any()
-    scored = scored[~scored["model"].isin([*CONTROLS, *without, *fallen[fallen].index])]
+    scored = scored[~scored["model"].isin([*ASIDE, *without, *fallen[fallen].index])]
     if not {"fixed-half", "fixed-deep"} <= set(scored["model"]):
         return pd.DataFrame(columns=columns)
     names, means = names_of(scored, list(NAMES)), scored.groupby("model").mean(numeric_only=True)

@@ -44,7 +44,7 @@ LABELS = {
     "worth-whole-windows": "token worth, a tenth of the windows whole",
     "mor": "MoR of notebook 02",
     "mor-spread": "MoR, choice in all layers but one",
-    "mor-spread-warm": "the same, trained as token worth",
+    "mor-spread-warm": "such MoR, trained as token worth",
     "mor-free": "MoR, no depth set",
     "blind": "blind, whole tokens",
     "random": "blind, layer by layer",
@@ -133,8 +133,8 @@ def hops_table(records: pd.DataFrame) -> pd.DataFrame:
     groups = scored.groupby("model", sort=False)
     table = pd.DataFrame({"seeds": groups.size(), "E": groups["effective_depth"].mean().round(2)})
     table["loss (nats)"] = groups["loss"].mean().round(3)
-    if {"fixed-half", "fixed-deep"} <= set(names):
-        table["way (%)"] = way_by_seeds(records).round(0)
+    if {"fixed-half", "fixed-deep"} <= set(names) and len(way := way_by_seeds(records)):
+        table["way (%)"] = way.round().astype("Int64")
     for k in wide:
         table[f"k = {k}"] = wide[k].round(0).astype(int)
     table["applications (M)"] = (groups["train_applications"].mean() / 1e6).round(0).astype(int)
@@ -146,15 +146,17 @@ def hops_table(records: pd.DataFrame) -> pd.DataFrame:
 def way_by_seeds(records: pd.DataFrame) -> pd.Series:
     """How far each model is on the way from half of the layers (0) to all of them (100), in mean loss (%).
 
-    Over the seeds that it shares with both.
+    Over the seeds that it shares with both; none where these are fewer than three.
     """
     losses = records.pivot_table(index="seed", columns="model", values="loss")
     ends = losses[["fixed-half", "fixed-deep"]].dropna()
     way = {}
     for model, own in losses.loc[ends.index].items():
+        if own.notna().sum() < 3:
+            continue
         half, deep = ends[own.notna()].mean()
         way[model] = 100 * (half - own.mean()) / (half - deep)
-    return pd.Series(way)
+    return pd.Series(way, dtype=float)
 
 
 def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
@@ -283,14 +285,17 @@ def harder_sentence(records: pd.DataFrame) -> str:
     scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
     right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
     depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
-    shown = ("worth-by-windows", "fixed-half", "fixed-deep", "planted", "mor")
+    shown = ("fixed-half", "fixed-deep", "planted", "mor")
     others = [label for label in shown if label in right]
     told = ", ".join(f"{names[label]} {right[label]} %" for label in others)
-    fewest, *more = sorted(set(scored.groupby("model").size()[["worth", *others]]))
+    windows = "worth-by-windows"
+    by_windows = f" (taught by windows {right[windows]} %)" if windows in right else ""
+    counted = ["worth", *others, *([windows] if windows in right else [])]
+    fewest, *more = sorted(set(scored.groupby("model").size()[counted]))
     seeds = f"{count(fewest)} to {seeds_so_far(more[-1])}" if more else seeds_so_far(fewest)
     return (
         f"On a harder task, of up to {most} hops, token worth answers {right['worth']} % of those of "
-        f"{most // 2 + 1} and more at E {depth:.1f}, {told} ({seeds})."
+        f"{most // 2 + 1} and more at E {depth:.1f}{by_windows}, {told} ({seeds})."
     )
 
 
@@ -461,15 +466,18 @@ def early_table(
     records: pd.DataFrame, steps: tuple[int, ...] = (2000, 3000, 4000, 6000, 8000)
 ) -> pd.DataFrame:
     """How fast models learn: a row a model, with its seeds, the loss on validation lines after so many steps,
-    and the depth of the table's tokens at the first of these. Empty where a training was stopped before."""
+    and the depth of the table's tokens at the first of these. Empty where one of them was stopped before."""
+    if records.empty:
+        return records
     names, rows = names_of(records), []
     for label, own in records.groupby("model", sort=False):
         curves = [{point["step"]: point for point in record["history"]} for record in own["record"]]
         row = {"model": names[label], "seeds": len(own)}
         for step in steps:
             at = [curve[step]["val_loss"] for curve in curves if step in curve]
-            row[f"after {step:,}"] = f"{np.mean(at):.3f}" if at else ""
-        deep = [curve[steps[0]]["val_details"]["depth_by_kind"]["table"] for curve in curves]
+            row[f"after {step:,}"] = f"{np.mean(at):.3f}" if len(at) == len(own) else ""
+        first = [curve[steps[0]] for curve in curves if steps[0] in curve]
+        deep = [point["val_details"]["depth_by_kind"]["table"] for point in first] or [np.nan]
         rows.append(row | {f"table's depth after {steps[0]:,}": round(float(np.mean(deep)), 1)})
     return pd.DataFrame(rows).set_index("model") if rows else pd.DataFrame()
 

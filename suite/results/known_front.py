@@ -84,16 +84,19 @@ def other_depths_sentence(front: pd.DataFrame) -> str:
         layers = fixed[fixed["asked"] == round(E)]["hops"]
         beside = f" ({count(round(E))} layers {layers.mean():.0f} %)" if len(layers) else ""
         told.append(f"{shares(hops)} % at E {E:g}{beside}")
-    return f"Trained for other depths it answers {', '.join(told)}."
+    seeds = count(own.groupby("asked").size().min())
+    return f"Trained for other depths it answers {', '.join(told)} ({seeds} seeds each)."
 
 
 def who_is_deep(front: pd.DataFrame, line: str = "worth") -> pd.DataFrame:
     """A row a depth asked for and seed: the mean depth at x of the hard questions of each k, in brackets how
     many of these are answered (%), and the rank correlation of these depths with k.
 
-    line: a key of FRONT_LINES. The correlation is 0 where all depths are alike.
+    line: a key of FRONT_LINES whose rows have records. The correlation is 0 where all depths are alike.
     """
     rows = []
+    if front.empty:
+        return front
     for own in front[front["line"] == line].sort_values(["asked", "seed"]).to_dict("records"):
         by_hops = own["record"]["metrics"]["details"]["by_hops"]
         row = {"depth asked for": own["asked"], "seed": own["seed"]}
@@ -122,20 +125,27 @@ def less_depth_sentence(front: pd.DataFrame) -> str:
     deep, shallow = (pd.Series([rows[i]["depth"] for rows in by_hops]).mean() for i in (0, -1))
     last = by_hops[0][-1]["k"]
     return (
-        f"Trained for less depth than the plan takes, depths {verb} with the number of hops: at "
-        f"E {asked:g}, where {count(last)} hops are asked for x runs {shallow:.1f} layers on average, and "
-        f"{deep:.1f} where one is ({count(len(r))} seeds)."
+        f"Trained for E {asked:g}, less than the plan takes, depths {verb} with the number of hops: where "
+        f"{count(last)} hops are asked for x runs {shallow:.1f} layers on average, and {deep:.1f} where one "
+        f"is ({count(len(r))} seeds)."
     )
 
 
 def again_sentence(front: pd.DataFrame) -> str:
     """What seeds of token worth reach that were trained a second time, at the depth they are trained for:
-    those of the dial. On another machine a seed does not repeat to the digit. Nothing without them."""
-    held = front[front["line"] == "held"] if len(front) else front
-    own = held[held["asked"] == front[front["model"] == "worth"]["asked"].iloc[0]] if len(held) else held
-    if own.empty:
+    those of the dial. On another machine a seed is another training. Nothing without them."""
+    if front.empty or not {"worth", "held"} <= set(front["model"]):
         return ""
-    return f"{count(len(own)).capitalize()} of its seeds, trained once more, reach {shares(own['hops'])} %."
+    first = front[front["model"] == "worth"]
+    again = front[(front["model"] == "held") & (front["asked"] == first["asked"].iloc[0])]
+    both = again.merge(first, on="seed", suffixes=("", "_first")).sort_values("seed")
+    told = {name: ", ".join(f"{hops:.0f}" for hops in both[name]) for name in ("hops", "hops_first")}
+    if both.empty:
+        return ""
+    return (
+        f"Trained again, {count(len(both))} seeds of token worth reach {told['hops']} % in place of "
+        f"{told['hops_first']} %."
+    )
 
 
 def plan_sentence(front: pd.DataFrame) -> str:

@@ -30,21 +30,21 @@ CLOSE, AHEAD, SURE = 1.0, 25.0, 15.0  # points: behind all layers, ahead of half
 DEEP, SHALLOW = 0.8, 0.3  # shares of the layers that the plan's deep tokens, and the others, run
 GAIN = 0.9  # share of what the plan gains over half of the layers
 ROUTERS = ("worth", "worth-by-windows")
-Row = tuple[str, str, bool]  # the goal, what is found, whether that is it
+Row = tuple[str, str, bool, int]  # the goal, what is found, whether that is it, and over how many seeds
 
 
 def known_goals(settings: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """A row a setting, router of token worth and goal: what is found, and whether the goal is reached.
 
-    settings: of each name, its records. Those without token worth are left out. Fewer than six seeds decide
-    nothing: "so far".
+    settings: of each name, its records. Those without token worth are left out. Fewer than six seeds, which
+    must be those of the models that it is compared with too, decide nothing: "so far".
     """
     rows = []
     for (name, records), model in itertools.product(settings.items(), ROUTERS):
         own = records[records["model"] == model] if len(records) else records
         told = f"{name}, {LABELS[model]}, {seeds_so_far(len(own))}"
-        for goal, found, met in goals_of(records, model) if len(own) else ():
-            so_far = "" if len(own) >= LEAST_SEEDS else " so far"
+        for goal, found, met, seeds in goals_of(records, model) if len(own) else ():
+            so_far = "" if seeds >= LEAST_SEEDS else " so far"
             rows.append([told, goal, found, ("yes" if met else "no") + so_far])
     return pd.DataFrame(rows, columns=["setting", "goal", "found", "reached"]).set_index("setting")
 
@@ -67,10 +67,9 @@ def goals_of(records: pd.DataFrame, model: str) -> Iterator[Row]:
     for label in ("fixed-half", "fixed-half-long", "fixed-between"):
         if label in paired:
             yield ahead_goal(scored, model, label, names[label])
-    solved = int(own["solved"].sum())
-    yield f"{SOLVED:g} % at every k, at every seed", f"{solved} of {len(own)}", solved == len(own)
-    if {"planted", "fixed-half"} <= set(names):
-        yield speed_goal(records, model, names["fixed-half"])
+    solved, n = int(own["solved"].sum()), len(own)
+    yield f"{SOLVED:g} % at every k, at every seed", f"{solved} of {n}", solved == n, n
+    yield from speed_goal(records, model, names)
 
 
 def depth_goal(own: pd.DataFrame) -> Row:
@@ -78,7 +77,7 @@ def depth_goal(own: pd.DataFrame) -> Row:
     E, asked = own["effective_depth"], asked_depth(own.iloc[0]["record"]["config"]["model"])
     met = abs(E.mean() - asked) <= NEAR and (E - asked).abs().max() <= EACH
     goal = f"E {asked:g}: the mean within {NEAR:g}, each seed within {EACH:g}"
-    return goal, f"{E.mean():.2f} ({E.min():.2f} to {E.max():.2f})", met
+    return goal, f"{E.mean():.2f} ({E.min():.2f} to {E.max():.2f})", met, len(own)
 
 
 def plan_goal(own: pd.DataFrame) -> Row:
@@ -91,39 +90,47 @@ def plan_goal(own: pd.DataFrame) -> Row:
             depth[kind] <= SHALLOW * N for kind in others
         )
     goal = f"the plan: table and x run {DEEP:g} N or more, others {SHALLOW:g} N or less, at every seed"
-    return goal, f"{found} of {len(own)}", found == len(own)
+    return goal, f"{found} of {len(own)}", found == len(own), len(own)
 
 
 def every_k_goal(records: pd.DataFrame, model: str, name: str) -> Row:
     """How far a model is behind all layers at the k where it is furthest behind, in means of paired seeds."""
     wide = by_hops(records).pivot_table(index=["k", "seed"], columns="model", values="accuracy")
-    behind = (wide[model] - wide["fixed-deep"]).dropna().groupby("k").mean()
+    gaps = (wide[model] - wide["fixed-deep"]).dropna().groupby("k")
+    behind = gaps.mean()
     found = f"{signed(behind.min(), 1)} points at k = {behind.idxmin()}"
-    return f"within {CLOSE:g} point of {name} at every k", found, behind.min() >= -CLOSE
+    goal = f"within {CLOSE:g} point of {name} at every k"
+    return goal, found, behind.min() >= -CLOSE, int(gaps.size().min())
 
 
 def ahead_goal(scored: pd.DataFrame, model: str, label: str, name: str) -> Row:
     """How far a model is ahead of a fixed one at the upper half of k."""
     c = compare(scored, model, label, metric="hops", margin=CLOSE)
     interval = "" if pd.isna(c["low"]) else f" ({span(c['low'], c['high'], 1)})"
-    met = c["mean"] >= AHEAD and not c["low"] < SURE
-    return f"{AHEAD:g} points ahead of {name}, interval above {SURE:g}", signed(c["mean"], 1) + interval, met
+    met = c["mean"] >= AHEAD and c["low"] > SURE
+    goal = f"{AHEAD:g} points ahead of {name}, interval above {SURE:g}"
+    return goal, signed(c["mean"], 1) + interval, met, c["pairs"]
 
 
-def speed_goal(records: pd.DataFrame, model: str, half: str) -> Row:
+def speed_goal(records: pd.DataFrame, model: str, names: dict[str, str]) -> Iterator[Row]:
     """Which share of what the plan gains over half of the layers a model has in half of the steps; at the
-    upper half of k, on validation lines."""
-    ends, halfway = {}, []
-    for label in ("fixed-half", "planted"):
-        points = [r["history"][-1] for r in records[records["model"] == label]["record"]]
-        ends[label] = sum(upper_half(p["val_details"]["by_hops"]) for p in points) / len(points)
-    for record in records[records["model"] == model]["record"]:
-        point = next(p for p in record["history"] if p["step"] >= steps_of(record["config"]) / 2)
-        halfway.append(upper_half(point["val_details"]["by_hops"]))
-    gain = ends["planted"] - ends["fixed-half"]
-    share = (sum(halfway) / len(halfway) - ends["fixed-half"]) / gain
-    goal = f"{GAIN:.0%} of the plan's gain over {half}, in half of the steps".replace("%", " %")
-    return goal, f"{100 * share:.0f} %" if share > 0 else "none of it", share >= GAIN
+    upper half of k, on validation lines, over the seeds that all three share. Nothing without a gain."""
+
+    def reached(record: dict, step: float) -> float:
+        points = [point for point in record["history"] if point["step"] >= step]
+        return upper_half(points[0]["val_details"]["by_hops"])
+
+    rows = {(r["model"], r["seed"]): r for r in records["record"]}
+    three = ("fixed-half", "planted", model)
+    seeds = [seed for seed in sorted({seed for _, seed in rows}) if all((m, seed) in rows for m in three)]
+    steps = steps_of(records.iloc[0]["record"]["config"])
+    half, plan, own = (
+        sum(reached(rows[m, seed], at * steps) for seed in seeds) for m, at in zip(three, (1, 1, 0.5))
+    )
+    if plan > half:
+        share = (own - half) / (plan - half)
+        goal = f"{100 * GAIN:.0f} % of the plan's gain over {names['fixed-half']}, in half of the steps"
+        yield goal, f"{100 * share:.0f} %" if share > 0 else "none of it", share >= GAIN, len(seeds)
 
 
 def known_goals_sentence(table: pd.DataFrame) -> str:

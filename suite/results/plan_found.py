@@ -26,7 +26,7 @@ def watch_plan(spec: Run, folder: Path, steps: tuple[int, ...] = STEPS) -> pd.Da
 
     Its columns: run, seed, step, `line` (depth of each token of the first held-out line, the price set on
     validation lines) and `plan` (the same as it is written down). folder: where the run is kept; one that is
-    finished there is not watched again, and gives no rows.
+    finished there gives no rows, and one that goes on from a checkpoint only those from there on.
     """
     task = load_corpus(**dict(spec.corpus))
     lines = task.windows("heldout", spec.config.max_len, 1)

@@ -53,11 +53,12 @@ def short_depth(tables: list[pd.DataFrame]) -> str:
 
 
 def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
-    """Both halves of what the suite shows, in two sentences: whether depth is found where it is known to
+    """Both halves of what the suite shows, in a few sentences: whether depth is found where it is known to
     matter, and what depth is worth on text. Nothing without records of both.
 
     known: `main_records`. tables: as of `short_depth`.
     """
+    tables = [records for records in tables if short_depth([records])]
     on_text = short_depth(tables)
     if not on_text or not answerable(known):
         return ""

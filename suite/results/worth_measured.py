@@ -74,12 +74,13 @@ def explored_worth(model: morlib.Transformer, ids: Tensor, draws: int) -> Tensor
 
 def line_losses(model: morlib.Transformer, ids: Tensor, run: Tensor, w: Tensor) -> Tensor:
     """The summed loss (nats) of each line of ids [n, L + 1], if tokens `run` [n, L] with weights w [n, L]."""
-    w = w.flatten()
+    device = model.embed.weight.device
+    w, ids, run = w.flatten().to(device), ids.to(device), run.to(device)
     bias = model.policy.SLOPE * (w - 1)
     decision = morlib.Decision(run.flatten().long(), None, torch.stack([w, w]), bias, lasts=True)
     with deciding(model, decision):
         logits = model(ids[:, :-1]).logits
-    return F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").sum(1)
+    return F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").sum(1).cpu()
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def deciding(model: morlib.Transformer, decision: morlib.Decision):
 
 
 def save_worth_measured(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
-    """Write `worth_table`'s means as JSON, a line a row; `stored_worth_measured` reads them."""
+    """Write `worth_means` as JSON, a line a row; `stored_worth_measured` reads them."""
     write_rows(path, worth_means(table).to_dict("records"))
 
 

@@ -80,7 +80,10 @@ class InWindows(morlib.WorthRouter):
 
 
 class ByWindows(InWindows):
-    """The same; and in the warm-up from full depth windows run whole or as they will be used, not tokens."""
+    """The same; and in the warm-up from full depth windows run whole or as they will be used, not tokens.
+
+    It draws where it is measured in the warm-up, too: more points of the curve make it another training.
+    """
 
     version = "by-window-quarter"
 

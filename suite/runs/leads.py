@@ -50,8 +50,7 @@ class ExploredPlan(morlib.WorthRouter):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
-        deep = [kind in PlantedLongHops.DEEP for kind in PlantedLongHops.TASK.kinds(cfg.max_len)]
-        self.register_buffer("deep", torch.tensor(deep), persistent=False)  # [max_len]
+        self.register_buffer("deep", PlantedLongHops(cfg).deep.bool(), persistent=False)  # [max_len]
 
     def decide(self, step: StepInput) -> Decision:
         decision = super().decide(step)
