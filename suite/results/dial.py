@@ -145,9 +145,10 @@ def dial_sentence(table: pd.DataFrame) -> str:
         seeds = f"95 % interval {signed(low, 2)} to {signed(high, 2)}; {seeds}"
     held = "Held to less depth after training (the wide setting of notebook 07)"
     told = f"rank correlation of depth with the number of hops {signed(mean, 2)} ({seeds})"
+    at_best = f"the correlation is {signed(r[best].mean(), 2)}"
     return (
-        f"{held}, {start}: at E {target:g}, {told}, though with a loss of {loss[target]:.2f} nats. At "
-        f"E {best:g}, where the loss is lowest ({loss[best]:.2f}), the correlation is {signed(r[best].mean(), 2)}."
+        f"{held}, {start}: at E {target:g}, {told}, though with a loss of {loss[target]:.2f} nats. "
+        f"At E {best:g}, where the loss is lowest ({loss[best]:.2f}), {at_best}."
     )
 
 
