@@ -34,6 +34,7 @@ COMPARED = {
         ("mor-deep", "frozen-deep"),
         ("mor-half", "fixed-shallow"),
     ],
+    "bangla-long": [("mor-deep", "fixed-deep")],
 }
 INTERVAL = re.compile(r"(?:, |(?<=\())9[05] % intervals? \S+ to [^\s;),]+")
 SEEDS = re.compile(r"(?:[;,] |(?<=\())six seeds(?=\))")
