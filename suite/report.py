@@ -213,7 +213,7 @@ def known_depth() -> list[str]:
     records, wide = results.main_records(), stored_records("known-depth")
     if not results.answerable(records):
         return []
-    dial, front = results.stored_dial(), results.front_records()
+    dial, front = results.stored_table(results.DIAL), results.front_records()
     goals = results.known_goals(results.known_settings())
     return [
         *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
@@ -256,7 +256,7 @@ def harder() -> list[str]:
 
 def text_dial() -> list[str]:
     """Models of text that are held to other depths after training, where their table ships."""
-    table = results.stored_dial(REFERENCE / results.TEXT_FILE)
+    table = results.stored_table(results.TEXT_DIAL)
     records = results.long_records("exp1-thin")
     if table.empty or records.empty:
         return []

@@ -2,15 +2,17 @@
 
 import copy
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import morlib
-from suite import files, results, runs, texts
+from suite import results, runs, texts
 from suite.results import plan_found, worth_measured
-from suite.results.dial import NARROW_FILE
+from suite.results.figures import few_colours
 from suite.results.known_depth import steps_of
 from suite.results.known_front import rank_with_k
 from suite.runs.runner import stored
@@ -177,10 +179,10 @@ def test_a_run_that_is_watched_ends_as_one_that_is_not(tmp_path):
 
 
 def test_the_watched_line_is_saved_and_drawn(tmp_path):
-    table = results.stored_plan_found()
-    results.save_plan_found(table, tmp_path / "plan.json")
-    assert results.stored_plan_found(tmp_path / "plan.json").equals(table)
-    assert results.stored_plan_found(tmp_path / "none.json").empty
+    table = results.stored_table(results.PLAN_FOUND)
+    results.save_table(table, tmp_path / "plan.json")
+    assert results.stored_table("plan.json", tmp_path).equals(table)
+    assert results.stored_table("none.json", tmp_path).empty
     own = results.narrow_records()
     assert table["run"].iloc[0] in {r["id"] for r in own[own["model"] == "worth"]["record"]}
     assert list(table["step"]) == list(plan_found.STEPS)
@@ -255,7 +257,7 @@ def test_what_is_measured_while_exploring_is_a_mean_over_those_explored(worth_mo
 
 
 def test_the_stored_measure_is_of_a_stored_run_and_says_what_it_must():
-    means = results.stored_worth_measured()
+    means = results.stored_table(results.WORTH_MEASURED)
     own = results.narrow_records()
     assert means["run"].iloc[0] in {r["id"] for r in own[own["model"] == "worth"]["record"]}
     assert list(means["kind"]) == ["table", "k", "x", "answer", "all"]
@@ -268,7 +270,7 @@ def test_the_stored_measure_is_of_a_stored_run_and_says_what_it_must():
 
 
 def test_the_dial_on_text_stands_beside_models_of_as_many_layers():
-    table = results.stored_dial(files.REFERENCE / results.TEXT_FILE)
+    table = results.stored_table(results.TEXT_DIAL)
     records = results.long_records("exp1-thin")
     ids = {record["id"]: record["metrics"] for record in records["record"]}
     assert set(table["run"]) <= set(ids) and table.groupby(["model", "target"]).size().eq(6).all()
@@ -284,7 +286,7 @@ def test_the_dial_on_text_stands_beside_models_of_as_many_layers():
 
 
 def test_one_model_that_is_held_to_each_depth_stands_in_the_front():
-    front, dial = results.front_records(), results.stored_dial(files.REFERENCE / NARROW_FILE)
+    front, dial = results.front_records(), results.stored_table(results.NARROW_DIAL)
     held = front[front["line"] == "held"]
     assert len(held) == len(dial) > 0 and held["record"].isna().all()
     upper = [np.mean([r["accuracy"] for r in rows if r["k"] > 3]) for rows in dial["by_hops"]]
@@ -383,3 +385,18 @@ def test_in_short_says_both_halves_from_the_records():
     assert f"MoR gets {' and '.join(gains)}, and is no better than fixed layers of its cost." in told
     assert results.in_short(known, [*tables, known.head(0)]) == told
     assert results.in_short(known, []) == results.in_short(known.head(0), tables) == ""
+
+
+# ---- What a notebook keeps of a figure ----
+
+
+def test_a_notebook_keeps_a_figure_in_128_colours_and_of_its_size():
+    figure = results.draw_plan_found(results.stored_table(results.PLAN_FOUND), "a" * 64)
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png", dpi="figure")
+    kept = few_colours(figure)
+    image = Image.open(io.BytesIO(kept))
+    assert image.size == Image.open(whole).size and len(image.getcolors()) <= 128
+    assert len(kept) < 0.6 * len(whole.getvalue())
+    near = np.abs(np.asarray(image.convert("RGB"), int) - np.asarray(Image.open(whole).convert("RGB"), int))
+    assert near.mean() < 2, "it looks the same"

@@ -601,12 +601,6 @@ def test_depth_that_follows_k_is_seen_and_equal_depth_is_none():
     assert follows(dict(depth=torch.ones(100, 64)), lines, task) == 0
 
 
-def test_a_saved_dial_is_read_again(tmp_path):
-    dial = results.stored_dial()
-    results.save_dial(dial, tmp_path / "dial.json")
-    assert results.stored_dial(tmp_path / "dial.json").equals(dial)
-
-
 def test_token_worth_on_text_stands_beside_the_experiment_s_records():
     own = runs.worth_runs(runs.settings(dict(preset="cpu", seeds=6)))
     assert all(isinstance(record, dict) for record in stored([r for r in own if r.model == "worth"]))
@@ -622,7 +616,7 @@ def test_token_worth_on_text_stands_beside_the_experiment_s_records():
 
 
 def test_the_dial_that_ships_is_of_the_stored_runs():
-    stored, dial = runs.stored_records("known-depth"), results.stored_dial()
+    stored, dial = runs.stored_records("known-depth"), results.stored_table(results.DIAL)
     own = stored[stored["model"] == "worth"]
     assert sorted(dial["run"].unique()) == sorted(record["id"] for record in own["record"])
     assert (dial["effective_depth"] - dial["target"]).abs().max() < 0.1
@@ -660,7 +654,7 @@ def test_the_dial_that_ships_is_of_the_stored_runs():
     ],
 )
 def test_the_dial_s_sentence_says_no_more_than_the_seeds(r, told):
-    dial = results.stored_dial()
+    dial = results.stored_table(results.DIAL)
     dial = dial[dial["seed"] < len(r)].copy()
     dial["r"] = [r[seed] for seed in dial["seed"]]
     held = "Held to less depth after training (the wide setting of notebook 07), "

@@ -77,9 +77,9 @@ def test_what_trains_long_is_what_the_experiment_trains_and_more():
         assert len(specs) == 6 * len(labels) and {"worth", "fixed-deep", "fixed-shallow"} <= labels
         assert {spec.experiment for spec in specs} == {f"{experiment}-long"}
         assert {spec.preset for spec in specs} == {"long"} and "fixed-shared" not in labels
-        longer = {25} if experiment.startswith("exp2") else set()
+        longer = {25} if experiment == "exp2" else set()
         wanted = 30 if experiment == "bangla" else 15
-        assert {spec.config.d_model for spec in specs} == {32 if experiment.endswith("-thin") else 64}
+        assert {spec.config.d_model for spec in specs} == {32 if experiment == "exp1-thin" else 64}
         assert {spec.train.epochs for spec in specs} == {wanted, *longer}
         blind = {"random", "random-deep"}
         assert {label for pair in results.long_pairs(experiment) for label in pair} - blind <= labels

@@ -1,16 +1,16 @@
 """What the records say: statistics, tables, figures, and each experiment's answer."""
 
 from .dial import (
-    DEEP_FILE,
-    TEXT_FILE,
+    DEEP_DIAL,
+    DIAL,
+    NARROW_DIAL,
+    TEXT_DIAL,
     dial_sentence,
     dial_table,
     draw_dial,
     draw_line,
     measure_dial,
     measure_text_dial,
-    save_dial,
-    stored_dial,
     text_dial_table,
 )
 from .field import (
@@ -100,10 +100,9 @@ from .long import (
     worth_of_depth,
 )
 from .plan_found import (
+    PLAN_FOUND,
     draw_plan_found,
     plan_found_sentence,
-    save_plan_found,
-    stored_plan_found,
     watch_plan,
 )
 from .recursion import (
@@ -136,12 +135,14 @@ from .tables import (
     markdown,
     models_table,
     plain_names,
+    save_table,
     signed,
     sources_table,
+    stored_table,
     summary,
     verdicts,
     vocabulary_table,
     with_interval,
 )
 from .verdict import in_short, short_answer, short_depth, short_known
-from .worth_measured import measure_worth, save_worth_measured, stored_worth_measured, worth_table
+from .worth_measured import WORTH_MEASURED, measure_worth, worth_means, worth_table

@@ -5,8 +5,6 @@ With less depth than all its questions need, a router shows what it takes for ha
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,15 +14,15 @@ from torch import Tensor
 
 import morlib
 
-from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, trained_model
 from .figures import figure_style
 from .known_depth import LABELS, SOLVED
 from .stats import LEAST_SEEDS, interval
 from .tables import count, signed
 
-FILE, NARROW_FILE = "known_depth_dial.json", "known_depth_dial_narrow.json"
-DEEP_FILE, TEXT_FILE = "known_depth_dial_deep.json", "text_dial.json"
+# Tables that ship: of `measure_dial` in the wide setting, the narrow one and with twelve layers, and on text
+DIAL, NARROW_DIAL = "known_depth_dial.json", "known_depth_dial_narrow.json"
+DEEP_DIAL, TEXT_DIAL = "known_depth_dial_deep.json", "text_dial.json"
 SHARES = (0.1, 0.2, 0.28, 0.34, 0.38, 0.42, 0.6)
 
 
@@ -89,17 +87,6 @@ def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:
     asked, places = task.answers(lines), task.places(lines.shape[1] - 1)
     k, depth = asked["k"][asked["hard"]].numpy(), seen["depth"][:, places][asked["hard"]].numpy()
     return float(scipy.stats.spearmanr(k, depth).statistic) if np.ptp(depth) else 0.0
-
-
-def save_dial(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
-    """Write a table as JSON, a line a row; `stored_dial` reads it."""
-    write_rows(path, table.to_dict("records"))
-
-
-def stored_dial(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The table that ships of `measure_dial`, under NARROW_FILE in the narrow setting, under DEEP_FILE with
-    twelve layers; under TEXT_FILE that of `measure_text_dial`."""
-    return pd.DataFrame(read_rows(path))
 
 
 def by_target(table: pd.DataFrame, what: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from morlib import POLICIES
 from ..runs import stored_records
 from .figures import BLACK, BLUE, COLOURS, GREY, MARKERS, Look, figure_style, legend_of, marker_of
 from .headlines import show
-from .known_depth import by_hops, steps_of, with_hops
+from .known_depth import FIXED, by_hops, steps_of, way_of, with_hops
 from .stats import LEAST_SEEDS, different, interval, tested
 from .tables import count, signed, span
 
@@ -49,7 +49,6 @@ NAMES = {
     "mor-moe": "MoR of Bae et al. with experts",
     "dr": "Dr.LLM, routers for a trained model",
 }
-FIXED = ("fixed-half", "fixed-between", "fixed-deep")
 CONTROLS = ("planted", "blind", "frozen")
 # Who is no rival of fixed depth: the controls, and what trains on from a model of the table, and so has had
 # more steps than all others
@@ -112,9 +111,8 @@ def collapsed(row: pd.Series) -> bool:
 def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     """Records with what was measured of their models, by run, `right`, `way`, and `collapsed`.
 
-    right: per cent of the hard answers, or of all tokens of a text. way: per cent of the way from half of the
-    layers to all, in held-out loss, paired by seed where both are there, else by their mean. Operations that
-    were not measured at a seed are those of the others.
+    right: per cent of the hard answers, or of all tokens of a text. way: `way_of`. Operations that were not
+    measured at a seed are those of the others.
     """
     if records.empty:
         return pd.DataFrame(columns=["model", "seed", "loss", *COST_NAMES, "right", "way", "collapsed"])
@@ -123,12 +121,8 @@ def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
     ids = records["record"].map(lambda record: record["id"])
     right = records["accuracy"] if is_text(records) else with_hops(records)["hops"]
     table = records.assign(right=right).join(own.reindex(ids).set_axis(records.index))
-    wide = records.pivot_table(index="seed", columns="model", values="loss")
     table["operations"] = table.groupby("model")["operations"].transform(lambda own: own.fillna(own.mean()))
-    table["way"] = np.nan
-    if {"fixed-half", "fixed-deep"} <= set(wide):
-        half, deep = (wide[name].fillna(wide[name].mean()) for name in ("fixed-half", "fixed-deep"))
-        table["way"] = 100 * (half[table["seed"]].to_numpy() - table["loss"]) / (half - deep).mean()
+    table["way"] = way_of(records)
     table["collapsed"] = table.apply(collapsed, axis=1)
     return table
 

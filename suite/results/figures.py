@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from cycler import cycler
+from IPython import get_ipython
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 import morlib
 
@@ -94,6 +97,16 @@ def figure_style() -> None:
         "savefig.bbox": "tight",
         "figure.constrained_layout.use": True,
     })  # fmt: skip
+    if shell := get_ipython():
+        shell.display_formatter.formatters["image/png"].for_type(Figure, few_colours)
+
+
+def few_colours(figure: Figure) -> bytes:
+    """A figure as a notebook keeps it: a PNG of 128 colours, a third as large as one of all."""
+    whole, few = io.BytesIO(), io.BytesIO()
+    figure.savefig(whole, format="png", dpi="figure")
+    Image.open(whole).convert("RGB").quantize(128).save(few, "PNG", optimize=True)
+    return few.getvalue()
 
 
 def save_figure(figure: Figure, name: str) -> None:

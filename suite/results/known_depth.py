@@ -60,6 +60,7 @@ DRAWN = {
     "mor-spread": Look(AMBER, "^", ":"),
     "blind": Look(PINK, "v", ":"),
 }
+FIXED = ("fixed-half", "fixed-between", "fixed-deep")
 SIDE = {"fixed-shared", "mor-spread-warm", "mor-free", "frozen"}  # in tables only: figures would be too full
 ON_TEXT = {  # policies of `runs.worth_runs`
     "worth": "token worth",
@@ -123,9 +124,9 @@ def with_hops(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def hops_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model: seeds, E, loss, the way from half of the layers to all of them in loss (%, where both
-    are there), accuracy at the hard answers by k (%), applications in training (millions), seeds that solve
-    every k. No records give no rows."""
+    """One row a model: seeds, E, loss, `way_of` (where three seeds have both of its ends), accuracy at the
+    hard answers by k (%), applications in training (millions), seeds that solve every k. No records give no
+    rows."""
     if records.empty:
         return pd.DataFrame({"seeds": []}).rename_axis("model")
     names, scored = names_of(records), with_hops(records)
@@ -133,8 +134,9 @@ def hops_table(records: pd.DataFrame) -> pd.DataFrame:
     groups = scored.groupby("model", sort=False)
     table = pd.DataFrame({"seeds": groups.size(), "E": groups["effective_depth"].mean().round(2)})
     table["loss (nats)"] = groups["loss"].mean().round(3)
-    if {"fixed-half", "fixed-deep"} <= set(names) and len(way := way_by_seeds(records)):
-        table["way (%)"] = way.round().astype("Int64")
+    both = records.groupby("seed")["model"].apply(lambda own: {"fixed-half", "fixed-deep"} <= set(own))
+    if both.sum() >= 3:
+        table["way (%)"] = way_of(records).groupby(records["model"]).mean().round().astype(int)
     for k in wide:
         table[f"k = {k}"] = wide[k].round(0).astype(int)
     table["applications (M)"] = (groups["train_applications"].mean() / 1e6).round(0).astype(int)
@@ -143,20 +145,16 @@ def hops_table(records: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].rename(index=names).rename_axis("model")
 
 
-def way_by_seeds(records: pd.DataFrame) -> pd.Series:
-    """How far each model is on the way from half of the layers (0) to all of them (100), in mean loss (%).
+def way_of(records: pd.DataFrame) -> pd.Series:
+    """How far each run is on the way from half of the layers (0) to all of them (100), in held-out loss (%).
 
-    Over the seeds that it shares with both; none where these are fewer than three.
+    Paired by seed where both are there, else by their mean. NaN where one of them has no record.
     """
     losses = records.pivot_table(index="seed", columns="model", values="loss")
-    ends = losses[["fixed-half", "fixed-deep"]].dropna()
-    way = {}
-    for model, own in losses.loc[ends.index].items():
-        if own.notna().sum() < 3:
-            continue
-        half, deep = ends[own.notna()].mean()
-        way[model] = 100 * (half - own.mean()) / (half - deep)
-    return pd.Series(way, dtype=float)
+    if not {"fixed-half", "fixed-deep"} <= set(losses):
+        return pd.Series(np.nan, records.index)
+    half, deep = (losses[name].fillna(losses[name].mean()) for name in ("fixed-half", "fixed-deep"))
+    return 100 * (half[records["seed"]].to_numpy() - records["loss"]) / (half - deep).mean()
 
 
 def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
@@ -285,8 +283,7 @@ def harder_sentence(records: pd.DataFrame) -> str:
     scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
     right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
     depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
-    shown = ("fixed-half", "fixed-deep", "planted", "mor")
-    others = [label for label in shown if label in right]
+    others = [label for label in ("fixed-half", "fixed-deep", "planted", "mor") if label in right]
     told = ", ".join(f"{names[label]} {right[label]} %" for label in others)
     windows = "worth-by-windows"
     by_windows = f" (taught by windows {right[windows]} %)" if windows in right else ""
@@ -479,7 +476,7 @@ def early_table(
         first = [curve[steps[0]] for curve in curves if steps[0] in curve]
         deep = [point["val_details"]["depth_by_kind"]["table"] for point in first] or [np.nan]
         rows.append(row | {f"table's depth after {steps[0]:,}": round(float(np.mean(deep)), 1)})
-    return pd.DataFrame(rows).set_index("model") if rows else pd.DataFrame()
+    return pd.DataFrame(rows).set_index("model")
 
 
 def map_table(records: pd.DataFrame) -> pd.DataFrame:

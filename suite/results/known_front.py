@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from ..files import REFERENCE
 from ..runs import stored_records
-from .dial import NARROW_FILE, stored_dial
+from .dial import NARROW_DIAL
 from .figures import BLACK, GREEN, Look, figure_style, legend_of, marker_of
-from .known_depth import DRAWN, narrow_records, points_of, shares, upper_half, with_hops
+from .known_depth import DRAWN, FIXED, narrow_records, points_of, shares, upper_half, with_hops
 from .stats import compare
-from .tables import count
+from .tables import count, stored_table
 
 FRONT_LINES = {  # of models that differ in depth only
     "fixed": "fixed depth",
@@ -26,7 +26,6 @@ FRONT_LINES = {  # of models that differ in depth only
     "mor-spread": "MoR, choice in all layers but one",
     "blind": "blind, whole tokens",
 }
-FIXED = ("fixed-half", "fixed-between", "fixed-deep")
 LOOKS = DRAWN | {"fixed": Look(BLACK, "o", "--", False), "held": Look(GREEN, "s", ":", False)}
 
 
@@ -49,7 +48,7 @@ def front_records(folder: Path | None = None) -> pd.DataFrame:
 
 def held_rows(folder: Path | None = None) -> pd.DataFrame:
     """The table that ships of the dial in the narrow setting, as rows of `front_records`, without records."""
-    table = stored_dial((folder or REFERENCE) / NARROW_FILE)
+    table = stored_table(NARROW_DIAL, folder or REFERENCE)
     if table.empty:
         return table
     return table.assign(

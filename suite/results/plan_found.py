@@ -11,13 +11,12 @@ from matplotlib.figure import Figure
 
 import morlib
 
-from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, run
 from ..runs.known_depth import PLANS
 from ..texts import load_corpus
 from .figures import figure_style
 
-FILE = "plan_found.json"
+PLAN_FOUND = "plan_found.json"  # a table of `watch_plan` that ships
 STEPS = (100, 200, 400, 800, 1200, 1600, 2000, 3000, 4000, 6000, 8000)
 
 
@@ -42,16 +41,6 @@ def watch_plan(spec: Run, folder: Path, steps: tuple[int, ...] = STEPS) -> pd.Da
 
     record = run(spec, hook=look, folder=folder)
     return pd.DataFrame([dict(run=record["id"], seed=spec.train.seed) | row for row in rows])
-
-
-def save_plan_found(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
-    """Write the table as JSON, a line a row; `stored_plan_found` reads it."""
-    write_rows(path, table.to_dict("records"))
-
-
-def stored_plan_found(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The table that ships."""
-    return pd.DataFrame(read_rows(path))
 
 
 def plan_found_sentence(table: pd.DataFrame) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pandas as pd
 import morlib
 from morlib import ModelConfig, depth_budget
 
+from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, check_one_kind
 from .stats import compare, different, equal, interval, new_seed_range
 
@@ -59,6 +61,16 @@ class Text(str):
 
     def __repr__(self) -> str:
         return str(self)
+
+
+def save_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as JSON, a line a row; `stored_table` reads it."""
+    write_rows(path, table.to_dict("records"))
+
+
+def stored_table(name: str, folder: Path = REFERENCE) -> pd.DataFrame:
+    """A table that ships, by its file's name; without rows where it does not."""
+    return pd.DataFrame(read_rows(folder / name))
 
 
 def count(n: int) -> str:

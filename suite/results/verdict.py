@@ -32,24 +32,37 @@ def short_answer(experiment: str, records: pd.DataFrame, folder: Path | None = N
     return f"{told}; {after.get(judged(c), 'after longer training too')}."
 
 
+def with_depth(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
+    """Those of the tables from which it can be said what depth is worth to fixed models and to MoR."""
+    needed = {"mor", "fixed-deep", "fixed-shallow", "fixed-at-E"}
+    return [records for records in tables if needed <= set(records.get("model", ()))]
+
+
+def worth_of_all_layers(tables: list[pd.DataFrame]) -> str:
+    """What all layers are worth against half of them, in each table."""
+    worth = [compare(records, "fixed-deep", "fixed-shallow") for records in tables]
+    points = " and ".join(signed(c["mean"]) if judged(c) == "better" else "not shown" for c in worth)
+    widths = " and ".join(str(r["record"].iloc[0]["config"]["model"]["d_model"]) for r in tables)
+    return f"{points} points at width {widths}"
+
+
+def against_its_cost(tables: list[pd.DataFrame]) -> str:
+    """Whether MoR is better than fixed layers of its cost, over all tables."""
+    found = {judged(compare(records, "mor", "fixed-at-E")) for records in tables}
+    better = "not shown to be better" if "open" in found else "no better"
+    if "better" in found:
+        better = "better" if found == {"better"} else "not always better"
+    return f"is {better} than fixed layers of its cost"
+
+
 def short_depth(tables: list[pd.DataFrame]) -> str:
     """What all layers are worth against half of them, and whether MoR is better than fixed layers of its
     cost. Nothing without records of these.
 
     tables: of models that train long, one a setting.
     """
-    needed = {"mor", "fixed-deep", "fixed-shallow", "fixed-at-E"}
-    tables = [records for records in tables if needed <= set(records.get("model", ()))]
-    if not tables:
-        return ""
-    worth = [compare(records, "fixed-deep", "fixed-shallow") for records in tables]
-    found = {judged(compare(records, "mor", "fixed-at-E")) for records in tables}
-    better = "not shown to be better" if "open" in found else "no better"
-    if "better" in found:
-        better = "better" if found == {"better"} else "not always better"
-    points = " and ".join(signed(c["mean"]) if judged(c) == "better" else "not shown" for c in worth)
-    widths = " and ".join(str(r["record"].iloc[0]["config"]["model"]["d_model"]) for r in tables)
-    return f"{points} points at width {widths}; MoR is {better} than fixed layers of its cost."
+    tables = with_depth(tables)
+    return f"{worth_of_all_layers(tables)}; MoR {against_its_cost(tables)}." if tables else ""
 
 
 def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
@@ -58,9 +71,8 @@ def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
 
     known: `main_records`. tables: as of `short_depth`.
     """
-    tables = [records for records in tables if short_depth([records])]
-    on_text = short_depth(tables)
-    if not on_text or not answerable(known):
+    tables = with_depth(tables)
+    if not tables or not answerable(known):
         return ""
     scored, names = with_hops(known), names_of(known)
     right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
@@ -72,13 +84,12 @@ def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
         found[label] = words.get(stands, "does not find it")
     mor = f"; MoR's router {found['mor']} ({right['mor']})" if "mor" in found else ""
     gains = [signed(compare(records, "mor", "fixed-shallow")["mean"]) for records in tables]
-    worth, verdict = on_text.rstrip(".").split("; ")
     return (
         "**In short.** On a task where depth is known to matter, *token worth*, a router that learns what "
         f"depth is worth, {found['worth']}, held to a depth that is set by hand: it answers {right['worth']} "
         f"of the hard questions at E {E:.1f}, {names['fixed-half']} {right['fixed-half']}{mor}. On text, all "
-        f"layers against half of them are worth {worth}. MoR gets {' and '.join(gains)}, and "
-        f"{verdict.removeprefix('MoR ')}."
+        f"layers against half of them are worth {worth_of_all_layers(tables)}. MoR gets "
+        f"{' and '.join(gains)}, and {against_its_cost(tables)}."
     )
 
 

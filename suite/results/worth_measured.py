@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -12,12 +11,11 @@ from torch import Tensor
 
 import morlib
 
-from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, trained_model
 from .known_depth import KIND_NAMES, KINDS
 from .tables import signed
 
-FILE = "worth_measured.json"
+WORTH_MEASURED = "worth_measured.json"  # a table of `worth_means` that ships
 LINES, DRAWS = 60, 100
 
 
@@ -91,16 +89,6 @@ def deciding(model: morlib.Transformer, decision: morlib.Decision):
         yield
     finally:
         del model.policy.decide
-
-
-def save_worth_measured(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
-    """Write `worth_means` as JSON, a line a row; `stored_worth_measured` reads them."""
-    write_rows(path, worth_means(table).to_dict("records"))
-
-
-def stored_worth_measured(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The means that ship."""
-    return pd.DataFrame(read_rows(path))
 
 
 def worth_means(table: pd.DataFrame) -> pd.DataFrame:

@@ -70,7 +70,7 @@ class WarmPlan(ExploredPlan):
 
 morlib.POLICIES |= {
     "worth: in windows": InWindows,
-    "worth: warm-up by window, in windows": ByWindows,
+    "worth: warm-up by window, in windows": ByWindows,  # under this name its lead was trained
     "worth: plan": ExploredPlan,
     "worth: plan, warm-up": WarmPlan,
 }
