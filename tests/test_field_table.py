@@ -480,3 +480,11 @@ def test_a_long_trial_differs_from_its_row_by_the_setting_alone_and_what_ships_i
     shipped = runs.stored_records("field-text-long-trials")
     found = [record for record in stored(trials) if isinstance(record, dict)]
     assert {record["id"] for record in found} == {record["id"] for record in shipped["record"]} != set()
+
+
+def test_what_trains_on_from_a_model_of_the_table_is_no_rival_of_fixed_depth():
+    records = records_of(LOSSES | {"act": [1.40, 1.56], "lora-uptrained": [1.0, 1.0]}, run=(1.0, 0.5))
+    costs = costs_of(records, act=125.0)
+    told, shown = results.field_sentence(records, costs), results.choices_table(records, costs)
+    assert NAMES["lora-uptrained"] not in told and told.startswith("None of ")
+    assert NAMES["lora-uptrained"] not in set(shown["system"])

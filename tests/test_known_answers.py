@@ -158,6 +158,27 @@ def test_the_sentence_says_which_way_depth_goes(depths, verb):
     assert results.less_depth_sentence(front.head(0)) == ""
 
 
+def test_seeds_that_disagree_neither_rise_nor_fall():
+    front = results.front_records()
+    keep = front[(front["asked"] == 1.9) | (front["line"] == "planted")]
+    keep = keep.assign(record=copy.deepcopy(list(keep["record"])))
+    for record in keep[(keep["line"] == "worth") & (keep["seed"] == 0)]["record"]:
+        rows = record["metrics"]["details"]["by_hops"]
+        rows[:] = [dict(row, depth=k) for k, row in enumerate(rows)]
+    assert "depths neither rise nor fall with" in results.less_depth_sentence(keep)
+
+
+def test_the_way_to_all_layers_is_shown_where_three_seeds_have_both_ends():
+    wide = runs.stored_records("known-depth")
+    table = results.hops_table(wide)
+    ends = wide.groupby("model")["loss"].mean()
+    own = wide[wide["model"] == "worth"]["loss"].mean()
+    way = 100 * (ends["fixed-half"] - own) / (ends["fixed-half"] - ends["fixed-deep"])
+    assert table.loc["token worth", "way (%)"] == round(way)
+    assert table.loc["three layers", "way (%)"] == 0 and table.loc["six layers", "way (%)"] == 100
+    assert "way (%)" not in results.hops_table(wide[wide["seed"] < 2])
+
+
 # ---- One line while it is learnt ----
 
 
@@ -294,8 +315,9 @@ def test_one_model_that_is_held_to_each_depth_stands_in_the_front():
     first, again = front[front["model"] == "worth"].set_index("seed")["hops"], held[held["asked"] == 2.3]
     told = results.again_sentence(front)
     assert told.startswith("Trained again, three seeds of token worth reach ")
-    for seed, hops in zip(again["seed"], again["hops"]):
-        assert f"{hops:.0f}" in told and f"{first[seed]:.0f}" in told.split("in place of")[1]
+    again = again.sort_values("seed")
+    now, before = (", ".join(f"{hops:.0f}" for hops in own) for own in (again["hops"], first[again["seed"]]))
+    assert told.endswith(f" reach {now} % in place of {before} %.")
     assert (
         results.again_sentence(front[front["line"] != "held"]) == results.again_sentence(front.head(0)) == ""
     )
