@@ -148,7 +148,7 @@ class TrainConfig(Checked):
     share_power: NotNegative = 0.5  # a block that runs a share of tokens learns at lr * share**share_power
     weight_decay: NotNegative = 0.1
     warmup: Share = 0.1  # share of the steps in which the learning rate rises linearly
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"  # wsd: after Hu et al. 2024, arXiv:2404.06395
     clip: Positive | None = 1.0  # largest gradient norm
     fresh_windows: bool = True  # draw new windows every epoch; False: one draw for all (the sources)
     penalty: NotNegative = 0.0  # lambda of the auxiliary loss lambda * E
@@ -930,10 +930,11 @@ def sinusoids(length: int, width: int) -> Tensor:
 
 
 def learning_rate(step: int, steps: int, tc: TrainConfig) -> float:
-    """Factor on the learning rate: linear warm-up, then constant or a cosine to a tenth."""
-    warmup = round(tc.warmup * steps)
-    if step < warmup:
+    """Factor on the rate: linear warm-up; then constant, a cosine to a tenth, or in the last fifth a line."""
+    if step < (warmup := round(tc.warmup * steps)):
         return (step + 1) / warmup
+    if tc.schedule == "wsd":
+        return min(0.1 + 4.5 * (1 - step / steps), 1.0)
     cosine = 0.55 + 0.45 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
     return cosine if tc.schedule == "cosine" else 1.0
 
@@ -1161,8 +1162,7 @@ def at_depth(model: Transformer, corpus, target_depth: float) -> Transformer:
 
 
 @torch.no_grad()
-def score(model: Transformer, windows: Tensor, sampling: bool = False, batch_size: int = 128,
-          full: float = 0.0) -> dict[str, Tensor]:  # fmt: skip
+def score(model: Transformer, windows: Tensor, sampling=False, batch_size=128, full=0.0) -> dict[str, Tensor]:
     """Per predicted token of windows [n, L + 1], each [n, L] on the CPU: surprisal and entropy (nats),
     correct, depth; and the actions [N, R, n, L]. Where memory runs out, batches get smaller."""
     was_training, device = model.training, next(model.parameters()).device

@@ -100,6 +100,7 @@ def readme_part() -> str:
     if results.answerable(known):
         front = results.front_records()
         told = [results.known_depth_answer(known), results.again_sentence(front)]
+        told += [results.wsd_sentence(stored_records("known-depth-wsd"))]
         told += [results.other_depths_sentence(front), results.harder_sentence(results.deep_records())]
         told += [results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
@@ -221,6 +222,7 @@ def known_depth() -> list[str]:
         *("Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))),
         "At twice the learning rate:",
         markdown(results.hops_table(stored_records("rates"))),
+        *stays_high(),
         f"In a wider model. {results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         *harder(),
@@ -243,6 +245,15 @@ def known_depth() -> list[str]:
         f"{results.text_sentence()} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
     ]
+
+
+def stays_high() -> list[str]:
+    """The narrow setting with a learning rate that stays high for longer; nothing without records."""
+    records = stored_records("known-depth-wsd")
+    if told := results.wsd_sentence(records):
+        verdicts = results.hops_verdicts(records, "worth-by-windows")
+        return [told, markdown(results.hops_table(records)), markdown(verdicts)]
+    return []
 
 
 def harder() -> list[str]:

@@ -265,7 +265,7 @@ TRAININGS = {
     "a negative seed": (training(seed=-1), "seed must be 0 or more, not -1"),
     "a seed as text": (training(seed="zero"), "seed must be int, not str 'zero'"),
     "no window to evaluate": (training(eval_windows=0), "eval_windows must be 1 or more, not 0"),
-    "an unknown schedule": (training(schedule="zigzag"), "schedule must be one of cosine, constant"),
+    "an unknown schedule": (training(schedule="zigzag"), "schedule must be one of cosine, constant, wsd"),
 }
 PARAMETERS = {
     "a misspelt parameter": (parameter(sedes=3), "unknown parameter sedes; allowed are: .*seeds"),

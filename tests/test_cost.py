@@ -453,11 +453,19 @@ def test_stored_records_open_the_notebook(tmp_path, capsys):
         (tmp_path / f"speed_here_{kind}.json").write_text("not read", encoding="utf-8")
     cost.headline(tmp_path)
     shown = capsys.readouterr().out
-    keys = ("train-small", "once-8", "train-8-router", "train-8")
-    small, once, routed, blind = (f"{record['rows'][key]['measured']:.2f}" for key in keys)
-    assert f"takes {small} of the fixed model's time, and {once} where chance decides once." in shown
-    assert f"At width 256 it takes {routed}, and {blind}" in shown
+    keys = ("train-small", "once-8", "train-8-router", "train-once-8")
+    small, once, routed, once_wide = (f"{record['rows'][key]['measured']:.2f}" for key in keys)
+    assert (
+        f"takes {small} of the fixed model's time, and {once} where chance decides once for all layers."
+        in shown
+    )
+    assert f"At width 256 it takes {routed}, and {once_wide} where chance decides once." in shown
     assert f"takes {record['rows']['decode-1']['measured']:.2f} with one sequence" in shown
+    del record["rows"]["train-once-8"]
+    assert (
+        f"{routed}, and {record['rows']['train-8']['measured']:.2f} where chance decides."
+        in cost.sentence(record)
+    )
     assert "goal" not in shown and "missed" not in shown, "goals are for developers"
 
 

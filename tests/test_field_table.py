@@ -78,12 +78,32 @@ def test_there_is_a_row_for_each_system():
         assert all(own == list(range(6 if label in best else 3)) for label, own in seeds.items())
         assert len(found) == sum(map(len, seeds.values()))
         assert set(rows) == set(NAMES) - ({"planted"} if listed is field.text_runs else set())
-    assert {run.preset for run in found} == {"long"} and {run.config.n_layers for run in found} <= {
-        6,
-        7,
-        8,
-        12,
-    }
+    assert {run.preset for run in found} == {"long"}
+    assert {run.config.n_layers for run in found} <= {6, 8, 9, 12}
+
+
+def test_on_text_mor_has_three_recursions_at_half_of_the_depth():
+    """As in the paper, two to four; by top-k all, two thirds and one third of the tokens run them."""
+    s = runs.settings(dict(preset="cpu", seeds=1))
+    labels = [label for label in NAMES if label.startswith(("mor-expert", "mor-token", "mor-moe"))]
+    for run in field.text_runs(s, labels):
+        small = dict(d_model=16, n_heads=2, d_ff=32, vocab_size=11, max_len=12)
+        model = morlib.Transformer(replace(run.config, **small))
+        all_shared = run.model.endswith("cycle")
+        assert model.policy.recursions == 3 and len(set(model.layout)) == (3 if all_shared else 4)
+        assert list(model.policy.inside) == (list(range(9)) if all_shared else list(range(1, 7)))
+        if "token" not in run.model:
+            tokens = torch.randint(11, (4, 12), generator=torch.Generator().manual_seed(0))
+            assert model(tokens, sampling=True).depth.float().mean().item() == 6.0
+
+
+def test_what_ships_of_the_field_on_text_is_what_the_code_trains():
+    """No record of a system's older form stays among its rows, and any can be trained again by its name."""
+    s = runs.settings(dict(preset="cpu", seeds=6))
+    for name, specs in (("field-text", field.text_runs(s)), ("field-text-trials", field.text_trial_runs(s))):
+        found = {record["id"] for record in stored(specs) if isinstance(record, dict)}
+        shipped = {record["id"] for record in runs.stored_records(name)["record"]}
+        assert shipped and shipped <= found, name
 
 
 def test_the_fixed_models_of_the_field_on_text_are_those_of_experiment_1(tmp_path):
@@ -253,6 +273,20 @@ def test_what_deciding_alone_changes_is_shown_with_the_predictor_s_agreement():
     assert results.sampled_table(runs.stored_records("no-such-experiment"), NO_COSTS).empty
     agreed = cost.stored_systems().groupby("model")["agreement"].count()
     assert agreed["mod"] > 0 and agreed.drop("mod").sum() == 0
+
+
+def test_the_headline_begins_with_what_holds_on_both_tasks(monkeypatch):
+    shown, costs = [], cost.stored_systems()
+    monkeypatch.setattr(results.field, "show", lambda *parts: shown.append(parts))
+    results.field_headline(costs)
+    assert shown[0][0].startswith(
+        "Ahead of fixed layers at equal operations: where depth is known to matter, "
+    )
+    assert re.search(r"; on text, [^.]+\(ahead by 0\.\d+ nats\)\. ", shown[0][0])
+    monkeypatch.setattr(results.field, "stored_text_field", lambda folder=None: pd.DataFrame())
+    results.field_headline(costs)
+    assert shown[1][0] == results.field_sentence(results.stored_field(), costs)
+    plt.close("all")
 
 
 def test_on_text_it_is_accuracy_that_is_right():

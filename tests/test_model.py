@@ -520,6 +520,21 @@ def test_no_router_is_asked_where_everyone_runs(make_model):
     assert set(asked) == set(routed) and 0 < len(routed) < 6
 
 
+QUARTER = 0.55 + 0.45 * math.cos(math.pi / 4)
+SCHEDULES = {
+    "cosine": {100: 1.0, 325: QUARTER, 550: 0.55, 775: 1.1 - QUARTER, 1000: 0.1},
+    "constant": {100: 1.0, 550: 1.0, 1000: 1.0},
+    "wsd": {100: 1.0, 550: 1.0, 799: 1.0, 850: 0.775, 900: 0.55, 1000: 0.1},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_rate_rises_and_then_falls_as_its_schedule_says(schedule):
+    tc = morlib.TrainConfig(warmup=0.1, schedule=schedule)
+    expected = {0: 0.01, 49: 0.5, 99: 1.0} | SCHEDULES[schedule]
+    assert {step: morlib.learning_rate(step, 1000, tc) for step in expected} == pytest.approx(expected)
+
+
 def test_learning_rates_follow_the_share_of_tokens(make_model):
     model = make_model(routing="mor", n_layers=6, target_depth=4.0)
     training = morlib.TrainConfig(lr=1e-2, router_lr=1e-3, weight_decay=0.3, share_power=0.5)

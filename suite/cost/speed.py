@@ -195,11 +195,14 @@ def sentence(record: dict) -> str:
     small, routed, blind, one, many = (rows[key] for key in needed)
     third, half = share_words(1 - routed["E"] / N), share_words(1 - one["E"] / N)
     width = record["sizes"]["model"]["d_model"]
-    once = f", and {rows['once-8']['measured']:.2f} where chance decides once" if "once-8" in rows else ""
+    chance, small_chance = f"{blind['measured']:.2f} where chance decides", ""
+    if {"once-8", "train-once-8"} <= set(rows):  # alike at both widths
+        chance = f"{rows['train-once-8']['measured']:.2f} where chance decides once"
+        small_chance = f", and {rows['once-8']['measured']:.2f} where chance decides once for all layers"
     return (
         f"At the width of experiment 1 a training step in which MoR's router skips {third} of the work takes "
-        f"{small['measured']:.2f} of the fixed model's time{once}. At width {width} it takes "
-        f"{routed['measured']:.2f}, and {blind['measured']:.2f} where chance decides. Decoding there that "
+        f"{small['measured']:.2f} of the fixed model's time{small_chance}. At width {width} it takes "
+        f"{routed['measured']:.2f}, and {chance}. Decoding there that "
         f"skips {half} takes {one['measured']:.2f} with one sequence and {many['measured']:.2f} with 32, "
         f"where chance decides at each layer.{further_sentence(rows)}"
     )

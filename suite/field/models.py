@@ -32,14 +32,18 @@ def field_size(s: Settings) -> dict:
 def systems_of(N: int, target: float) -> dict[str, dict]:
     """Each system by its name: what it changes of a model of N layers.
 
-    Early exits are held to a depth of `target`, and of PonderNet's prior it is the mean before it
-    is cut. Of all others E follows from settings of their own, and may be far from it. Dr.LLM
-    begins with all N layers. MoR with a first and a last block runs 3.5 of four layers by top-k,
-    the fewest that it can have, and 5 of seven, which it has where N is 12: there one block is
-    passed up to five times, and N times without ends, where the paper has two to four recursions.
+    Early exits are asked for a depth of `target` (by confidence they miss it on the task of known depth), and
+    of PonderNet's prior it is the mean before it is cut. Of all others E follows from settings of their own,
+    and may be far from it. Dr.LLM begins with all N layers.
+
+    MoR has two to four recursions where N is 4 or 12, as in the paper. Of twelve layers it runs six by top-k:
+    three recursions of two blocks between a first and a last one, or of three blocks without these. Of four
+    it runs 3.5, the fewest that it can have, and 2.5 without ends.
     """
-    recursive = dict(n_layers=max(N // 2 + 1, 4))  # two blocks of their own, and recursions
-    cycle = dict(options=dict(ends=False))  # N recursions of one block: E is (N + 1) / 2 by top-k
+    recursive, cycle = dict(n_layers=4), dict(options=dict(ends=False))
+    if N >= 12:
+        recursive = dict(n_layers=2 + 3 * (N // 6), shared_blocks=N // 6)
+        cycle |= dict(n_layers=3 * (N // 4), shared_blocks=N // 4)
     return {
         "act": dict(routing="act"),
         "ponder": dict(routing="ponder", options=dict(prior=round(1 / target, 3))),

@@ -19,8 +19,8 @@ from .common import System, keep, learning, top_k
 class Recursive(System):
     """ "Middle-Cycle" sharing: a first and a last block of their own, and `shared_blocks` (by
     default one) between them that are passed through again and again. Each pass is one recursion.
-    Without `ends` all layers are recursions, which they call "Cycle". The paper has two to four
-    recursions; here there are as many as the layers give.
+    Without `ends` all layers are recursions, which they call "Cycle". There are as many as `n_layers` and
+    `shared_blocks` give; the paper has two to four.
 
     A token that has stopped shows no keys to a later recursion (recursion-wise caching). With
     `block = FirstKeys` it shows those of the first (recursive sharing).
@@ -77,6 +77,8 @@ class ExpertChoice(Recursive):
     Top-k looks at the whole row, which decoding can't. So an auxiliary loss (`weight` times a cross-entropy)
     teaches the very router to be above 1/2 for those that are chosen, and inference runs these.
     `sampling=True` decides by top-k there too.
+
+    Differs: an option of their code lets the shares fall from all tokens as training begins; it is left out.
     """
 
     OPTIONS = Recursive.OPTIONS | dict(alpha=0.1, weight=0.001)

@@ -76,6 +76,7 @@ from .known_depth import (
     plan_curves,
     text_sentence,
     worth_on_text,
+    wsd_sentence,
 )
 from .known_front import (
     again_sentence,

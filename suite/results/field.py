@@ -15,6 +15,7 @@ from morlib import POLICIES
 
 from ..runs import stored_records
 from .figures import BLACK, BLUE, COLOURS, GREY, MARKERS, Look, figure_style, legend_of, marker_of
+from .glance import without_intervals
 from .headlines import show
 from .known_depth import FIXED, by_hops, steps_of, way_of, with_hops
 from .stats import LEAST_SEEDS, different, interval, tested
@@ -37,8 +38,8 @@ NAMES = {
     "mod": "Mixture-of-Depths",
     "mor-expert": "MoR of Bae et al., expert choice",
     "mor-token": "MoR of Bae et al., token choice",
-    "mor-expert-cycle": "MoR of Bae et al., expert choice, one block",
-    "mor-token-cycle": "MoR of Bae et al., token choice, one block",
+    "mor-expert-cycle": "MoR of Bae et al., expert choice, all blocks shared",
+    "mor-token-cycle": "MoR of Bae et al., token choice, all blocks shared",
     "mor-expert-sharing": "MoR of Bae et al., expert choice, keys shared",
     "mor-token-sharing": "MoR of Bae et al., token choice, keys shared",
     "lora": "relaxed recursive (LoRA by depth)",
@@ -377,9 +378,12 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     )
     table = field_table(records, costs)
     shown = ["seeds", "loss (nats)", "way (%)", "operations a token (thousands)"]
-    on_text = on_text_sentence(stored_text_field(folder), costs)
-    note = "\n\n".join(filter(None, [on_text, note]))
-    show(field_sentence(records, costs), table[table["seeds"] != NO_RECORD][shown], note)
+    text = stored_text_field(folder)
+    note = "\n\n".join(filter(None, [on_text_sentence(text, costs), note]))
+    answer, short = field_sentence(records, costs), without_intervals(short_field(records, text, costs))
+    if short:
+        answer = f"Ahead of fixed layers at equal operations: {short[0].lower()}{short[1:]} {answer}"
+    show(answer, table[table["seeds"] != NO_RECORD][shown], note)
     way_to_all_layers(records, costs)
 
 

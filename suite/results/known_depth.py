@@ -56,6 +56,7 @@ DRAWN = {
     "planted": Look(SKY, "P", "--", False),
     "fixed-half": Look(BLACK, "o", "--", False),
     "fixed-half-long": Look(GREY, "v", "--", False),
+    "fixed-between": Look(BLACK, "X", "-.", False),
     "mor": Look(VERMILLION, "D", "-."),
     "mor-spread": Look(AMBER, "^", ":"),
     "blind": Look(PINK, "v", ":"),
@@ -296,6 +297,24 @@ def harder_sentence(records: pd.DataFrame) -> str:
     )
 
 
+def wsd_sentence(records: pd.DataFrame) -> str:
+    """What is reached where the learning rate stays at its height for longer (`runs.wsd_runs`), in short;
+    nothing without records of it."""
+    model = "worth-by-windows"
+    if model not in set(records.get("model", ())):
+        return ""
+    scored, names = with_hops(records), names_of(records)
+    right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
+    others = ("planted", "fixed-half", "fixed-half-long", "fixed-between", "fixed-deep", "mor", "frozen")
+    told = ", ".join(f"{names[label]} {right[label]} %" for label in others if label in right)
+    sizes = sorted(set(scored.groupby("model").size()))
+    seeds = f"{count(sizes[0])} to {seeds_so_far(sizes[-1])}" if len(sizes) > 1 else seeds_so_far(sizes[0])
+    return (
+        "Where the learning rate stays at its height until the last fifth of the steps, token worth, taught "
+        f"by windows, answers {right[model]} % of these questions{told and ', '}{told} ({seeds})."
+    )
+
+
 def chains_sentence(folder: Path | None = None) -> str:
     """What the second task shows, where its records ship; else nothing."""
     records = stored_records("chains", folder)
@@ -387,28 +406,33 @@ def draw_depth_by_kind(ax: Axes, records: pd.DataFrame, order: list[str], names:
     for index, label in enumerate(order):
         own = records[records["model"] == label]["record"]
         depth = [[r["metrics"]["details"]["depth_by_kind"][kind] for kind in KINDS] for r in own]
-        look = DRAWN.get(label, look_of(label, index))
-        ax.plot(range(4), np.mean(depth, axis=0), linestyle="none", markersize=8, **marker_of(look))
+        look, aside = DRAWN.get(label, look_of(label, index)), 0.09 * (index - (len(order) - 1) / 2)
+        ax.plot(np.arange(4) + aside, np.mean(depth, 0), linestyle="none", markersize=7, **marker_of(look))
     ax.set_xticks(range(4), KIND_NAMES)
     ax.set(xlabel="kind of token", ylabel="depth (applications a token)", ylim=(0, None))
     ax.set_title("Who is deep")
 
 
 def hops_curves(records: pd.DataFrame) -> Figure:
-    """Accuracy at the upper half of k on validation lines, against training steps; a thin line a seed."""
+    """Accuracy at the upper half of k on validation lines, against training steps: the mean, and thin each
+    seed. Left out is what trains for longer than the others."""
     figure_style()
     figure, ax = plt.subplots(figsize=(8, 4))
     names = names_of(records)
-    for index, label in enumerate(label for label in LABELS if label in names and label not in SIDE):
+    drawn = [label for label in LABELS if label in names and label not in SIDE | {"fixed-half-long"}]
+    for index, label in enumerate(drawn):
         look = DRAWN.get(label, look_of(label, index))
-        for number, record in enumerate(records[records["model"] == label]["record"]):
-            curve = [
-                (point["step"], upper_half(point["val_details"]["by_hops"])) for point in record["history"]
-            ]
-            name = names[label] if number == 0 else None
-            ax.plot(
-                *zip(*curve), linestyle=look.line, linewidth=1, markersize=4, label=name, **marker_of(look)
-            )
+        curves = pd.DataFrame(
+            {
+                record["seed"]: {
+                    p["step"]: upper_half(p["val_details"]["by_hops"]) for p in record["history"]
+                }
+                for record in records[records["model"] == label]["record"]
+            }
+        ).sort_index()
+        ax.plot(curves, color=look.colour, linestyle=look.line, linewidth=0.7, alpha=0.35)
+        style = marker_of(look) | dict(markersize=4, label=names[label])
+        ax.plot(curves.mean(axis=1), linestyle=look.line, linewidth=1.6, **style)
     ax.set(xlabel="training step", ylabel="hard answers right, upper half of k (%)", ylim=(-3, 103))
     legend_of(figure, ax)
     return figure
@@ -417,7 +441,7 @@ def hops_curves(records: pd.DataFrame) -> Figure:
 def plan_curves(records: pd.DataFrame, model: str = "worth") -> Figure:
     """The depth of each kind of token on validation lines against training steps, a line a seed.
 
-    Dotted: the plan written down, where its records are there.
+    Grey: the plan written down, where its records are there.
     """
     figure_style()
     figure, ax = plt.subplots(figsize=(8, 3.5))
@@ -431,7 +455,8 @@ def plan_curves(records: pd.DataFrame, model: str = "worth") -> Figure:
             ax.plot(*zip(*curve), color=COLOURS[index], linestyle=LINES[index], linewidth=1.2, label=label)
         for record in planted[:1]:
             level = record["metrics"]["details"]["depth_by_kind"][kind]
-            ax.axhline(level, color=GREY, linestyle=":", linewidth=1, zorder=0)
+            label = "the plan" if index == 0 else None
+            ax.axhline(level, color=GREY, linewidth=3, alpha=0.4, zorder=0, label=label)
     ax.set(xlabel="training step", ylabel="depth (applications a token)", ylim=(0, None))
     legend_of(figure, ax)
     return figure

@@ -51,8 +51,12 @@ def known_goals(settings: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def known_settings() -> dict[str, pd.DataFrame]:
     """The records that ship of each setting of hops."""
-    own = {"wide": stored_records("known-depth"), "narrow": narrow_records()}
-    return own | {"twelve layers": deep_records()}
+    return {
+        "wide": stored_records("known-depth"),
+        "narrow": narrow_records(),
+        "narrow, a rate that stays high": stored_records("known-depth-wsd"),
+        "twelve layers": deep_records(),
+    }
 
 
 def goals_of(records: pd.DataFrame, model: str) -> Iterator[Row]:

@@ -14,7 +14,20 @@ from matplotlib.figure import Figure
 import morlib
 
 from ..results import figure_style, forest, heat_map
-from ..results.figures import AMBER, BLUE, GREY, PINK, SKY, Look, legend_of, look_of, marker_of
+from ..results.figures import (
+    AMBER,
+    BLUE,
+    COLOURS,
+    GREY,
+    LINES,
+    MARKERS,
+    PINK,
+    SKY,
+    Look,
+    legend_of,
+    look_of,
+    marker_of,
+)
 from .difficulty import DIFFICULTY, MEASURES
 from .findings import over_seeds
 
@@ -167,22 +180,21 @@ def stacked_variance(variance: pd.DataFrame) -> Figure:
 
 
 def formation_lines(formation: pd.DataFrame) -> Figure:
-    """Mean depth in each tenth of entropy through training, dark for the hardest."""
+    """How much deeper the hardest tenth by entropy is than the easiest through training, a line a seed."""
     figure_style()
-    figure, ax = plt.subplots(figsize=(7.5, 4))
-    last, words = formation["group"].max(), {0: "1 (easiest)"}
-    words[last] = f"{last + 1} (hardest)"
-    for group, table in formation.groupby("group"):
-        depth = table.groupby("step")["depth"].mean()
-        colour, marker = plt.cm.viridis_r(0.1 + 0.85 * group / last), "os^vDPX<>*"[group % 10]
-        label = words.get(group, str(group + 1))
-        ax.plot(depth.index, depth, color=colour, marker=marker, linestyle="-", markersize=4.5, label=label)
-    seeds = formation["seed"].nunique()
-    title = formation["text"].iloc[0] + (f", mean over {seeds} seeds" if seeds > 1 else ", one seed")
-    ax.set(xlabel="training step", ylabel="mean depth (applications a token)", title=title)
+    figure, ax = plt.subplots(figsize=(7.5, 3.5))
+    last = formation["group"].max()
+    for index, (seed, own) in enumerate(formation.groupby("seed")):
+        depth = own.pivot_table("depth", "step", "group")
+        look = Look(COLOURS[index % 6], MARKERS[index % 10], LINES[index % 6])
+        gap = depth[last] - depth[0]
+        ax.plot(gap.index, gap, linestyle=look.line, label=f"seed {seed}", **marker_of(look))
+    ax.axhline(0, color=GREY, linewidth=1, zorder=0)
+    ax.set(
+        xlabel="training step", ylabel="depth, hardest less easiest tenth", title=formation["text"].iloc[0]
+    )
     ax.set_xticks(sorted(formation["step"].unique()))
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], title="tenth by entropy", loc="outside right upper")
+    legend_of(figure, ax)
     return figure
 
 

@@ -111,13 +111,15 @@ SIZES = {
     "quick": dict(task="hops-8-3", layers=4, width=32, steps=200, target=2.4, heldout=200),
     "usual": dict(task="hops-8-6", layers=6, width=64, steps=4000, target=3.1),
 }
-# The setting of the field: half of its layers are still behind, in twice the steps too
+# The setting of the field: half of its layers are still behind, at this schedule in twice the steps too
 NARROW = dict(task="hops-8-6", layers=4, width=32, steps=8000, batch=32, target=2.3)
 # A harder one: two symbols and two hops more, and twelve layers
 DEEP = dict(task="hops-10-8", layers=12, width=32, steps=16000, batch=32, target=6.0)
 # The second task, in which half of the layers stay behind too
 CHAINS = dict(task="chains-4-5", layers=4, width=32, steps=8000, batch=32, target=2.7)
 RATE = 2e-3  # the learning rate of all of these
+# NARROW with a rate that stays at its height until the last fifth of the steps
+NARROW_WSD = NARROW | dict(schedule="wsd")
 FRONT = (1.6, 1.9, 3.0)  # depths asked for beside NARROW's own
 
 
@@ -168,7 +170,8 @@ def known_depth_runs(
     )  # fmt: skip
     train = TrainConfig(
         epochs=10, windows=batch * steps // 10, batch_size=batch, lr=size.get("lr", RATE),
-        evaluations=max(steps // 500, 2), heldout_windows=size.get("heldout"),
+        schedule=size.get("schedule", "cosine"), evaluations=max(steps // 500, 2),
+        heldout_windows=size.get("heldout"),
     )  # fmt: skip
     corpus = (("name", size["task"]), ("split", "full"))
     runs = []
@@ -224,6 +227,20 @@ def rate_runs(s: Settings) -> list[Run]:
     return runs + known_depth_runs(s, two, "known-depth-rates", own)
 
 
+def wsd_runs(s: Settings) -> list[Run]:
+    """The main models in the setting NARROW_WSD, and half of the layers in twice the steps."""
+    models = known_depth_models(s, NARROW_WSD) | {"fixed-between": fixed_between(NARROW["layers"])}
+    models["worth-by-windows"] = by_windows(models)
+    asked = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth-by-windows", "mor", "frozen")
+    return also_longer(s, {label: models[label] for label in asked}, "known-depth-wsd", NARROW_WSD)
+
+
+def by_windows(models: Changes) -> tuple[dict, dict]:
+    """Token worth that learns `ByWindows`, as an entry of Changes, given Changes that hold token worth."""
+    model, training = models["worth"]
+    return model | dict(routing="worth-by-windows"), training
+
+
 def narrow_runs(s: Settings) -> list[Run]:
     """The models of the known depth in the setting NARROW, half of its layers in twice the steps, and:
 
@@ -235,17 +252,15 @@ def narrow_runs(s: Settings) -> list[Run]:
     spread, _ = models["mor-spread"]
     models["fixed-shared"] = (dict(routing="none", shared_blocks=2), {})
     models["mor-free"] = (dict(routing="mor", max_recursions=2), models["mor"][1])
-    worth, training = models["worth"]
-    models["mor-spread-warm"] = (spread, training)
-    models["worth-by-windows"] = (worth | dict(routing="worth-by-windows"), training)
+    models["mor-spread-warm"] = (spread, models["worth"][1])
+    models["worth-by-windows"] = by_windows(models)
     return also_longer(s, models, "field", NARROW)
 
 
 def deep_runs(s: Settings) -> list[Run]:
     """The models of the known depth in the setting DEEP, and token worth that learns `ByWindows`."""
     models = known_depth_models(s, DEEP)
-    worth, training = models["worth"]
-    models["worth-by-windows"] = (worth | dict(routing="worth-by-windows"), training)
+    models["worth-by-windows"] = by_windows(models)
     return known_depth_runs(s, models, "known-depth-12", DEEP)
 
 
