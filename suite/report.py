@@ -100,9 +100,9 @@ def readme_part() -> str:
     if results.answerable(known):
         front = results.front_records()
         told = [results.known_depth_answer(known), results.again_sentence(front)]
+        told += [results.other_depths_sentence(front)]
         told += [results.wsd_sentence(stored_records("known-depth-wsd"))]
-        told += [results.other_depths_sentence(front), results.harder_sentence(results.deep_records())]
-        told += [results.text_sentence()]
+        told += [results.harder_sentence(results.deep_records()), results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     if told := results.short_field(
         results.stored_field(), results.stored_text_field(), cost.stored_systems()

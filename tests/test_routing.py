@@ -398,8 +398,10 @@ def test_tables_say_what_was_found(made):
     own = tables["rates"].query("model == 'mor' and measure == 'entropy'").set_index("group")["depth"]
     assert ends.loc[("fox", "MoR"), "easiest tenth"] == pytest.approx(own[0], abs=0.01)
     assert ends.loc[("fox", "MoR"), "hardest tenth"] == pytest.approx(own.iloc[-1], abs=0.01)
-    table = routing.correlation_table(tables["correlations"])
-    assert table.shape == (12, 3) and table["MoR"].str.contains(r"\[", regex=True).all(), "over windows"
+    formed = routing.formation_table(tables["formation"])
+    assert formed.columns.tolist() == sorted(tables["formation"]["step"].unique())
+    for (seed, step), of_look in tables["formation"].groupby(["seed", "step"]):
+        assert formed.loc[seed, step] == pytest.approx(of_look["r"].iloc[0], abs=0.005)
     assert routing.verdict_table(subjects)["verdict"].str.startswith("open, 1 seed(s)").all()
     assert np.allclose(routing.variance_table(tables["variance"]).iloc[:, :4].sum(axis=1), 100, atol=0.2)
     assert routing.change_table(tables["changes"]).shape == (10, 3)

@@ -288,30 +288,33 @@ def harder_sentence(records: pd.DataFrame) -> str:
     told = ", ".join(f"{names[label]} {right[label]} %" for label in others)
     windows = "worth-by-windows"
     by_windows = f" (taught by windows {right[windows]} %)" if windows in right else ""
-    counted = ["worth", *others, *([windows] if windows in right else [])]
-    fewest, *more = sorted(set(scored.groupby("model").size()[counted]))
-    seeds = f"{count(fewest)} to {seeds_so_far(more[-1])}" if more else seeds_so_far(fewest)
+    counted = scored[scored["model"].isin(["worth", windows, *others])]
     return (
         f"On a harder task, of up to {most} hops, token worth answers {right['worth']} % of those of "
-        f"{most // 2 + 1} and more at E {depth:.1f}{by_windows}, {told} ({seeds})."
+        f"{most // 2 + 1} and more at E {depth:.1f}{by_windows}, {told} ({seeds_of(counted)})."
     )
 
 
+def seeds_of(records: pd.DataFrame) -> str:
+    """How many seeds each model has, from the fewest to the most."""
+    fewest, *more = sorted(set(records.groupby("model").size()))
+    return f"{count(fewest)} to {seeds_so_far(more[-1])}" if more else seeds_so_far(fewest)
+
+
 def wsd_sentence(records: pd.DataFrame) -> str:
-    """What is reached where the learning rate stays at its height for longer (`runs.wsd_runs`), in short;
+    """What is reached on average where the learning rate stays at its height for longer (`runs.wsd_runs`);
     nothing without records of it."""
     model = "worth-by-windows"
     if model not in set(records.get("model", ())):
         return ""
-    scored, names = with_hops(records), names_of(records)
-    right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
+    scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
+    right = scored.groupby("model")["hops"].mean()
     others = ("planted", "fixed-half", "fixed-half-long", "fixed-between", "fixed-deep", "mor", "frozen")
-    told = ", ".join(f"{names[label]} {right[label]} %" for label in others if label in right)
-    sizes = sorted(set(scored.groupby("model").size()))
-    seeds = f"{count(sizes[0])} to {seeds_so_far(sizes[-1])}" if len(sizes) > 1 else seeds_so_far(sizes[0])
+    told = "".join(f", {names[label]} {right[label]:.0f} %" for label in others if label in right)
     return (
         "Where the learning rate stays at its height until the last fifth of the steps, token worth, taught "
-        f"by windows, answers {right[model]} % of these questions{told and ', '}{told} ({seeds})."
+        f"by windows, answers {right[model]:.0f} % of the hard questions of {most // 2 + 1} to {most} "
+        f"hops{told} ({seeds_of(scored)})."
     )
 
 

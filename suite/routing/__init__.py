@@ -57,7 +57,6 @@ from .gain import (
 from .interventions import Planned, applications, forced, oracle, plans
 from .tables import (
     change_table,
-    correlation_table,
     ends,
     formation_table,
     model_table,

@@ -14,20 +14,7 @@ from matplotlib.figure import Figure
 import morlib
 
 from ..results import figure_style, forest, heat_map
-from ..results.figures import (
-    AMBER,
-    BLUE,
-    COLOURS,
-    GREY,
-    LINES,
-    MARKERS,
-    PINK,
-    SKY,
-    Look,
-    legend_of,
-    look_of,
-    marker_of,
-)
+from ..results.figures import AMBER, BLUE, GREY, PINK, SKY, Look, legend_of, look_of, marker_of
 from .difficulty import DIFFICULTY, MEASURES
 from .findings import over_seeds
 
@@ -186,13 +173,11 @@ def formation_lines(formation: pd.DataFrame) -> Figure:
     last = formation["group"].max()
     for index, (seed, own) in enumerate(formation.groupby("seed")):
         depth = own.pivot_table("depth", "step", "group")
-        look = Look(COLOURS[index % 6], MARKERS[index % 10], LINES[index % 6])
-        gap = depth[last] - depth[0]
+        look, gap = look_of("seed", index), depth[last] - depth[0]
         ax.plot(gap.index, gap, linestyle=look.line, label=f"seed {seed}", **marker_of(look))
     ax.axhline(0, color=GREY, linewidth=1, zorder=0)
-    ax.set(
-        xlabel="training step", ylabel="depth, hardest less easiest tenth", title=formation["text"].iloc[0]
-    )
+    ax.set(xlabel="training step", ylabel="depth, hardest less easiest tenth")
+    ax.set_title(formation["text"].iloc[0])
     ax.set_xticks(sorted(formation["step"].unique()))
     legend_of(figure, ax)
     return figure

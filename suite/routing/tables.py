@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..results.tables import BEATS
 from .difficulty import answer, mean_correlations, spelt
-from .figures import CONTROLS, ROUTERS, SHORT, short
+from .figures import CONTROLS, ROUTERS, short
 from .findings import Subject, over_seeds, verdicts
 
 ORACLE = {  # what `interventions.oracle` gives, in words
@@ -49,18 +49,6 @@ def ends(
             tables[column, name] = means[group]
     table = pd.DataFrame(tables).rename(index=ROUTERS, level="model").round(2)
     return table.droplevel(0, axis=1) if len(columns) == 1 else table
-
-
-def correlation_table(correlations: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlations with intervals, one row a text, difficulty and control, one column a router."""
-    table = over_seeds(correlations, ["text", "measure", "control", "model"], "r")
-    cells = pd.Series([spelt(*row) for row in table.itertuples(index=False)], index=table.index)
-    wide = cells.unstack("model", sort=False)[[model for model in ROUTERS if model in table.index.levels[3]]]
-    return (
-        wide.rename(index=SHORT, level="measure")
-        .rename(index=CONTROLS, level="control")
-        .rename(columns=ROUTERS)
-    )
 
 
 def verdict_table(subjects: list[Subject]) -> pd.DataFrame:
