@@ -32,13 +32,15 @@ TIME = "Is skipped work saved time?"
 FIELD = "Which other system of the field finds depth where it matters?"
 FIELD_TEXT = "And on text, where depth is worth little?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
-HOPS = "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)"
-HOPS_CAPTION = "The second: the task of known depth, answers by the number of hops, and who is deep. "
+HOPS = (
+    "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)\n"
+    "The task of known depth: right answers by the number of hops, and how deep tokens of each kind are."
+)
+CHOICE = "Which to choose when: [notebook 08](notebooks/08_field.ipynb)."
 UNITS = (
-    "The answers: differences are points of accuracy, over six paired seeds unless it says otherwise; cost "
-    "is how often blocks are applied, not seconds. "
-    "[At a glance](RESULTS.md#at-a-glance) gives each difference its interval; all "
-    "tables follow it there."
+    "Differences are percentage points of accuracy, means over six paired seeds unless it says otherwise; "
+    "cost is how often blocks are applied, not seconds. [At a glance](RESULTS.md#at-a-glance) gives each its "
+    "interval, and all tables follow there."
 )
 INTRODUCTION = """# Results
 
@@ -85,37 +87,27 @@ def readme_part() -> str:
     lines, stored = [], {name: stored_records(name) for name in ("exp1", "bangla", "exp2")}
     stored = {name: records for name, records in stored.items() if len(records)}
     for experiment, records in stored.items():
-        answer = results.sentence(experiment, records) + results.untrained_sentence(experiment, records)
-        answer += results.trained_longer(experiment, records)
-        told = f"On {results.TEXT_NAMES[experiment]}, {answer[0].lower()}{answer[1:]}"
+        told = results.brief(experiment, records)
         lines.append(bullet(QUESTIONS[experiment], results.short_answer(experiment, records), told))
     long = ("exp1", "exp1-thin")
-    told = [*map(results.depth_sentence, long), results.kinds_sentence("exp1-thin")]
-    if told := " ".join(filter(None, told)):
-        lines.append(bullet(DEPTH, results.short_depth([*map(results.long_records, long)]), told))
+    tables = [*map(results.long_records, long)]
+    if told := results.short_depth(tables):
+        lines.append(bullet(DEPTH, told, results.mor_gets(tables)))
     if subjects := stored_subjects():
-        told = f"{difficulty_sentence(subjects)} {routing.gain_sentence(routing.stored_gain())}".strip()
-        lines.append(bullet(DIFFICULTY, short_difficulty(subjects), told))
+        lines.append(bullet(DIFFICULTY, short_difficulty(subjects), difficulty_sentence(subjects)))
     known = results.main_records()
     if results.answerable(known):
-        front = results.front_records()
-        told = [results.known_depth_answer(known), results.again_sentence(front)]
-        told += [results.other_depths_sentence(front)]
-        told += [results.wsd_sentence(stored_records("known-depth-wsd"))]
-        told += [results.harder_sentence(results.deep_records()), results.text_sentence()]
+        stays_high = results.wsd_sentence(stored_records("known-depth-wsd"), results.FIXED)
+        told = [results.known_depth_answer(known), stays_high, results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
-    if told := results.short_field(
-        results.stored_field(), results.stored_text_field(), cost.stored_systems()
-    ):
-        lines.append(
-            bullet(SYSTEMS, told, "In loss; all of them stand in [notebook 08](notebooks/08_field.ipynb).")
-        )
-    lines += [bullet(TIME, cost.short(record), cost.sentence(record)) for record in cost.speed_records()]
+    fields = results.stored_field(), results.stored_text_field()
+    if told := results.short_field(*fields, cost.stored_systems()):
+        lines.append(bullet(SYSTEMS, told, CHOICE))
+    lines += [bullet(TIME, cost.short(record), cost.brief(record)) for record in cost.speed_records()]
     text = results.without_intervals("\n".join(lines)) or "No records yet."
-    pictures = [FRONT, HOPS] if results.answerable(known) else [FRONT]
-    told = front_caption() + (HOPS_CAPTION if len(pictures) > 1 else "") + UNITS
-    caption = " ".join(filter(None, (told, results.early_line(stored))))
-    parts = [results.in_short(known, [*map(results.long_records, long)]), *pictures, caption, text]
+    pictures = [f"{FRONT}\n{front_caption()}", *([HOPS] if results.answerable(known) else [])]
+    units = " ".join(filter(None, (UNITS, results.early_line(stored))))
+    parts = [results.in_short(known, tables), *pictures, units, text]
     return "\n\n".join(filter(None, parts))
 
 
@@ -136,7 +128,7 @@ def front_caption() -> str:
     told = (
         f"{few.capitalize()} fixed layers guess {least:.1f} % of the next tokens right, {many} {most:.1f} %."
     )
-    return f"The first picture: {results.glance.setting(fixed)}, {seeds} seeds. {told} "
+    return f"Text: {results.glance.setting(fixed)}, {seeds} seeds. {told}"
 
 
 def stored_subjects() -> list:
@@ -223,6 +215,7 @@ def known_depth() -> list[str]:
         "At twice the learning rate:",
         markdown(results.hops_table(stored_records("rates"))),
         *stays_high(),
+        f"{results.other_depths_sentence(front)} {results.again_sentence(front)}".strip(),
         f"In a wider model. {results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         *harder(),

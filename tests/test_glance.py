@@ -125,15 +125,38 @@ def test_what_depth_is_worth_and_who_gets_more_of_it():
     assert results.short_depth([]) == ""
 
 
-def test_an_untrained_router_is_named_where_it_has_records():
-    exp1 = runs.stored_records("exp1")
-    c = results.compare(exp1, "mor", "frozen")
-    told = results.untrained_sentence("exp1", exp1)
-    assert "as accurate as the same model with an untrained router, within half a point" in told
-    assert f"({results.signed(c['mean'])} points, " in told
-    assert results.untrained_sentence("exp1", exp1[exp1["model"] != "frozen"]) == ""
-    for experiment in ("exp2", "bangla"):
-        assert "untrained router" in results.untrained_sentence(experiment, runs.stored_records(experiment))
+@pytest.mark.parametrize("experiment, routed, untrained",
+    [("exp1", "mor", "frozen"), ("bangla", "mor-deep", "frozen-deep"),
+     ("exp2", "mor-equal-epochs", "frozen")],
+)  # fmt: skip
+def test_a_brief_answer_is_differences_of_the_records(experiment, routed, untrained):
+    records, long = runs.stored_records(experiment), runs.stored_records(f"{experiment}-long")
+    fixed = "fixed-shallow" if experiment == "exp2" else "fixed-deep"
+    by_hand = {
+        f"{results.signed(results.compare(table, routed, other)['mean'])} points against {name}"
+        for table, other, name in (
+            (records, untrained, "an untrained router"),
+            (records, fixed, f"{'six' if experiment == 'exp2' else 'twelve'} fixed layers"),
+            (long, fixed, f"{'six' if experiment == 'exp2' else 'twelve'} fixed layers"),
+        )
+    }
+    told = results.brief(experiment, records)
+    assert all(difference in told for difference in by_hand) and "nan" not in told
+    assert ("one of six seeds" in told) == (experiment == "bangla"), "long training has one seed there"
+    assert "untrained" not in results.brief(experiment, records[records["model"] != untrained])
+
+
+def test_a_brief_answer_says_nothing_of_longer_training_without_records(tmp_path):
+    told = results.brief("exp1", runs.stored_records("exp1"), tmp_path)
+    assert told.startswith("On Tiny Shakespeare, with a third less computation: ") and "After" not in told
+
+
+def test_how_much_of_what_depth_is_worth_mor_gets():
+    tables = [results.long_records(name) for name in ("exp1", "exp1-thin")]
+    gains = [results.signed(results.compare(t, "mor", "fixed-shallow")["mean"]) for t in tables]
+    told = results.mor_gets(tables)
+    assert told.startswith("That is twelve layers against six, after 15 epochs. MoR, at the cost of eight, ")
+    assert told.endswith(f" gets {gains[0]} and {gains[1]} points.") and results.mor_gets([]) == ""
 
 
 def test_where_counting_is_ahead_is_said_once():
@@ -149,7 +172,7 @@ def test_where_counting_is_ahead_is_said_once():
 def test_the_first_picture_s_caption_is_of_its_fixed_models():
     fixed = runs.stored_records("pareto")
     fixed = fixed[fixed["model"] == "fixed 12"]
-    assert f"twelve {fixed['accuracy'].mean():.1f} %. " in report.front_caption()
+    assert f"twelve {fixed['accuracy'].mean():.1f} %." in report.front_caption()
     assert "width 64, 6 epochs, three seeds" in report.front_caption()
 
 

@@ -504,7 +504,7 @@ def test_the_short_answer_is_a_verdict_with_its_interval(worth, half, start):
     against_all = f"{results.signed(sum(worth) / len(worth) - 90, 0)} points ("
     assert results.short_known(records) == start
     assert f"{sum(worth) / len(worth):.0f} % of the hard questions" in told
-    assert f"; three layers {sum(half) / len(half):.0f} %." in told
+    assert f"; three layers {sum(half) / len(half):.0f} %, six layers 90 %." in told
     assert re.search(rf"Against six layers: (?:[\w ]+, )?{re.escape(against_all)}", told)
     assert ("of six seeds" in told) == (len(worth) < 6)
 
@@ -516,9 +516,7 @@ def test_the_short_answer_names_mor_and_the_plan_where_they_ship():
     assert results.short_known(narrow) == (
         "Token worth does at a depth that is set by hand; MoR's router is not shown to."
     )
-    assert f"a blind choice {right['blind']} %, MoR {right['mor']} %, the same with " in told
-    assert f"an untrained router {right['frozen']} %, MoR with a budget that " in told
-    assert f"could pay for a plan {right['mor-spread']} %, a plan written by hand " in told
+    assert f"four layers {right['fixed-deep']} %, MoR {right['mor']} %, a plan written by hand " in told
     assert f"run all layers) {right['planted']} %." in told and "of 4 to 6 hops at E 2.3; two layers" in told
 
 

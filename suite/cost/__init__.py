@@ -26,6 +26,7 @@ from .probes import (
 from .speed import (
     about,
     beyond_operations,
+    brief,
     cache_sentence,
     first_table,
     headline,

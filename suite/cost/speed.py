@@ -186,6 +186,24 @@ def short(record: dict) -> str:
     return f"In training: {'; '.join(told)}."
 
 
+def brief(record: dict) -> str:
+    """Ratios of times of a training step and of decoding, with a router at each layer and decided once, in a
+    line or two; empty where one is not measured."""
+    rows, N, width = record["rows"], *(record["sizes"]["model"][key] for key in ("n_layers", "d_model"))
+    needed = ("train-small", "train-8-router", "once-8", "train-once-8", "decode-router-1", "decode-once-1")
+    if not all(key in rows for key in needed):
+        return ""
+    small, routed, once_small, once, decoding, decoding_once = (
+        f"{rows[key]['measured']:.2f}" for key in needed
+    )
+    third, half = (share_words(1 - rows[key]["E"] / N) for key in ("train-8-router", "decode-router-1"))
+    return (
+        f"A training step that skips {third} of the work takes {small} of the fixed model's time at the "
+        f"width of experiment 1 and {routed} at width {width}; where chance decides once, {once_small} and "
+        f"{once}. Decoding one sequence there, with {half} skipped: {decoding}, and {decoding_once}."
+    )
+
+
 def sentence(record: dict) -> str:
     """Ratios of times in a few sentences: training at both sizes, with a router and blind; decoding."""
     rows, N = record["rows"], record["sizes"]["model"]["n_layers"]

@@ -46,15 +46,16 @@ from .figures import (
 from .glance import glance_table, without_intervals
 from .headlines import (
     TEXT_NAMES,
+    brief,
     early_line,
     early_sentence,
     headline,
     sentence,
     show,
     trained_longer,
-    untrained_sentence,
 )
 from .known_depth import (
+    FIXED,
     TEXT_PAIRS,
     answerable,
     by_hops,
@@ -145,5 +146,5 @@ from .tables import (
     vocabulary_table,
     with_interval,
 )
-from .verdict import in_short, short_answer, short_depth, short_known
+from .verdict import in_short, mor_gets, short_answer, short_depth, short_known
 from .worth_measured import WORTH_MEASURED, measure_worth, worth_means, worth_table

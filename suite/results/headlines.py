@@ -86,16 +86,49 @@ def longer(experiment: str, folder: Path | None = None) -> dict | None:
     )
 
 
-def untrained_sentence(experiment: str, records: pd.DataFrame) -> str:
-    """How MoR stands to the same model with a router that never learns, where it has records."""
-    routed, blind = ROUTED[experiment]
-    other = blind.replace("random", "frozen")
-    if other not in set(records["model"]):
-        return ""
-    c = compare(records, routed, other)
-    stands = as_words(c, "the same model with an untrained router")
-    at = "At equal epochs " if experiment == "exp2" else ""
-    return f" {at}MoR is {stands} ({numbers(c)}; {seeds_so_far(c['pairs'])})."
+def brief(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
+    """An experiment's differences in points, one after another: MoR against fixed layers, against the same
+    with a router that never learns, and what longer training makes of the first."""
+    (routed, blind), text, untrained = ROUTED[experiment], TEXT_NAMES[experiment], "an untrained router"
+    depth = records.groupby("model")["effective_depth"].mean()
+    layers = {label: f"{count(round(E))} fixed layers" for label, E in depth.items()}
+    if experiment == "exp2":
+        against = {"fixed-shallow": layers["fixed-shallow"], "frozen": untrained}
+        long = "mor-source-protocol"
+        told = (
+            f"On {text}, at equal cost: {differences(records, routed, against)}. Trained for longer, as the "
+            f"thesis and the paper do: {differences(records, long, {'fixed-shallow': 'these layers'})}, but "
+            f"{differences(records, long, {'fixed-long': 'as many that train as long'})}."
+        )
+    else:
+        saved = share_words(1 - depth[routed] / depth["fixed-deep"])
+        less = "half the computation" if saved == "half" else f"{saved} less computation"
+        against = {"fixed-deep": layers["fixed-deep"]}
+        against |= {"fixed-at-E": f"{layers['fixed-at-E']}, which apply blocks as often"}
+        against |= {blind.replace("random", "frozen"): untrained}
+        told = f"On {text}, with {less}: {differences(records, routed, against)}."
+    long, (routed, other) = stored_records(f"{experiment}-long", folder), rivals(experiment)
+    after = differences(long, routed, {other: layers[other]})
+    if after:
+        epochs = f"{epochs_of(long, other)} epochs in place of {epochs_of(records, other)}"
+        told += f" After {epochs}: {after}."
+    return told
+
+
+def differences(records: pd.DataFrame, routed: str, against: dict[str, str]) -> str:
+    """A model's differences in points to others, with their names; of those without records nothing."""
+    told = []
+    for other, name in against.items():
+        if {routed, other} <= set(records.get("model", ())):
+            c = compare(records, routed, other)
+            few = "" if c["pairs"] >= LEAST_SEEDS else f" ({seeds_so_far(c['pairs'])})"
+            told.append(f"{signed(c['mean'])} points against {name}{few}")
+    return "; ".join(told)
+
+
+def epochs_of(records: pd.DataFrame, model: str) -> int:
+    """For how many epochs a model of some records trained."""
+    return records[records["model"] == model].iloc[0]["record"]["config"]["train"]["epochs"]
 
 
 def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
@@ -104,12 +137,9 @@ def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None =
     if c is None:
         return ""
     routed, other = rivals(experiment)
-
-    def config(table: pd.DataFrame, model: str) -> dict:
-        return table[table["model"] == model].iloc[0]["record"]["config"]
-
-    layers = count(config(long, other)["model"]["n_layers"])
-    after, before = (config(table, routed)["train"]["epochs"] for table in (long, records))
+    config = long[long["model"] == other].iloc[0]["record"]["config"]
+    layers = count(config["model"]["n_layers"])
+    after, before = (epochs_of(table, routed) for table in (long, records))
     stands = as_words(c, f"{layers} {'fixed ' if experiment == 'exp2' else ''}layers")
     seeds = seeds_so_far(c["pairs"])
     return f" After {after} epochs in place of {before}, MoR is {stands} ({numbers(c)}; {seeds})."

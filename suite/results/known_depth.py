@@ -241,7 +241,8 @@ def half_of(records: pd.DataFrame) -> dict:
 
 def known_depth_answer(records: pd.DataFrame) -> str:
     """The answer of notebook 07 in a few words: how many hard questions token worth answers beside half of
-    the layers, MoR and the plan, and how it stands to fixed layers, each difference with its interval."""
+    the layers, all layers, MoR and the plan, and how it stands to fixed layers, each difference with its
+    interval."""
     scored, names = with_hops(records), names_of(records)
     right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
     fixed = [label for label in ("fixed-half-long", "fixed-deep") if label in names]
@@ -250,17 +251,15 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     depth = records[records["model"] == "worth"]["effective_depth"].mean()
     said = {
         "fixed-half": names["fixed-half"],
-        "blind": "a blind choice",
+        "fixed-deep": names.get("fixed-deep"),
         "mor": "MoR",
-        "frozen": "the same with an untrained router",
-        "mor-spread": "MoR with a budget that could pay for a plan",
         "planted": "a plan written by hand (which kinds of tokens run all layers)",
     }
     others = ", ".join(f"{name} {right[label]}" for label, name in said.items() if label in right)
     told = (
-        "On a task that asks to follow a permutation several times, *token worth*, a router that learns what "
-        f"depth is worth, answers {right['worth']} of the hard questions of {most // 2 + 1} to {most} hops "
-        f"at E {depth:.1f}; {others}."
+        "On a task that asks to follow a permutation several times, *token worth* answers "
+        f"{right['worth']} of the hard questions of {most // 2 + 1} to {most} hops at E {depth:.1f}; "
+        f"{others}."
     )
     for label, c in against.items():
         shows = f"{verdict_words(c)}, " if c["pairs"] >= LEAST_SEEDS else ""
@@ -301,16 +300,19 @@ def seeds_of(records: pd.DataFrame) -> str:
     return f"{count(fewest)} to {seeds_so_far(more[-1])}" if more else seeds_so_far(fewest)
 
 
-def wsd_sentence(records: pd.DataFrame) -> str:
-    """What is reached on average where the learning rate stays at its height for longer (`runs.wsd_runs`);
-    nothing without records of it."""
+WSD_SAID = ("planted", "fixed-half", "fixed-half-long", "fixed-between", "fixed-deep", "mor", "frozen")
+
+
+def wsd_sentence(records: pd.DataFrame, others: tuple[str, ...] = WSD_SAID) -> str:
+    """What is reached on average where the learning rate stays at its height for longer (`runs.wsd_runs`),
+    by token worth and by others; nothing without records of it."""
     model = "worth-by-windows"
     if model not in set(records.get("model", ())):
         return ""
     scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
     right = scored.groupby("model")["hops"].mean()
-    others = ("planted", "fixed-half", "fixed-half-long", "fixed-between", "fixed-deep", "mor", "frozen")
     told = "".join(f", {names[label]} {right[label]:.0f} %" for label in others if label in right)
+    scored = scored[scored["model"].isin([model, *others])]
     return (
         "Where the learning rate stays at its height until the last fifth of the steps, token worth, taught "
         f"by windows, answers {right[model]:.0f} % of the hard questions of {most // 2 + 1} to {most} "

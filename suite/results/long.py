@@ -10,7 +10,7 @@ import pandas as pd
 from ..runs import stored_records
 from ..runs.experiments import ROUTED
 from .figures import accuracy_against_depth
-from .headlines import HOW_TO_READ, TEXT_NAMES, best_count, show
+from .headlines import HOW_TO_READ, TEXT_NAMES, best_count, epochs_of, show
 from .known_depth import points_of
 from .stats import LEAST_SEEDS, compare, interval
 from .tables import count, share_words, signed, span, verdict_words, verdicts
@@ -102,11 +102,6 @@ def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(found).set_index(settings) if found else pd.DataFrame()
 
 
-def epochs_of(records: pd.DataFrame) -> int:
-    """Epochs of an experiment's fixed models, of which those of twelve layers are one."""
-    return records[records["model"] == "fixed-deep"].iloc[0]["record"]["config"]["train"]["epochs"]
-
-
 def gap(records: pd.DataFrame, a: str, b: str) -> str:
     """A difference in points of accuracy with its interval and its seeds, and from six seeds on what it shows
     in words."""
@@ -126,7 +121,7 @@ def depth_sentence(experiment: str, folder: Path | None = None) -> str:
         return ""
     layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records["record"]}
     deep, shallow = (count(layers[label]) for label in ("fixed-deep", "fixed-shallow"))
-    trained = f"On {TEXT_NAMES[experiment]}, trained for {epochs_of(records)} epochs"
+    trained = f"On {TEXT_NAMES[experiment]}, trained for {epochs_of(records, 'fixed-deep')} epochs"
     told = f"{trained}, {deep} layers against {shallow}: {gap(records, 'fixed-deep', 'fixed-shallow')}."
     if routed not in labels:
         return told
