@@ -98,14 +98,15 @@ def readme_part() -> str:
     known = results.main_records()
     if results.answerable(known):
         stays_high = results.wsd_sentence(stored_records("known-depth-wsd"), results.FIXED)
-        told = [results.known_depth_answer(known), stays_high, results.text_sentence()]
+        told = [results.known_depth_answer(known), results.again_sentence(results.front_records())]
+        told += [stays_high, results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     fields = results.stored_field(), results.stored_text_field()
     if told := results.short_field(*fields, cost.stored_systems()):
         lines.append(bullet(SYSTEMS, told, CHOICE))
     lines += [bullet(TIME, cost.short(record), cost.brief(record)) for record in cost.speed_records()]
     text = results.without_intervals("\n".join(lines)) or "No records yet."
-    pictures = [f"{FRONT}\n{front_caption()}", *([HOPS] if results.answerable(known) else [])]
+    pictures = [f"{FRONT}\n{front_caption()}".strip(), *([HOPS] if results.answerable(known) else [])]
     units = " ".join(filter(None, (UNITS, results.early_line(stored))))
     parts = [results.in_short(known, tables), *pictures, units, text]
     return "\n\n".join(filter(None, parts))
@@ -214,8 +215,8 @@ def known_depth() -> list[str]:
         *("Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))),
         "At twice the learning rate:",
         markdown(results.hops_table(stored_records("rates"))),
-        *stays_high(),
         f"{results.other_depths_sentence(front)} {results.again_sentence(front)}".strip(),
+        *stays_high(),
         f"In a wider model. {results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         *harder(),
@@ -284,8 +285,13 @@ def field() -> list[str]:
     for title, records in ((FIELD, results.stored_field()), (FIELD_TEXT, results.stored_text_field())):
         if len(records):
             rows = results.rows_of(records)
-            parts += [f"## {title}", about(records), results.field_sentence(records, costs)]
+            known, told = title == FIELD, results.field_sentence(records, costs)
+            told = f"{told} {results.stays_high_sentence(costs)}".strip() if known else told
+            parts += [f"## {title}", about(records), told]
             parts += [markdown(results.field_table(records, costs, rows=rows))]
+            parts += [markdown(results.answers_table(records))] if known else []
+            parts += ["Top-k in training, a decision a token in use:"]
+            parts += [markdown(results.sampled_table(records, costs))]
             parts += ["Which to choose, by what matters:", markdown(results.choices_table(records, costs))]
     return parts
 

@@ -196,11 +196,12 @@ def brief(record: dict) -> str:
     small, routed, once_small, once, decoding, decoding_once = (
         f"{rows[key]['measured']:.2f}" for key in needed
     )
-    third, half = (share_words(1 - rows[key]["E"] / N) for key in ("train-8-router", "decode-router-1"))
+    skipped, less = (share_words(1 - rows[key]["E"] / N) for key in ("train-8-router", "decode-router-1"))
     return (
-        f"A training step that skips {third} of the work takes {small} of the fixed model's time at the "
+        f"A training step that skips {skipped} of the work takes {small} of the fixed model's time at the "
         f"width of experiment 1 and {routed} at width {width}; where chance decides once, {once_small} and "
-        f"{once}. Decoding one sequence there, with {half} skipped: {decoding}, and {decoding_once}."
+        f"{once}. Decoding one sequence there, with {less} skipped, takes {decoding} with a router at each "
+        f"layer and {decoding_once} decided once."
     )
 
 

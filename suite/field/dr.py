@@ -1,4 +1,7 @@
-"""Dr.LLM (Heakl et al. 2025, arXiv:2510.12773): routers for a trained model, taught by paths that pay."""
+"""Dr.LLM: routers for a trained model, taught by paths that pay.
+
+Heakl et al. 2025, arXiv:2510.12773: what it says of router design and of paths found by length-aware MCTS.
+"""
 
 from __future__ import annotations
 

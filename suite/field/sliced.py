@@ -1,4 +1,7 @@
-"""Sliced Recursive Transformer (Shen et al. 2022, arXiv:2111.05297): a shared block, attention in slices."""
+"""Sliced Recursive Transformer: a shared block, attention in slices.
+
+Shen et al. 2022, arXiv:2111.05297: its non-linear projection layers (NLL) and sliced group self-attention.
+"""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from .field import (
     rows_of,
     sampled_table,
     short_field,
+    stays_high_sentence,
     stored_field,
     stored_text_field,
     trials_table,

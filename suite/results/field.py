@@ -329,7 +329,28 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     told += "" if ahead else f" The nearest to it is {NAMES[nearest]} ({lead(known[nearest])})."
     told += " Six seeds are judged by their interval; with fewer each must be ahead, which proves nothing."
     collapsed_ones = "; ".join(NAMES[x] for x in fallen) or "none"
-    return f"{told} Routers that chose nothing, in a seed or more: {collapsed_ones}."
+    return f"{told} Left out are routers that chose nothing, in a seed or more: {collapsed_ones}."
+
+
+def stays_high_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
+    """By how much token worth, taught by windows, is ahead of fixed depth at equal operations where the
+    learning rate stays at its height for longer (`runs.wsd_runs`); nothing without such records and costs.
+
+    costs: those of the field, whose models these are, too.
+    """
+    own, field = stored_records("known-depth-wsd", folder), stored_field(folder)
+    if own.empty or field.empty:
+        return ""
+    operations = with_costs(field, costs).groupby("model")["operations"].mean()
+    own = own.replace({"model": {"worth-by-windows": "worth"}})
+    gaps = gaps_to_fixed(own.assign(operations=own["model"].map(operations)), "worth")
+    if not len(gaps) or np.isnan(gaps).any():
+        return ""
+    stands = "is ahead too" if is_ahead(gaps) else "is not shown to be ahead"
+    return (
+        "Where the learning rate stays high for longer, for fixed layers as well, token worth, taught by "
+        f"windows, {stands} ({lead(gaps)})."
+    )
 
 
 def short_field(known: pd.DataFrame, text: pd.DataFrame, costs: pd.DataFrame) -> str:
@@ -383,6 +404,7 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     answer, short = field_sentence(records, costs), without_intervals(short_field(records, text, costs))
     if short:
         answer = f"Ahead of fixed layers at equal operations: {short[0].lower()}{short[1:]} {answer}"
+    answer = f"{answer} {stays_high_sentence(costs, folder)}".strip()
     show(answer, table[table["seeds"] != NO_RECORD][shown], note)
     way_to_all_layers(records, costs)
 

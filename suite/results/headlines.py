@@ -94,11 +94,11 @@ def brief(experiment: str, records: pd.DataFrame, folder: Path | None = None) ->
     layers = {label: f"{count(round(E))} fixed layers" for label, E in depth.items()}
     if experiment == "exp2":
         against = {"fixed-shallow": layers["fixed-shallow"], "frozen": untrained}
-        long = "mor-source-protocol"
+        protocol = "mor-source-protocol"
         told = (
             f"On {text}, at equal cost: {differences(records, routed, against)}. Trained for longer, as the "
-            f"thesis and the paper do: {differences(records, long, {'fixed-shallow': 'these layers'})}, but "
-            f"{differences(records, long, {'fixed-long': 'as many that train as long'})}."
+            f"thesis and the paper do: {differences(records, protocol, {'fixed-shallow': 'these layers'})}; "
+            f"{differences(records, protocol, {'fixed-long': 'as many that train as long'})}."
         )
     else:
         saved = share_words(1 - depth[routed] / depth["fixed-deep"])

@@ -66,7 +66,7 @@ def short_depth(tables: list[pd.DataFrame]) -> str:
 
 
 def mor_gets(tables: list[pd.DataFrame]) -> str:
-    """How much of that MoR gets. Nothing without records.
+    """How much MoR gets of what all layers are worth against half of them. Nothing without records.
 
     tables: as of `short_depth`.
     """
@@ -94,19 +94,20 @@ def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
     scored, names = with_hops(known), names_of(known)
     right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
     E = scored[scored["model"] == "worth"]["effective_depth"].mean()
-    words = {"better": "finds the tokens that need it", "open": "is not shown to"}
+    words = {"better": "finds the tokens that need it", "open": "is not shown to find them"}
     found = {}
     for label in [label for label in ("worth", "mor") if label in right]:
         stands = judged(compare(scored, label, "fixed-half", metric="hops", margin=1.0))
-        found[label] = words.get(stands, "does not")
+        found[label] = words.get(stands, "does not find them")
     mor = f"; MoR's router {found['mor']} ({right['mor']})" if "mor" in found else ""
     gains = [signed(compare(records, "mor", "fixed-shallow")["mean"]) for records in tables]
     return (
         "**In short.** Where depth is known to matter (a task of following a permutation), *token worth*, a "
         f"router that learns what depth is worth to a token, {found['worth']}. Held to E {E:.1f}, which is "
         f"set by hand, it answers {right['worth']} of the hard questions, {names['fixed-half']} "
-        f"{right['fixed-half']}{mor}. On text, all layers are worth {worth_of_all_layers(tables)} more than "
-        f"half of them. MoR gets {' and '.join(gains)} of that, and {against_its_cost(tables)}."
+        f"{right['fixed-half']}{mor}. On text, all layers against half of them are worth "
+        f"{worth_of_all_layers(tables)}. MoR gets {' and '.join(gains)} of that, and "
+        f"{against_its_cost(tables)}."
     )
 
 
