@@ -479,13 +479,14 @@ def test_recursions_are_tied_attention_included(make, name):
     for number, block in enumerate(model.blocks):
 
         def hook(module, inputs, number=number):
-            calls.append((number, id(module.qkv.weight)))
+            calls.append((number, id(module.qkv.weight), id(module.proj.weight)))
 
         block.attention.register_forward_pre_hook(hook)
     model(tokens(), sampling=True)
-    assert [number for number, _ in calls] == [0, 1, 1, 1, 2] and len(set(calls)) == 3
-    names = [parameter for parameter, _ in model.named_parameters() if "qkv.weight" in parameter]
-    assert names == [f"blocks.{number}.attention.qkv.weight" for number in range(3)]
+    assert [number for number, *_ in calls] == [0, 1, 1, 1, 2] and len(set(calls)) == 3
+    names = {parameter for parameter, _ in model.named_parameters() if "attention" in parameter}
+    parts = [f"{matrix}.{kind}" for matrix in ("qkv", "proj") for kind in ("weight", "bias")]
+    assert names == {f"blocks.{number}.attention.{part}" for number in range(3) for part in parts}
 
 
 @torch.no_grad()
@@ -755,6 +756,15 @@ def test_no_score_stands_on_the_threshold_of_an_exit(make):
     with torch.no_grad():
         scores = torch.cat(model(tokens(16), calibrate=True, sampling=False).memory["highest"])
     assert (scores - model.policy.threshold).abs().min() > 5e-6
+
+
+@pytest.mark.parametrize("mean, N", [(2.3, 4), (6.0, 12)])
+def test_ponder_s_prior_has_the_mean_that_is_asked_for(make, mean, N):
+    model = make("ponder", n_layers=N, options=dict(prior=field.ponder.prior_of_mean(mean, N)))
+    shares = model.policy.log_prior(torch.device("cpu")).exp()
+    assert float(shares @ torch.arange(1.0, N + 1)) == pytest.approx(mean, abs=0.02)
+    with pytest.raises(ValueError, match=f"cut at {N} steps has no mean of {N}"):
+        field.ponder.prior_of_mean(N, N)
 
 
 def test_options_are_part_of_a_run_s_identity_and_their_absence_is_not():

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -97,13 +98,25 @@ def test_on_text_mor_has_three_recursions_at_half_of_the_depth():
             assert model(tokens, sampling=True).depth.float().mean().item() == 6.0
 
 
-def test_what_ships_of_the_field_on_text_is_what_the_code_trains():
+def identity(run, data):
+    """A run's id on a text that a record describes, as code and versions are now."""
+    parent = identity(run.parent, data) if isinstance(run.parent, runs.Run) else run.parent
+    cfg, corpus = replace(run.config, vocab_size=data["vocab_size"]), SimpleNamespace(describe=lambda: data)
+    return runs.run_id(cfg, run.train, corpus, run.code, parent, run.preset)
+
+
+@pytest.mark.parametrize("name, made", [
+    ("field", lambda s: field.field_runs(s) + runs.narrow_runs(s)), ("field-trials", field.trial_runs),
+    ("field-text", field.text_runs), ("field-text-trials", field.text_trial_runs),
+    ("field-text-long-trials", field.long_trial_runs),
+])  # fmt: skip
+def test_what_ships_of_the_field_is_what_the_code_trains(name, made):
     """No record of a system's older form stays among its rows, and any can be trained again by its name."""
-    s = runs.settings(dict(preset="cpu", seeds=6))
-    for name, specs in (("field-text", field.text_runs(s)), ("field-text-trials", field.text_trial_runs(s))):
-        found = {record["id"] for record in stored(specs) if isinstance(record, dict)}
-        shipped = {record["id"] for record in runs.stored_records(name)["record"]}
-        assert shipped and shipped <= found, name
+    specs, shipped = made(runs.settings(dict(preset="cpu", seeds=6))), runs.stored_records(name)["record"]
+    data = shipped[0]["data"]
+    found = {(run.model, run.train.seed, identity(run, data)) for run in specs}
+    assert {(r["model"], r["seed"], r["id"]) for r in shipped} <= found
+    assert all(r["data"]["sha256"] == data["sha256"] for r in shipped)
 
 
 def test_the_fixed_models_of_the_field_on_text_are_those_of_experiment_1(tmp_path):
@@ -285,7 +298,8 @@ def test_the_headline_begins_with_what_holds_on_both_tasks(monkeypatch):
     assert re.search(r"; on text, [^.]+\(ahead by 0\.\d+ nats\)\. ", shown[0][0])
     monkeypatch.setattr(results.field, "stored_text_field", lambda folder=None: pd.DataFrame())
     results.field_headline(costs)
-    assert shown[1][0] == results.field_sentence(results.stored_field(), costs)
+    first = results.field_sentence(results.stored_field(), costs)
+    assert shown[1][0] == f"{first} {results.stays_high_sentence(costs)}"
     plt.close("all")
 
 
@@ -463,12 +477,29 @@ def test_on_text_the_price_of_a_pass_is_its_own_and_added_routers_are_judged_at_
 @pytest.mark.parametrize("trials_of", [field.trial_runs, field.text_trial_runs])
 def test_each_system_with_settings_has_four_trials(trials_of):
     s = runs.settings(dict(preset="cpu"))
-    many = Counter(run.model.partition(",")[0] for run in trials_of(s))
+    trials = trials_of(s)
+    many = Counter(run.model.partition(",")[0] for run in trials)
     assert set(many.values()) == {4}
     variants = {label for label in NAMES if label.endswith(("-cycle", "-sharing"))}
     variants |= {"lora-uptrained"}
     without = {"fixed-between", "planted", "blind", "frozen", "mor", "exit-confidence"} | variants
-    assert trials_of is field.text_trial_runs or set(NAMES) - set(many) == without
+    assert set(NAMES) - set(many) == without
+    rows = field.field_runs(s) if trials_of is field.trial_runs else field.text_runs(s)
+    rows = {run.model: run for run in rows if run.train.seed == 0}
+    own = Counter(run.model.partition(",")[0] for run in trials
+                  if same_settings(run, rows[run.model.partition(",")[0]]))  # fmt: skip
+    assert own == dict.fromkeys(many, 1), "one of the four is that of the row"
+
+
+def same_settings(trial, row):
+    """Whether a trial has the settings of its row, for it is shorter and of another seed."""
+
+    def settings(run):
+        policy = morlib.POLICIES[run.config.routing]
+        options = getattr(policy, "OPTIONS", {}) | (run.config.options or {})
+        return replace(run.config, options=options), run.train.lr, run.train.router_lr
+
+    return settings(trial) == settings(row)
 
 
 def test_trials_are_listed_the_best_of_each_system_first():
@@ -491,6 +522,19 @@ def test_of_each_system_one_trial_at_most_is_in_use_and_it_is_the_row_s_own():
     own = [name for name in used if name not in (*FIXED, "worth")]  # of these learning rates were tried
     assert ((chosen - best)[own] < 0.02).all(), "as notebook 08 says"
     assert used["dr"] == "beta 0" and len(used) == (table["in use"] == "yes").sum()
+
+
+def test_the_lead_where_the_rate_stays_high_is_that_of_its_records(tmp_path):
+    costs, own = cost.stored_systems(), runs.stored_records("known-depth-wsd")
+    row = results.field_table(results.stored_field(), costs)["operations a token (thousands)"].astype(float)
+    two, three, worth = row["two layers"], row["three layers"], row["token worth"]
+    loss = own.pivot_table(index="seed", columns="model", values="loss")
+    part = (worth - two) / (three - two)
+    line = (1 - part) * loss["fixed-half"] + part * loss["fixed-between"]
+    told, leads = results.stays_high_sentence(costs), line - loss["worth-by-windows"]
+    lead = float(re.search(r"is ahead too \(\+([\d.]+) nats", told)[1])
+    assert lead == pytest.approx(leads.mean(), abs=0.002) and told.endswith("six seeds).")
+    assert results.stays_high_sentence(costs, tmp_path) == results.stays_high_sentence(costs.head(0)) == ""
 
 
 def test_no_two_systems_look_alike():

@@ -9,13 +9,14 @@ from ..results.field import BEST, BEST_ON_TEXT, MOST_SEEDS, SEEDS
 from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, settings
 from ..runs.experiments import LONG, TEXTS, WORTH_TRAINING, Changes, experiment_runs
 from ..runs.known_depth import RATE, fixed_between
+from .ponder import prior_of_mean
 
 KNOWN = ("fixed-deep", "planted", "blind", "frozen", "worth", "mor")  # as `known_depth_models` makes them
 # Systems that begin with the weights of another row, and the share of its steps that they take then
 ADDED = {"dr": ("fixed-deep", 1 / 20), "lora-uptrained": ("fixed-half", 1 / 2)}
-# Options on text, where a pass is worth less. Of act the best of its trials there. The price of dr is what a
-# layer is worth there to fixed models, from six to twelve of them; it was not tried
-ON_TEXT = {"act": dict(tau=0.003), "dr": dict(cost=0.005)}
+# Options on text, where a pass is worth less: of act the best of its trials, of ponder the best of those near
+# its depth. The price of dr is what a layer is worth there to fixed models, from six to twelve of them
+ON_TEXT = {"act": dict(tau=0.003), "dr": dict(cost=0.005), "ponder": dict(beta=0.01)}
 # Where a preset has no time for the setting that is stored: that of a test, and that of a try
 SMALL = {
     "smoke": dict(task="hops-8-2", layers=4, width=16, steps=30, batch=16, target=2.3, heldout=100),
@@ -33,8 +34,8 @@ def systems_of(N: int, target: float) -> dict[str, dict]:
     """Each system by its name: what it changes of a model of N layers.
 
     Early exits are asked for a depth of `target` (by confidence they miss it on the task of known depth), and
-    of PonderNet's prior it is the mean before it is cut. Of all others E follows from settings of their own,
-    and may be far from it. Dr.LLM begins with all N layers.
+    of PonderNet's prior, cut at N steps, it is the mean; its beta is one by which depth keeps near it. Of all
+    others E follows from settings of their own, and may be far from it. Dr.LLM begins with all N layers.
 
     MoR has two to four recursions where N is 4 or 12, as in the paper. Of twelve layers it runs six by top-k:
     three recursions of two blocks between a first and a last one, or of three blocks without these. Of four
@@ -46,7 +47,7 @@ def systems_of(N: int, target: float) -> dict[str, dict]:
         cycle |= dict(n_layers=3 * (N // 4), shared_blocks=N // 4)
     return {
         "act": dict(routing="act"),
-        "ponder": dict(routing="ponder", options=dict(prior=round(1 / target, 3))),
+        "ponder": dict(routing="ponder", options=dict(prior=prior_of_mean(target, N), beta=0.1)),
         "exit": dict(routing="exit", target_depth=target),
         "exit-confidence": dict(routing="exit-confidence", target_depth=target),
         "mod": dict(routing="mod"),
@@ -98,7 +99,7 @@ def text_models(s: Settings) -> Changes:
     }
     own = systems_of(N, target)
     for label, options in ON_TEXT.items():
-        own[label] |= dict(options=options)
+        own[label] |= dict(options=own[label].get("options", {}) | options)
     models |= {label: (dict(max_recursions=1) | own[label], same_rate(lr)) for label in own}
     # By validation loss, routers that pay loss for depth are best before they learn: judged at the end
     models["dr"][1]["evaluations"] = 1

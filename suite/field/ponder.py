@@ -27,7 +27,8 @@ class PonderNet(Universal):
     Others see the last state of a token that has stopped.
 
     Differs: the step network is one block of a Universal Transformer for each token, as the paper's is for a
-    whole sequence in its largest experiment; lambda begins near the prior.
+    whole sequence in its largest experiment; lambda begins near the prior, and depth above its mean, for
+    the last step takes what is left.
     """
 
     OPTIONS = dict(beta=0.01, prior=0.2)
@@ -64,6 +65,19 @@ class PonderNet(Universal):
         """log p_G(n) for the steps 1 to N, [N]: geometric, and normalised over these."""
         steps = torch.arange(self.cfg.n_layers, device=device)
         return (steps * math.log(1 - self.options["prior"])).log_softmax(0)
+
+
+def prior_of_mean(mean: float, N: int) -> float:
+    """The `prior`, to three digits, by which a geometric distribution cut at N steps has this mean (steps).
+
+    Raises ValueError if none has: the mean must lie between 1 and (N + 1) / 2.
+    """
+    if not 1 < mean < (N + 1) / 2:
+        raise ValueError(f"a geometric distribution cut at {N} steps has no mean of {mean}: ask for less")
+    steps = torch.arange(N)
+    priors = torch.arange(1, 1000) / 1000
+    means = 1 + ((1 - priors[:, None]).log() * steps).softmax(1) @ steps.float()  # [999]
+    return round(float(priors[(means - mean).abs().argmin()]), 3)
 
 
 morlib.POLICIES["ponder"] = PonderNet
