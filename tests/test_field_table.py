@@ -483,6 +483,7 @@ def test_each_system_with_settings_has_four_trials(trials_of):
     variants = {label for label in NAMES if label.endswith(("-cycle", "-sharing"))}
     variants |= {"lora-uptrained"}
     without = {"fixed-between", "planted", "blind", "frozen", "mor", "exit-confidence"} | variants
+    without |= {"dr"} if trials_of is field.text_trial_runs else set()
     assert set(NAMES) - set(many) == without
     rows = field.field_runs(s) if trials_of is field.trial_runs else field.text_runs(s)
     rows = {run.model: run for run in rows if run.train.seed == 0}
