@@ -37,6 +37,7 @@ HOPS = (
     "The task of known depth: right answers by the number of hops, and how deep tokens of each kind are."
 )
 CHOICE = "Which to choose when: [notebook 08](notebooks/08_field.ipynb)."
+DECODING = "Decoding: [notebook 06](notebooks/06_deployment.ipynb)."
 UNITS = (
     "Differences are percentage points of accuracy, means over six paired seeds unless it says otherwise; "
     "cost is how often blocks are applied, not seconds. [At a glance](RESULTS.md#at-a-glance) gives each its "
@@ -104,7 +105,9 @@ def readme_part() -> str:
     fields = results.stored_field(), results.stored_text_field()
     if told := results.short_field(*fields, cost.stored_systems()):
         lines.append(bullet(SYSTEMS, told, CHOICE))
-    lines += [bullet(TIME, cost.short(record), cost.brief(record)) for record in cost.speed_records()]
+    for record in cost.speed_records():
+        told = f"{cost.training_sentence(record)} {DECODING}" if cost.short(record) else ""
+        lines.append(bullet(TIME, cost.short(record), told))
     text = results.without_intervals("\n".join(lines)) or "No records yet."
     pictures = [f"{FRONT}\n{front_caption()}".strip(), *([HOPS] if results.answerable(known) else [])]
     units = " ".join(filter(None, (UNITS, results.early_line(stored))))

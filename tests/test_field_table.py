@@ -513,6 +513,15 @@ def test_trials_are_listed_the_best_of_each_system_first():
     assert results.trials_table(runs.stored_records("no-such-experiment")).empty
 
 
+def test_on_text_few_settings_in_use_are_behind_by_more_than_notebook_08_says():
+    table = results.trials_table(runs.stored_records("field-text-trials"), results.stored_text_field())
+    losses = table.set_index("system")["validation loss (nats)"]
+    best, chosen = losses.groupby(level=0).min(), losses[(table["in use"] == "yes").to_numpy()]
+    assert set(chosen.index) == set(best.index), "one trial of each is in use"
+    behind = (chosen - best).round(3)
+    assert set(behind[behind > 0.02].index) == {"moe-top1", "mor-moe", "mor-expert", "mod"}
+
+
 def test_of_each_system_one_trial_at_most_is_in_use_and_it_is_the_row_s_own():
     table = results.trials_table(runs.stored_records("field-trials"), results.stored_field())
     used = table[table["in use"] == "yes"].set_index("system")["setting"].to_dict()

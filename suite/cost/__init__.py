@@ -26,7 +26,6 @@ from .probes import (
 from .speed import (
     about,
     beyond_operations,
-    brief,
     cache_sentence,
     first_table,
     headline,
@@ -40,6 +39,7 @@ from .speed import (
     short,
     speed_records,
     stored_milliseconds,
+    training_sentence,
 )
 from .systems import measure_systems, save_systems, stored_systems
 from .timing import (

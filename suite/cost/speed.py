@@ -186,22 +186,21 @@ def short(record: dict) -> str:
     return f"In training: {'; '.join(told)}."
 
 
-def brief(record: dict) -> str:
-    """Ratios of times of a training step and of decoding, with a router at each layer and decided once, in a
-    line or two; empty where one is not measured."""
-    rows, N, width = record["rows"], *(record["sizes"]["model"][key] for key in ("n_layers", "d_model"))
-    needed = ("train-small", "train-8-router", "once-8", "train-once-8", "decode-router-1", "decode-once-1")
-    if not all(key in rows for key in needed):
-        return ""
-    small, routed, once_small, once, decoding, decoding_once = (
-        f"{rows[key]['measured']:.2f}" for key in needed
-    )
-    skipped, less = (share_words(1 - rows[key]["E"] / N) for key in ("train-8-router", "decode-router-1"))
+def training_sentence(record: dict) -> str:
+    """Ratios of times of a training step at both sizes, with a router, and blind: decided once, or at each
+    layer where a record has no other."""
+    rows, N = record["rows"], record["sizes"]["model"]["n_layers"]
+    small, routed = (rows[key] for key in ("train-small", "train-8-router"))
+    third, width = share_words(1 - routed["E"] / N), record["sizes"]["model"]["d_model"]
+    if {"once-8", "train-once-8"} <= set(rows):  # alike at both widths
+        chance = f"{rows['train-once-8']['measured']:.2f} where chance decides once"
+        small_chance = f", and {rows['once-8']['measured']:.2f} where chance decides once for all layers"
+    else:
+        chance, small_chance = f"{rows['train-8']['measured']:.2f} where chance decides", ""
     return (
-        f"A training step that skips {skipped} of the work takes {small} of the fixed model's time at the "
-        f"width of experiment 1 and {routed} at width {width}; where chance decides once, {once_small} and "
-        f"{once}. Decoding one sequence there, with {less} skipped, takes {decoding} with a router at each "
-        f"layer and {decoding_once} decided once."
+        f"At the width of experiment 1 a training step in which MoR's router skips {third} of the work takes "
+        f"{small['measured']:.2f} of the fixed model's time{small_chance}. At width {width} it takes "
+        f"{routed['measured']:.2f}, and {chance}."
     )
 
 
@@ -211,19 +210,12 @@ def sentence(record: dict) -> str:
     needed = ("train-small", "train-8-router", "train-8", "decode-1", "decode-32")
     if not all(key in rows for key in needed):
         return "This record does not hold training and decoding: `make bench` measures them."
-    small, routed, blind, one, many = (rows[key] for key in needed)
-    third, half = share_words(1 - routed["E"] / N), share_words(1 - one["E"] / N)
-    width = record["sizes"]["model"]["d_model"]
-    chance, small_chance = f"{blind['measured']:.2f} where chance decides", ""
-    if {"once-8", "train-once-8"} <= set(rows):  # alike at both widths
-        chance = f"{rows['train-once-8']['measured']:.2f} where chance decides once"
-        small_chance = f", and {rows['once-8']['measured']:.2f} where chance decides once for all layers"
+    one, many = rows["decode-1"], rows["decode-32"]
+    half = share_words(1 - one["E"] / N)
     return (
-        f"At the width of experiment 1 a training step in which MoR's router skips {third} of the work takes "
-        f"{small['measured']:.2f} of the fixed model's time{small_chance}. At width {width} it takes "
-        f"{routed['measured']:.2f}, and {chance}. Decoding there that "
-        f"skips {half} takes {one['measured']:.2f} with one sequence and {many['measured']:.2f} with 32, "
-        f"where chance decides at each layer.{further_sentence(rows)}"
+        f"{training_sentence(record)} Decoding there that skips {half} takes {one['measured']:.2f} with one "
+        f"sequence and {many['measured']:.2f} with 32, where chance decides at each layer."
+        f"{further_sentence(rows)}"
     )
 
 

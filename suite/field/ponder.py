@@ -73,7 +73,8 @@ def prior_of_mean(mean: float, N: int) -> float:
     Raises ValueError if none has: the mean must lie between 1 and (N + 1) / 2.
     """
     if not 1 < mean < (N + 1) / 2:
-        raise ValueError(f"a geometric distribution cut at {N} steps has no mean of {mean}: ask for less")
+        most = f"it must be above 1 and below {(N + 1) / 2:g}"
+        raise ValueError(f"a geometric distribution cut at {N} steps has no mean of {mean}: {most}")
     steps = torch.arange(N)
     priors = torch.arange(1, 1000) / 1000
     means = 1 + ((1 - priors[:, None]).log() * steps).softmax(1) @ steps.float()  # [999]

@@ -31,8 +31,7 @@ TRIALS: dict[str, list[dict]] = {
     "mor-token": [dict(alpha=alpha, weight=weight) for alpha in (0.1, 1.0) for weight in (0.01, 0.1)],
     "dr": [dict(beta=0.0), dict(beta=0.999), dict(cost=0.05), dict(cost=0.2)],
 }
-# On text models learn at twice the rate, and a pass is worth less. Dr.LLM was not tried there: each of its
-# trials would take longer than a row of another system
+# On text models learn at twice the rate, and a pass is worth less. Dr.LLM was not tried there
 TRIALS_ON_TEXT = {label: several for label, several in TRIALS.items() if label != "dr"} | {
     "fixed-half": [dict(lr=rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)],
     "fixed-deep": [dict(lr=rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)],

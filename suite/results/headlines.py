@@ -101,8 +101,7 @@ def brief(experiment: str, records: pd.DataFrame, folder: Path | None = None) ->
             f"{differences(records, protocol, {'fixed-long': 'as many that train as long'})}."
         )
     else:
-        saved = share_words(1 - depth[routed] / depth["fixed-deep"])
-        less = "half the computation" if saved == "half" else f"{saved} less computation"
+        less = less_computation(depth, routed)
         against = {"fixed-deep": layers["fixed-deep"]}
         against |= {"fixed-at-E": f"{layers['fixed-at-E']}, which apply blocks as often"}
         against |= {blind.replace("random", "frozen"): untrained}
@@ -195,12 +194,17 @@ def best_count(records: pd.DataFrame) -> tuple[str, dict]:
     return order, floors[order]["heldout"]
 
 
+def less_computation(depth: pd.Series, routed: str) -> str:
+    """What a model saves of the applications of all layers, in words; depth: E of each model."""
+    saved = share_words(1 - depth[routed] / depth["fixed-deep"])
+    return "half the computation" if saved == "half" else f"{saved} less computation"
+
+
 def efficiency_sentence(records: pd.DataFrame, routed: str) -> str:
     """MoR against all layers, and against as many layers as it runs."""
     depth = records.groupby("model")["effective_depth"].mean()
     deep, shallow = compare(records, routed, "fixed-deep"), compare(records, routed, "fixed-at-E")
-    saved = share_words(1 - depth[routed] / depth["fixed-deep"])
-    less = "half the computation" if saved == "half" else f"{saved} less computation"
+    less = less_computation(depth, routed)
     ahead = AHEAD[judged(shallow)]
     layers, as_cheap = count(round(depth["fixed-deep"])), count(round(depth["fixed-at-E"]))
     stands, seeds = as_words(deep, f"{layers} layers"), f"{count(deep['pairs'])} seeds"

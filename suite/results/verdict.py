@@ -74,12 +74,16 @@ def mor_gets(tables: list[pd.DataFrame]) -> str:
     if not tables:
         return ""
     layers = {r["model"]: count(r["config"]["model"]["n_layers"]) for r in tables[0]["record"]}
-    gains = [signed(compare(records, "mor", "fixed-shallow")["mean"]) for records in tables]
     return (
         f"That is {layers['fixed-deep']} layers against {layers['fixed-shallow']}, after "
         f"{epochs_of(tables[0], 'fixed-deep')} epochs. MoR, at the cost of {layers['fixed-at-E']}, gets "
-        f"{' and '.join(gains)} points."
+        f"{gains_of_mor(tables)} points."
     )
+
+
+def gains_of_mor(tables: list[pd.DataFrame]) -> str:
+    """MoR against half of the layers, in each table (points)."""
+    return " and ".join(signed(compare(records, "mor", "fixed-shallow")["mean"]) for records in tables)
 
 
 def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
@@ -100,13 +104,12 @@ def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
         stands = judged(compare(scored, label, "fixed-half", metric="hops", margin=1.0))
         found[label] = words.get(stands, "does not find them")
     mor = f"; MoR's router {found['mor']} ({right['mor']})" if "mor" in found else ""
-    gains = [signed(compare(records, "mor", "fixed-shallow")["mean"]) for records in tables]
     return (
         "**In short.** Where depth is known to matter (a task of following a permutation), *token worth*, a "
         f"router that learns what depth is worth to a token, {found['worth']}. Held to E {E:.1f}, which is "
         f"set by hand, it answers {right['worth']} of the hard questions, {names['fixed-half']} "
         f"{right['fixed-half']}{mor}. On text, all layers against half of them are worth "
-        f"{worth_of_all_layers(tables)}. MoR gets {' and '.join(gains)} of that, and "
+        f"{worth_of_all_layers(tables)}. MoR gets {gains_of_mor(tables)} of that, and "
         f"{against_its_cost(tables)}."
     )
 
