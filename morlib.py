@@ -110,7 +110,7 @@ class ModelConfig(Checked):
     granularity: Literal["token", "sample"] = "token"  # the router reads states, or their causal prefix mean
     target_depth: NotNegative | None = None  # effective depth that "random" draws and that a budget holds
     action_rates: tuple | None = None  # "random": [N][R][3] probabilities of skip, forward, recurse
-    capacity: BelowOne = 0.125  # under a target depth, the least share of tokens that a routed layer runs
+    capacity: BelowOne = 0.125  # under a target depth, about the least share of tokens that a layer runs
     recurse_share: Share = 0.2  # under a target depth, the share of those that recurse
     estimator: Literal["scaled", "gumbel", "cut"] = "scaled"  # see Router
     temperature: Positive = 1.0  # tau of the Gumbel-Softmax
@@ -124,7 +124,7 @@ class ModelConfig(Checked):
         yield self.routing in POLICIES, f"routing must be one of {', '.join(POLICIES)}, not {self.routing!r}"
         yield k is None or k <= N, f"shared_blocks must be in 1..{N} or None, not {k}"
         yield (E or 0) <= N * R, f"target_depth must be in 0..N*R = {N * R}, not {E}"
-        allowed = getattr(POLICIES.get(self.routing), "OPTIONS", {})
+        allowed = POLICIES[self.routing].OPTIONS if self.routing in POLICIES else {}
         unknown = ", ".join(sorted(set(self.options or {}) - set(allowed)))
         yield not unknown, f"options of {self.routing} are {', '.join(allowed) or 'none'}, not {unknown}"
         if self.action_rates is not None:
@@ -458,7 +458,7 @@ class Decision:
     actions: Tensor | None = None  # [T] SKIP, FORWARD, RECURSE (at the last recursion FORWARD); None: FORWARD
     probabilities: Tensor | None = None  # [T, 3], for the expected depth
     weights: Tensor | None = None  # [2, T] probability to execute, and to recurse: they scale the change
-    key_bias: Tensor | None = None  # [T] added to the attention logits of a token's key, but for its own
+    key_bias: Tensor | None = None  # [T] in training, added to the logits of a token's key but for its own
     lasts: bool = False  # given where a layer first asks: who runs, runs all further layers too, once each
 
     def split(self, asked: Tokens, last: bool) -> tuple[Tokens | None, Tokens | None]:
@@ -483,6 +483,7 @@ class Decision:
 class Policy(nn.Module):
     """The fixed-depth Transformer (every token, once a layer), and what every policy has."""
 
+    OPTIONS: dict = {}  # settings of its own, with their defaults
     holds_budget = False  # whether `calibrate` sets what holds the target depth
     version = ""  # part of a run's identity: raise it when a change alters what this policy computes
     block = Block  # makes a block of a model from its configuration
@@ -500,7 +501,8 @@ class Policy(nn.Module):
         return [layer % (cfg.shared_blocks or cfg.n_layers) for layer in range(cfg.n_layers)]
 
     def settle(self, x: Tensor, layer: int, memory: dict) -> Tensor:
-        """What a layer hands on, in place of the states x [B * L, D] after it, which may change later."""
+        """What a layer hands on in place of the states x [B * L, D] after it (or after all that a decision
+        lasts for), which may change later."""
         return x
 
     def objective(self, loss: Tensor, out: Output, targets: Tensor) -> Tensor:
@@ -512,7 +514,7 @@ class Policy(nn.Module):
         return [1.0] * self.cfg.n_layers
 
     def own_loss(self, memory: dict, scale: float) -> Tensor | None:
-        """A loss from a pass' memory, after the model's own, times `scale`, went back; or None."""
+        """A second loss, or None. The model's own, times `scale`, went back: the memory has its gradients."""
         return None
 
 
@@ -738,8 +740,7 @@ def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
     everyone = max(int((cfg.target_depth - cfg.capacity * N) / (1 - cfg.capacity) + 1e-9), 0)
     rest = (cfg.target_depth - everyone) / (N - everyone) / applications(again)
     bottom = max(everyone - 1, min(everyone, 1))
-    runs_all = [layer < bottom or (everyone > 1 and layer == N - 1) for layer in range(N)]
-    return [(1.0, 0.0) if runs_everyone else (rest, again) for runs_everyone in runs_all]
+    return [(1.0, 0.0)] * bottom + [(rest, again)] * (N - everyone) + [(1.0, 0.0)] * (everyone - bottom)
 
 
 POLICIES = {"none": Policy, "mor": Router, "frozen": Router, "random": RandomPolicy, "worth": WorthRouter}
@@ -1056,8 +1057,8 @@ class Training:
         full = 0.0 if last else self.full(self.step - 1)  # the last point is of the model as it will be used
         calibrate_on_validation(self.model, self.corpus, 512 if last else 64, full)
         at_val = evaluate(self.model, self.corpus, "val", tc.eval_windows, full=full)
-        point = dict(step=self.step, tokens=self.step * tc.batch_size * length, train_loss=train_loss)
-        point |= dict(train_depth=float(self.depths / (since * tc.batch_size * length)))
+        tokens, depth = self.step * tc.batch_size * length, self.depths / (since * tc.batch_size * length)
+        point = dict(step=self.step, tokens=tokens, train_loss=train_loss, train_depth=float(depth))
         names = [name for name in ("loss", "accuracy", "effective_depth", "details") if name in at_val]
         self.history.append(point | {f"val_{name}": at_val[name] for name in names})
         self.losses, self.depths = [], 0
@@ -1122,9 +1123,8 @@ def train(model: Transformer, corpus, tc: TrainConfig, progress: bool = False, d
             calibrate_on_validation(model, corpus)
 
 
-@torch.no_grad()
 def calibrate_on_validation(model: Transformer, corpus, windows: int = 256, full: float = 0.0) -> None:
-    """Set the biases of a target depth on the validation part, as inference sees text: unseen, no dropout.
+    """`calibrate` on the validation part, as inference sees text: unseen, no dropout.
 
     Not on training text, whose states drift as it is learnt; never on held-out text.
     """
@@ -1133,7 +1133,7 @@ def calibrate_on_validation(model: Transformer, corpus, windows: int = 256, full
 
 @torch.no_grad()
 def calibrate(model: Transformer, tokens: Tensor, full: float = 0.0) -> None:
-    """Set the biases of a target depth on tokens [n, L]. A model without a target is left as it is."""
+    """Set what holds a target depth (biases, a threshold or a price) on tokens [n, L]; else do nothing."""
     if not model.policy.holds_budget:
         return
     was_training, tokens = model.training, tokens.to(model.embed.weight.device)

@@ -216,8 +216,8 @@ def known_depth() -> list[str]:
         *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
         *("Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))),
         *("Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))),
-        "At twice the learning rate:",
-        markdown(results.hops_table(stored_records("rates"))),
+        "At twice the learning rate, and at four times:",
+        *(markdown(results.hops_table(stored_records(name))) for name in ("rates", "rates-4")),
         f"{results.other_depths_sentence(front)} {results.again_sentence(front)}".strip(),
         *stays_high(),
         f"In a wider model. {results.hops_sentence(wide)}",
@@ -241,6 +241,8 @@ def known_depth() -> list[str]:
         *recursion(),
         f"{results.text_sentence()} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
+        "What a router should reach on text, trained long, in points of accuracy (90 % interval):",
+        markdown(results.text_goals().reset_index()),
     ]
 
 

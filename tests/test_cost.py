@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import joblib
 import nbformat
@@ -412,13 +413,15 @@ def test_the_table_holds_every_goal_and_says_why_a_row_misses():
     row = dict(measured=0.9, quartiles=[0.8, 1.0], E=8.0, dtype="float32")
     note = "no units for bfloat16 in this processor"
     rows = {"train-8": row, "bfloat16": dict(measured=None, note=note), "rate": dict(measured=0.77)}
-    record = dict(rows=rows | {"int8": dict(measured=0.6, note="faster here")})
+    sizes = dict(batch=32, length=64, long_batch=4, long_length=512, generated=128)
+    record = dict(rows=rows | {"int8": dict(measured=0.6, note="faster here")}, sizes=sizes)
     table = cost.table(record)
     assert list(table.index) == [g.key for g in goals.GOALS]
     shown = table.loc["train-8", ["measured", "goal", "reached", "E"]].tolist()
     assert shown == ["0.900", "≤ 0.75", "missed by 20.0 %", "8.00"]
     reached = table["reached"][["bfloat16", "rate", "train-6", "train-8-gpu", "int8"]].tolist()
     assert reached == [note, "reached by 10.0 %", "not measured", "needs a GPU", "faster here"]
+    assert table.loc["train-8", "what"] == "training step, blind E = 8 / fixed, 32 × 64 tokens"
     (line,) = cost.misses(record)
     assert "missed by 20.0 %" in line and line.endswith(goals.PACKED)
     record["rows"]["train-6"] = dict(measured=0.7)
@@ -656,8 +659,11 @@ def test_two_workers_take_two_cards(tmp_path):
 
     def which(worker, folder):
         runs.device.tempfile.tempdir = folder
+        took, latest = Path(folder), time.monotonic() + 60
         with runs.device.claim_card(worker, 2) as card:
-            time.sleep(1.0)
+            (took / f"took-{worker}").touch()
+            while len(list(took.glob("took-*"))) < 2 and time.monotonic() < latest:
+                time.sleep(0.01)  # so that both hold one at a time
             return card
 
     jobs = joblib.Parallel(n_jobs=2)(joblib.delayed(which)(worker, str(tmp_path)) for worker in range(2))

@@ -53,6 +53,12 @@ def test_a_router_of_prefix_means_is_not_exported(make_model):
         Masked(make_model(granularity="sample"))
 
 
+@pytest.mark.parametrize("routing", ["act", "exit-confidence", "sliced"])
+def test_a_system_with_blocks_or_states_of_its_own_is_not_exported(make_model, routing):
+    with pytest.raises(ValueError, match=f"routing {routing} has blocks or states of its own"):
+        export(make_model(routing=routing, max_recursions=1))
+
+
 def test_an_export_that_would_differ_is_refused(make_model, monkeypatch):
     model = make_model(routing="mor")
     whole = Masked.full_step

@@ -430,7 +430,7 @@ def test_confidence_is_the_lead_of_the_likeliest_token_over_the_second(make):
         leads.append(first - second)
     step = SimpleNamespace(readout=model.readout)
     scores = model.policy.scores(states.flatten(0, 1), step)
-    assert scores.tolist() == pytest.approx(leads, abs=1e-6)
+    assert scores.exp().tolist() == pytest.approx(leads, abs=1e-6)
     left = (model(x).depth == 1).flatten().tolist()
     assert left == [lead > 0.03 for lead in leads] and len(set(left)) == 2
 
@@ -580,6 +580,19 @@ def test_a_target_depth_is_nearly_held(make, name, target):
     assert model(tokens(64, seed=2)).depth.float().mean().item() == pytest.approx(target, abs=0.2)
     with pytest.raises(ValueError, match=r"target_depth in 1..4, or None, not 0.5"):
         make(name, target_depth=0.5)
+
+
+@pytest.mark.parametrize("target", [1.3, 2.0, 3.6])
+@torch.no_grad()
+def test_confidence_finds_its_depth_where_most_leads_are_tiny(make, target):
+    """As on a task with much that nobody can predict: nearly all leads then lie within 0.01 of zero."""
+    model = make("exit-confidence", target_depth=target)
+    model.head.weight.mul_(0.02)
+    model.head.bias.zero_()
+    morlib.calibrate(model, tokens(64))
+    assert model(tokens(64, seed=2)).depth.float().mean().item() == pytest.approx(target, abs=0.1)
+    leads = torch.cat(model(tokens(64), calibrate=True, sampling=False).memory["highest"]).exp()
+    assert leads.median() < 0.01
 
 
 @torch.no_grad()

@@ -483,7 +483,6 @@ def test_each_system_with_settings_has_four_trials(trials_of):
     variants = {label for label in NAMES if label.endswith(("-cycle", "-sharing"))}
     variants |= {"lora-uptrained"}
     without = {"fixed-between", "planted", "blind", "frozen", "mor", "exit-confidence"} | variants
-    without |= {"dr"} if trials_of is field.text_trial_runs else set()
     assert set(NAMES) - set(many) == without
     rows = field.field_runs(s) if trials_of is field.trial_runs else field.text_runs(s)
     rows = {run.model: run for run in rows if run.train.seed == 0}
@@ -554,20 +553,39 @@ def test_no_two_systems_look_alike():
 
 def test_a_long_trial_differs_from_its_row_by_the_setting_alone_and_what_ships_is_of_these():
     s = runs.settings(dict(preset="cpu"))
-    rows = {(run.model, run.train.seed): run for run in field.text_runs(s, ["moe-top1", "mor-moe"])}
+    tried = {"moe-top1": ("balance", 0.01, 0.1), "mor-moe": ("balance", 0.01, 0.1),
+             "mor-expert": ("alpha", 0.1, 1.0)}  # fmt: skip
+    rows = {(run.model, run.train.seed): run for run in field.text_runs(s, list(tried))}
     trials = field.long_trial_runs(s)
     assert len(trials) == len(rows)
     for run in trials:
         label, _, setting = run.model.partition(", ")
+        name, usual, changed = tried[label]
         row = rows[label, run.train.seed]
-        assert setting == "balance 0.1" and run.config.options["balance"] == 0.1
-        usual = morlib.POLICIES[row.config.routing].OPTIONS | (row.config.options or {})
-        assert usual["balance"] == 0.01
+        assert setting == f"{name} {changed:g}" and run.config.options[name] == changed
+        own = morlib.POLICIES[row.config.routing].OPTIONS | (row.config.options or {})
+        assert own[name] == usual
         alike = replace(run, config=row.config, experiment=row.experiment, model=row.model)
         assert alike == row
     shipped = runs.stored_records("field-text-long-trials")
     found = [record for record in stored(trials) if isinstance(record, dict)]
     assert {record["id"] for record in found} == {record["id"] for record in shipped["record"]} != set()
+
+
+def test_leads_of_short_trials_are_a_third_at_most_in_the_long_ones_as_notebook_08_says():
+    tables = [runs.stored_records(name) for name in ("field-text-trials", "field-text-long-trials")]
+    records = pd.concat([*tables, results.stored_text_field()])
+    best = {(r["model"], r["seed"]): min(p["val_loss"] for p in r["history"]) for r in records["record"]}
+    found, balance = {}, ("balance 0.01", "balance 0.1")
+    tried = dict.fromkeys(["moe-top1", "mor-moe"], balance)
+    tried["mor-expert"] = ("alpha 0.1, weight 0.001", "alpha 1, weight 0.001")
+    for model, (usual, changed) in tried.items():
+        longer = f"{model}, {changed.partition(',')[0]}"
+        leads = [best[model, seed] - best[longer, seed] for seed in range(3)]
+        mean, short = sum(leads) / 3, best[f"{model}, {usual}", 10] - best[f"{model}, {changed}", 10]
+        assert mean < 0.36 * short
+        found[model] = round(mean, 3), sum(lead > 0 for lead in leads)
+    assert found == {"moe-top1": (-0.003, 2), "mor-moe": (0.009, 2), "mor-expert": (0.005, 1)}
 
 
 def test_what_trains_on_from_a_model_of_the_table_is_no_rival_of_fixed_depth():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from suite import routing, runs
+from suite import results, routing, runs
 from suite.files import REFERENCE
 from suite.routing import gain
 
@@ -117,7 +117,7 @@ def test_it_needs_two_seeds_and_all_models(measured):
 
 def test_tables_are_kept_as_they_are(tmp_path):
     table = routing.stored_gain()
-    gain.save_gain(table, tmp_path / "gain.json")
+    results.save_table(table, tmp_path / "gain.json")
     assert routing.stored_gain(tmp_path / "gain.json").equals(table)
     assert (tmp_path / "gain.json").read_bytes() == (REFERENCE / gain.FILE).read_bytes()
 

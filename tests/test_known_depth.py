@@ -600,7 +600,7 @@ def test_of_a_rate_that_stays_high_only_the_schedule_is_another():
 def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
     made = runs.known_depth_runs(s, runs.known_depth_models(s))
-    own = ("front", "chains", "rates", "known-depth-rates", "known-depth-12", "known-depth-wsd")
+    own = ("front", "chains", "rates", "rates-4", "known-depth-rates", "known-depth-12", "known-depth-wsd")
     stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field", *own)]
     made += runs.random_controls(stored[0], made, "worth")
     ids = set()

@@ -257,3 +257,25 @@ def test_what_depth_is_worth_by_length_of_training(tmp_path):
     assert table["difference (points)"].tolist() == ["+1.10", "+2.00"]
     assert table["95 % interval"].tolist() == ["", "\u22120.48 to +4.48"]
     assert table.loc[30, "12 layers (%)"] == 53.0
+
+
+def test_goals_on_text_are_judged_by_the_whole_interval_and_by_six_seeds(tmp_path):
+    table = results.text_goals().reset_index()
+    assert set(table["reached"]) == {"yes", "no", "no so far"}
+    for experiment, mor, other, most, layers in (
+        ("exp1", "mor", "fixed-deep", 0.5, "twelve"), ("exp1", "mor", "fixed-at-E", 0.2, "eight"),
+        ("exp2", "mor-equal-epochs", "fixed-shallow", 0.3, "six"),
+    ):  # fmt: skip
+        c = results.compare(results.long_records(experiment), mor, other)
+        name = {"exp1": "Tiny Shakespeare", "exp2": "half of Tiny Shakespeare"}[experiment]
+        goal = f"{most:g} points behind {layers} fixed layers at most"
+        (row,) = table[(table["setting"] == f"{name}, MoR, six seeds") & (table["goal"] == goal)].itertuples()
+        assert row.found.startswith(f"{results.signed(c['mean'])} (")
+        assert row.reached == ("yes" if c["low90"] >= -most else "no")
+    few = table[table["setting"].str.endswith("one of six seeds")]
+    assert (
+        len(few)
+        and few["reached"].str.endswith("so far").all()
+        and not few["found"].str.contains("\\(").any()
+    )
+    assert results.text_goals(tmp_path).empty

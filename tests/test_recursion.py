@@ -69,7 +69,7 @@ def test_more_runs_are_judged_by_as_many_hops(trained, tmp_path):
         of_k = {row["k"]: row["accuracy"] for row in task.by_hops(morlib.score(model, lines), lines)}
         own = table[(table["model"] == spec.model) & (table["runs"] == table["k"])]
         assert own.set_index("k")["right"].to_dict() == pytest.approx(of_k), "as the task itself says"
-    results.save_recursion(table, tmp_path / "recursion.json")
+    results.save_table(table, tmp_path / "recursion.json")
     pd.testing.assert_frame_equal(results.stored_recursion(tmp_path / "recursion.json"), table)
 
 

@@ -581,6 +581,10 @@ class Typed(Base):
     @staticmethod
     def further():
         return 7
+
+    @functools.cached_property
+    def kept(self):
+        return 11
 """
 EDITS = {
     "a plain value that it names": ("SHARE = 0.5", "SHARE = 0.9"),
@@ -591,6 +595,7 @@ EDITS = {
     "a number in a method": ("(1, 2)", "(1, 3)"),
     "a name in a set": ('{"a", "b"}', '{"a", "c"}'),
     "a static method": ("return 7", "return 8"),
+    "a property that is kept": ("return 11", "return 12"),
 }
 NO_EDITS = {
     "nothing": ("", ""),
@@ -598,12 +603,12 @@ NO_EDITS = {
     "a value that it does not read": ("UNUSED = 1", "UNUSED = 2"),
 }
 DIGESTS = """
-import json, sys
+import functools, json, sys
 import morlib
 from suite.runs.code import code_of
 codes = []
 for source in json.loads(told):
-    names = dict(morlib=morlib, __name__="__main__")
+    names = dict(morlib=morlib, functools=functools, __name__="__main__")
     exec(source, names)
     morlib.POLICIES["typed"] = names["Typed"]
     codes.append(code_of("typed"))

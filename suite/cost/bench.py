@@ -94,7 +94,7 @@ def measure(groups: tuple[str, ...] = tuple(GROUPS), sizes: Sizes = FULL, path: 
         group, began = left.pop(0), time.perf_counter()
         for key, row in GROUPS[group](bench):
             record["rows"][key] = dict(dtype=record["dtype"]) | row | dict(date=machine()["date"])
-            print(goals.line(key, record["rows"][key]), flush=True)
+            print(goals.line(key, record["rows"][key], record["sizes"]), flush=True)
         record["seconds"] |= bench.seconds
         record |= dict(parts=bench.parts) if bench.parts else {}
         record["took"][group] = round(time.perf_counter() - began, 1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morlib import FORWARD, NOT_ASKED, RECURSE, SKIP, Block, Decision, StepInput, Transformer
+from morlib import FORWARD, NOT_ASKED, RECURSE, SKIP, Block, Decision, Policy, StepInput, Transformer
 
 
 class Masked(nn.Module):
@@ -25,6 +25,9 @@ class Masked(nn.Module):
             raise ValueError(
                 "a model whose router reads prefix means is not exported: granularity must be token"
             )
+        policy = model.policy
+        if policy.block is not Block or type(policy).settle is not Policy.settle:
+            raise ValueError(f"routing {model.cfg.routing} has blocks or states of its own: not exported")
         self.model = model.eval()
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,11 +74,7 @@ class Masked(nn.Module):
             y = F.scaled_dot_product_attention(*qkv.unbind(), attn_mask=seen)
             return block.attention.proj(y.transpose(1, 2).reshape(B * L, -1))
 
-        if block.pre:
-            y = x + attention(block.norm1(x))
-            return y + block.feed_forward(block.norm2(y))
-        y = block.norm1(x + attention(x))
-        return block.norm2(y + block.feed_forward(y))
+        return block.around(x, attention, block.feed_forward)
 
 
 def export(model: Transformer, path: str | Path | None = None) -> torch.export.ExportedProgram:
@@ -83,7 +82,7 @@ def export(model: Transformer, path: str | Path | None = None) -> torch.export.E
 
     For ONNX, with the packages onnx and onnxscript: `torch.onnx.export(export(model), dynamo=True)`.
     Checked against the model itself on random tokens. Raises ValueError if they differ, or if the routing
-    reads more than the tokens' own states.
+    reads more than the tokens' own states, or has blocks or states of its own.
     """
     masked = Masked(model)
     tokens = torch.randint(model.cfg.vocab_size, (2, max(model.cfg.max_len // 2, 2)))

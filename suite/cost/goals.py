@@ -2,7 +2,7 @@
 
 Each goal is a ratio of two times, unless it says otherwise. "Fixed" is the model of twelve layers that every
 token runs, "blind" draws at random who runs, "router" is a router that has trained a little. E is the
-effective depth; 128 × 64 tokens are a batch of 128 windows of 64.
+effective depth; 128 × 64 tokens are a batch of 128 windows of 64. What is in braces is a size of a record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SAME = "Both spend nearly all their time in the same matrix products."
 NO_PRODUCT = "Normalisation, dropout, residuals, softmax and the optimizer do no matrix product."
 CONVERT = "Conversions and whatever is not a matrix product gain nothing from a narrower type."
 BITS = "Fewer bits a number."
-ONE_TOKEN = (
+SINGLE = (
     "A token at a time is bound by memory and by the price of starting an operation, a whole context by "
     "arithmetic."
 )
@@ -79,6 +79,11 @@ class Goal(NamedTuple):
         distance = abs(abs(measured - 1) - self.limit) if within else abs(measured / self.limit - 1)
         return f"{'reached' if self.met(measured) else 'missed'} by {100 * distance:.1f} %"
 
+    def named(self, sizes: dict) -> str:
+        """What is measured, with the sizes of a record: windows times their length, and tokens generated."""
+        short, long = (f"{sizes[at + 'batch']} × {sizes[at + 'length']}" for at in ("", "long_"))
+        return self.what.format(short=short, long=long, generated=sizes["generated"])
+
     def words(self) -> str:
         sign = {"at most": "≤ {:g}", "at least": "≥ {:g}", "within": "1 ± {:g}", "said": "–"}[self.sense]
         return sign.format(self.limit)
@@ -86,20 +91,20 @@ class Goal(NamedTuple):
 
 MOST, LEAST, CLOSE, SAID, CPU, GPU = "at most", "at least", "within", "said", "CPU", "GPU"
 GOALS = [
-    Goal("train-8", "training step, blind E = 8 / fixed, 128 × 64 tokens", MOST, 0.75, CPU, PACKED),
-    Goal("train-6", "training step, blind E = 6 / fixed, 128 × 64 tokens", MOST, 0.58, CPU, PACKED),
-    Goal("forward-8", "forward pass, blind E = 8 / fixed, 128 × 64 tokens", MOST, 0.72, CPU, PACKED),
-    Goal("forward-6", "forward pass, blind E = 6 / fixed, 128 × 64 tokens", MOST, 0.55, CPU, PACKED),
-    Goal("train-8-long", "training step, blind E = 8 / fixed, 16 × 512 tokens", MOST, 0.78, CPU, PACKED),
-    Goal("train-6-long", "training step, blind E = 6 / fixed, 16 × 512 tokens", MOST, 0.62, CPU, PACKED),
-    Goal("forward-8-long", "forward pass, blind E = 8 / fixed, 16 × 512 tokens", MOST, 0.78, CPU, PACKED),
-    Goal("forward-6-long", "forward pass, blind E = 6 / fixed, 16 × 512 tokens", MOST, 0.62, CPU, PACKED),
-    Goal("train-8-router", "training step, router E = 8 / fixed, 128 × 64 tokens", MOST, 0.75, CPU, ROUTED),
-    Goal("train-6-router", "training step, router E = 6 / fixed, 128 × 64 tokens", MOST, 0.58, CPU, ROUTED),
-    Goal("forward-8-router", "forward pass, router E = 8 / fixed, 128 × 64 tokens", MOST, 0.72, CPU, ROUTED),
-    Goal("forward-6-router", "forward pass, router E = 6 / fixed, 128 × 64 tokens", MOST, 0.55, CPU, ROUTED),
-    Goal("train-once-8", "training step, decided once E = 8 / fixed, 128 × 64", MOST, 0.72, CPU, PACKED),
-    Goal("train-once-6", "training step, decided once E = 6 / fixed, 128 × 64", MOST, 0.54, CPU, PACKED),
+    Goal("train-8", "training step, blind E = 8 / fixed, {short} tokens", MOST, 0.75, CPU, PACKED),
+    Goal("train-6", "training step, blind E = 6 / fixed, {short} tokens", MOST, 0.58, CPU, PACKED),
+    Goal("forward-8", "forward pass, blind E = 8 / fixed, {short} tokens", MOST, 0.72, CPU, PACKED),
+    Goal("forward-6", "forward pass, blind E = 6 / fixed, {short} tokens", MOST, 0.55, CPU, PACKED),
+    Goal("train-8-long", "training step, blind E = 8 / fixed, {long} tokens", MOST, 0.78, CPU, PACKED),
+    Goal("train-6-long", "training step, blind E = 6 / fixed, {long} tokens", MOST, 0.62, CPU, PACKED),
+    Goal("forward-8-long", "forward pass, blind E = 8 / fixed, {long} tokens", MOST, 0.78, CPU, PACKED),
+    Goal("forward-6-long", "forward pass, blind E = 6 / fixed, {long} tokens", MOST, 0.62, CPU, PACKED),
+    Goal("train-8-router", "training step, router E = 8 / fixed, {short} tokens", MOST, 0.75, CPU, ROUTED),
+    Goal("train-6-router", "training step, router E = 6 / fixed, {short} tokens", MOST, 0.58, CPU, ROUTED),
+    Goal("forward-8-router", "forward pass, router E = 8 / fixed, {short} tokens", MOST, 0.72, CPU, ROUTED),
+    Goal("forward-6-router", "forward pass, router E = 6 / fixed, {short} tokens", MOST, 0.55, CPU, ROUTED),
+    Goal("train-once-8", "training step, decided once E = 8 / fixed, {short}", MOST, 0.72, CPU, PACKED),
+    Goal("train-once-6", "training step, decided once E = 6 / fixed, {short}", MOST, 0.54, CPU, PACKED),
     Goal("train-small", "training step, router E = 8 / fixed, size of experiment 1", MOST, 0.77, CPU, NARROW),
     Goal("train-8-gpu", "training step, blind E = 8 / fixed, large batch", MOST, 0.75, GPU, STARTS),
     Goal("encoder", "training step, fixed, ours / torch.nn.TransformerEncoder", MOST, 0.90, CPU, SAME),
@@ -109,7 +114,7 @@ GOALS = [
     Goal("bfloat16", "training step, bfloat16 with float32 weights kept / float32", MOST, 0.70, CPU, CONVERT),
     Goal("bfloat16-loss", "validation loss, bfloat16 minus float32 (nats)", MOST, 0.01, CPU, BITS),
     Goal("int8", "cached decoding, fixed, weights in int8 / float32, batch 1", SAID, 1.0, CPU, BITS),
-    Goal("generation", "generating 512 tokens, cached / uncached, batch 1", MOST, 0.08, CPU, ONE_TOKEN),
+    Goal("generation", "generating {generated} tokens, cached / uncached, batch 1", MOST, 0.08, CPU, SINGLE),
     Goal("decode-1", "cached decoding, blind E = 6 / fixed, batch 1", MOST, 0.65, CPU, ASKING),
     Goal("decode-32", "cached decoding, blind E = 6 / fixed, batch 32", MOST, 0.65, CPU, APART),
     Goal("once-8", "training step at width 64, decided once E = 8 / fixed", MOST, 0.80, CPU, PADDED),
@@ -143,7 +148,7 @@ def table(record: dict) -> pd.DataFrame:
         measured, quartiles, E = (row.get(name) for name in ("measured", "quartiles", "E"))
         missing = row.get("note") or ("needs a GPU" if goal.where == GPU else "not measured")
         rows[goal.key] = {
-            "what": goal.what,
+            "what": goal.named(record["sizes"]),
             "on": goal.where,
             "measured": "" if measured is None else f"{measured:.3f}",
             "quartiles": "{:.3f} to {:.3f}".format(*quartiles) if quartiles else "",
@@ -164,16 +169,18 @@ def misses(record: dict) -> list[str]:
         if measured is None or goal.met(measured):
             continue
         note = f" ({row['note']})" if row.get("note") else ""
-        line = f"{goal.what}: {measured:.3f}, goal {goal.words()}, {goal.verdict(measured)}{note}"
+        what = goal.named(record["sizes"])
+        line = f"{what}: {measured:.3f}, goal {goal.words()}, {goal.verdict(measured)}{note}"
         missed.setdefault(goal.why, []).append(line)
     return [f"{'; '.join(rows)}. {why}" for why, rows in missed.items()]
 
 
-def line(key: str, row: dict) -> str:
-    """One row of a record beside its goal, if it has one."""
+def line(key: str, row: dict, sizes: dict) -> str:
+    """One row of a record of such sizes beside its goal, if it has one."""
     goal = next(goal for goal in GOALS if goal.key == key)
+    what = goal.named(sizes)
     if row["measured"] is None:
-        return f"{goal.what}: {row['note']}"
+        return f"{what}: {row['note']}"
     if goal.sense == "said":
-        return f"{goal.what}: {row['measured']:.3f} ({row['note']})"
-    return f"{goal.what}: {row['measured']:.3f} (goal {goal.words()}, {goal.verdict(row['measured'])})"
+        return f"{what}: {row['measured']:.3f} ({row['note']})"
+    return f"{what}: {row['measured']:.3f} (goal {goal.words()}, {goal.verdict(row['measured'])})"

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..files import REFERENCE
 from ..results import save_figure, show
 from ..runs import settings
 from .figures import growth_curves
 from .growth import AXES, DECODING, TRAINING, V
-from .speed import about
+from .speed import about, speed_records
 from .timing import break_even
 
 
 def growth_records(folder: Path | None = None) -> list[dict]:
     """The records of whole sweeps in a folder, by default those that ship."""
-    paths = sorted((folder or REFERENCE).glob("growth_*.json"))
-    whole = [path for path in paths if not path.stem.endswith(("_tiny", "_quick"))]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in whole]
+    return speed_records(folder, "growth")
 
 
 def table_of(record: dict) -> pd.DataFrame:

@@ -96,9 +96,9 @@ def _commit() -> str | None:
         return None
 
 
-def speed_records(folder: Path | None = None) -> list[dict]:
-    """The records of whole benches in a folder, by default those that ship."""
-    paths = sorted((folder or REFERENCE).glob("speed_*.json"))
+def speed_records(folder: Path | None = None, kind: str = "speed") -> list[dict]:
+    """The records of whole benches, or of another kind, in a folder, by default those that ship."""
+    paths = sorted((folder or REFERENCE).glob(f"{kind}_*.json"))
     whole = [path for path in paths if not path.stem.endswith(("_quick", "_tiny"))]
     return [json.loads(path.read_text(encoding="utf-8")) for path in whole]
 
@@ -133,7 +133,7 @@ def ratios(record: dict) -> pd.DataFrame:
         if row.get("measured") is None:
             continue
         low, high = row.get("quartiles") or (None, None)
-        rows[goal.what] = dict(
+        rows[goal.named(record["sizes"])] = dict(
             ratio=f"{row['measured']:.2f}",
             quartiles="" if low is None else f"{low:.2f} to {high:.2f}",
             E="" if row.get("E") is None else f"{row['E']:.1f}",

@@ -12,4 +12,4 @@ from .ponder import PonderNet
 from .run_per_hop import RunPerHop, SharingRunPerHop, recursion_runs
 from .sliced import Sliced
 from .told import Told, told_runs
-from .trials import long_trial_runs, text_trial_runs, trial_runs
+from .trials import AHEAD_ON_TEXT, long_trial_runs, text_trial_runs, trial_runs

@@ -15,7 +15,6 @@ class System(morlib.Policy):
     OPTIONS: its own settings and their defaults; `ModelConfig.options` changes them.
     """
 
-    OPTIONS: dict = {}
     version = "1"
 
     def __init__(self, cfg: ModelConfig):

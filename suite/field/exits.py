@@ -37,7 +37,7 @@ class Exits(System):
         self.register_buffer("threshold", torch.tensor(float(self.options["threshold"])))
 
     def scores(self, states: Tensor, step: StepInput) -> Tensor:
-        """How surely tokens of these states [T, D] may leave after `step.layer` blocks, [T] from 0 to 1."""
+        """How surely tokens of these states [T, D] may leave after `step.layer` blocks, [T]."""
         raise NotImplementedError
 
     def forward(self, step: StepInput) -> Decision:
@@ -117,18 +117,21 @@ class ConfidenceExit(Exits):
     is the mean over the exits, exit n with weight n. Reading out costs a pass of the head
     for each token that is still there, at each layer.
 
-    Differs: one threshold for all positions, without the decay over a text.
+    Differs: one threshold for all positions, without the decay over a text. Scores are logarithms, since
+    on a task with much that nobody can predict most lie near 0, too near for a threshold between them.
     """
 
     OPTIONS = dict(threshold=0.9)
+    version = "2"
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
         self.outputs = cfg.vocab_size
+        self.threshold.clamp_min_(1e-9).log_()
 
     def scores(self, states: Tensor, step: StepInput) -> Tensor:
         best = step.readout(states).float().softmax(-1).topk(2).values
-        return best[:, 0] - best[:, 1]
+        return (best[:, 0] - best[:, 1]).clamp_min(1e-9).log()
 
     def objective(self, loss: Tensor, out: Output, targets: Tensor) -> Tensor:
         losses = exit_losses(out, targets)

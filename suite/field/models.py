@@ -34,9 +34,9 @@ def field_size(s: Settings) -> dict:
 def systems_of(N: int, target: float) -> dict[str, dict]:
     """Each system by its name: what it changes of a model of N layers.
 
-    Early exits are asked for a depth of `target` (by confidence they miss it on the task of known depth), and
-    of PonderNet's prior, cut at N steps, it is the mean; its beta is one by which depth keeps near it. Of all
-    others E follows from settings of their own, and may be far from it. Dr.LLM begins with all N layers.
+    Early exits are asked for a depth of `target`, and of PonderNet's prior, cut at N steps, it is the mean;
+    its beta is one by which depth keeps near it. Of all others E follows from settings of their own, and may
+    be far from it. Dr.LLM begins with all N layers.
 
     MoR has two to four recursions where N is 4 or 12, as in the paper. Of twelve layers it runs six by top-k:
     three recursions of two blocks between a first and a last one, or of three blocks without these. Of four

@@ -31,16 +31,17 @@ TRIALS: dict[str, list[dict]] = {
     "mor-token": [dict(alpha=alpha, weight=weight) for alpha in (0.1, 1.0) for weight in (0.01, 0.1)],
     "dr": [dict(beta=0.0), dict(beta=0.999), dict(cost=0.05), dict(cost=0.2)],
 }
-# On text models learn at twice the rate, and a pass is worth less. Dr.LLM was not tried there
-TRIALS_ON_TEXT = {label: several for label, several in TRIALS.items() if label != "dr"} | {
+# On text models learn at twice the rate, and a pass is worth less
+TRIALS_ON_TEXT = TRIALS | {
     "fixed-half": [dict(lr=rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)],
     "fixed-deep": [dict(lr=rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)],
     "worth": [dict(lr=rate, router_lr=rate / 2) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2)],
     "act": [dict(tau=tau) for tau in (0.0003, 0.001, 0.003, 0.01)],
     "exit": [dict(cost=cost) for cost in (0.002, 0.01, 0.05, 0.2)],
     "mod": [dict(router_lr=1e-3), dict(router_lr=4e-3), dict(capacity=0.25), dict(capacity=0.5)],
+    "dr": [dict(cost=cost) for cost in (0.005, 0.01, 0.02, 0.05)],
 }
-AHEAD_ON_TEXT = {"moe-top1": dict(balance=0.1), "mor-moe": dict(balance=0.1)}
+AHEAD_ON_TEXT = {"moe-top1": dict(balance=0.1), "mor-moe": dict(balance=0.1), "mor-expert": dict(alpha=1.0)}
 
 
 def trial_runs(s: Settings) -> list[Run]:

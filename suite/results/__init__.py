@@ -90,7 +90,7 @@ from .known_front import (
     plan_sentence,
     who_is_deep,
 )
-from .known_goals import known_goals, known_goals_sentence, known_settings
+from .known_goals import known_goals, known_goals_sentence, known_settings, text_goals
 from .live import LiveCurve
 from .long import (
     WHO_PAIRS,
@@ -113,7 +113,6 @@ from .recursion import (
     measure_recursion,
     recursion_sentence,
     recursion_table,
-    save_recursion,
     stored_recursion,
 )
 from .stats import (

@@ -18,7 +18,7 @@ from ..runs import Run, trained_model
 from .figures import figure_style
 from .known_depth import LABELS, SOLVED
 from .stats import LEAST_SEEDS, interval
-from .tables import count, signed
+from .tables import in_seeds, signed
 
 # Tables that ship: of `measure_dial` in the wide setting, the narrow one and with twelve layers, and on text
 DIAL, NARROW_DIAL = "known_depth_dial.json", "known_depth_dial_narrow.json"
@@ -127,7 +127,7 @@ def dial_sentence(table: pd.DataFrame) -> str:
     so_far = len(r[target]) < LEAST_SEEDS and mean > 0
     found = "harder questions get more of it" + (", so far" if so_far else "")
     start = found if low > 0 or so_far else "it is not shown that harder questions get more of it"
-    seeds = f"{count(len(r[target]))} seed{'' if len(r[target]) == 1 else 's'}"
+    seeds = in_seeds(len(r[target]))
     if not np.isnan(low):
         seeds = f"95 % interval {signed(low, 2)} to {signed(high, 2)}; {seeds}"
     held = "Held to less depth after training (the wide setting of notebook 07)"

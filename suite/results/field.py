@@ -19,7 +19,7 @@ from .glance import without_intervals
 from .headlines import show
 from .known_depth import FIXED, by_hops, steps_of, way_of, with_hops
 from .stats import LEAST_SEEDS, different, interval, tested
-from .tables import count, signed, span
+from .tables import count, in_seeds, signed, span
 
 # Each row of the field in words. n: layers of the model, N: of the deepest
 NAMES = {
@@ -250,7 +250,7 @@ def trials_table(trials: pd.DataFrame, records: pd.DataFrame | None = None) -> p
 def settings_of(record: dict) -> tuple:
     """What a trial may change of a row: its model, with all options of its policy, and its learning rates."""
     model, train = record["config"]["model"], record["config"]["train"]
-    usual = getattr(POLICIES.get(model["routing"]), "OPTIONS", {})
+    usual = POLICIES[model["routing"]].OPTIONS if model["routing"] in POLICIES else {}
     options = usual | (model.get("options") or {})
     return model | dict(options=options), train["lr"], train["router_lr"]
 
@@ -297,7 +297,7 @@ def lead(gaps: np.ndarray) -> str:
     """A system's mean gap to fixed depth in nats; of six seeds with its interval."""
     told, n = f"{signed(gaps.mean(), 3)} nats", len(gaps)
     if n < LEAST_SEEDS:
-        return f"{told}; {count(n)} seed{'' if n == 1 else 's'}"
+        return f"{told}; {in_seeds(n)}"
     _, low, high = interval(gaps)
     return f"{told}, 95 % interval {span(low, high, 3)}; {count(n)} seeds"
 
@@ -327,7 +327,10 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
         f"loss{f': {leads}' if ahead else ''}."
     )
     told += "" if ahead else f" The nearest to it is {NAMES[nearest]} ({lead(known[nearest])})."
-    told += " Six seeds are judged by their interval; with fewer each must be ahead, which proves nothing."
+    told += (
+        " With six seeds a system is ahead if the interval of its lead lies above zero and a sign-flip test "
+        "agrees. With fewer it is ahead if each seed is: a hint, not a proof."
+    )
     collapsed_ones = "; ".join(NAMES[x] for x in fallen) or "none"
     return f"{told} Left out are routers that chose nothing, in a seed or more: {collapsed_ones}."
 

@@ -30,7 +30,7 @@ from .figures import (
 )
 from .headlines import seeds_so_far, show
 from .stats import LEAST_SEEDS, compare, different, interval, judged
-from .tables import count, plain_names, signed, span, verdict_words
+from .tables import count, in_seeds, plain_names, signed, span, verdict_words
 
 LABELS = {
     "fixed-half": "{n} layers",
@@ -208,7 +208,7 @@ def steps_of(config: dict) -> int:
 
 def reached(values: pd.Series) -> str:
     """What seeds reach in per cent, and how many they are."""
-    return f"{shares(values)} % ({count(len(values))} seed{'' if len(values) == 1 else 's'})"
+    return f"{shares(values)} % ({in_seeds(len(values))})"
 
 
 def longer_sentence(records: pd.DataFrame) -> str:
@@ -334,7 +334,7 @@ def chains_sentence(folder: Path | None = None) -> str:
     fixed = ", ".join(f"{names[label]} to {right[label]} %" for label in shown)
     return (
         f"On a task of another kind, chains of assignments, token worth comes to {right['worth']} % at "
-        f"E {depth:.1f}, {fixed} ({count(seeds)} seed{'' if seeds == 1 else 's'})."
+        f"E {depth:.1f}, {fixed} ({in_seeds(seeds)})."
     )
 
 

@@ -1,14 +1,16 @@
-"""What a router should reach where depth is known to matter, and what token worth reaches."""
+"""What a router should reach where depth is known to matter, and on text, and what it reaches."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 
 from ..runs import stored_records
-from .headlines import seeds_so_far
+from ..runs.experiments import ROUTED
+from .headlines import TEXT_NAMES, seeds_so_far
 from .known_depth import (
     KINDS,
     LABELS,
@@ -22,6 +24,7 @@ from .known_depth import (
     with_hops,
 )
 from .known_front import asked_depth
+from .long import long_records
 from .stats import LEAST_SEEDS, compare
 from .tables import count, signed, span
 
@@ -31,6 +34,12 @@ DEEP, SHALLOW = 0.8, 0.3  # shares of the layers that the plan's deep tokens, an
 GAIN = 0.9  # share of what the plan gains over half of the layers
 ROUTERS = ("worth", "worth-by-windows")
 Row = tuple[str, str, bool, int]  # the goal, what is found, whether that is it, and over how many seeds
+# On text, of models that train long: MoR's experiments, and by how many points a router may be behind what
+TEXT_GOALS = {
+    "exp1": {"fixed-deep": 0.5, "fixed-at-E": 0.2},
+    "exp1-thin": {"fixed-deep": 0.5, "fixed-at-E": 0.2},
+    "exp2": {"fixed-shallow": 0.3},
+}
 
 
 def known_goals(settings: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -135,6 +144,28 @@ def speed_goal(records: pd.DataFrame, model: str, names: dict[str, str]) -> Iter
         share = (own - half) / (plan - half)
         goal = f"{100 * GAIN:.0f} % of the plan's gain over {names['fixed-half']}, in half of the steps"
         yield goal, f"{100 * share:.0f} %" if share > 0 else "none of it", share >= GAIN, len(seeds)
+
+
+def text_goals(folder: Path | None = None) -> pd.DataFrame:
+    """A row an experiment that trains long, router and goal: behind fixed layers by so many points at most.
+
+    A goal is reached where the whole 90 % interval says so; fewer than six seeds decide nothing: "so far".
+    """
+    rows = []
+    for experiment, rivals in TEXT_GOALS.items():
+        records = long_records(experiment, folder)
+        layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records.get("record", ())}
+        for label, name in ((ROUTED[experiment][0], "MoR"), ("worth", "token worth")):
+            for other in [other for other in rivals if {label, other} <= set(layers)]:
+                c = compare(records, label, other, margin=rivals[other])
+                decided = c["pairs"] >= LEAST_SEEDS
+                interval = f" ({span(c['low90'], c['high90'])})" if decided else ""
+                met = (c["low90"] if decided else c["mean"]) >= -c["margin"]
+                told = f"{TEXT_NAMES[experiment]}, {name}, {seeds_so_far(c['pairs'])}"
+                goal = f"{c['margin']:g} points behind {count(layers[other])} fixed layers at most"
+                reached = ("yes" if met else "no") + ("" if decided else " so far")
+                rows.append([told, goal, signed(c["mean"]) + interval, reached])
+    return pd.DataFrame(rows, columns=["setting", "goal", "found", "reached"]).set_index("setting")
 
 
 def known_goals_sentence(table: pd.DataFrame) -> str:

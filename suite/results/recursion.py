@@ -13,15 +13,16 @@ from torch import Tensor
 
 from morlib import Transformer
 
-from ..files import REFERENCE, read_rows, write_rows
+from ..files import REFERENCE, read_rows
 from ..runs import Run, trained_model
 from ..texts.known_depth import hop, returns
 from .figures import BLUE, GREY, VERMILLION, figure_style
 from .known_depth import shares
-from .tables import count
+from .tables import count, in_seeds
 
 FILE = "recursion.json"
 MOST = 7  # runs that are asked for: on eight symbols a further hop leads back to the first
+GUESSING = 100 / 8  # per cent of the answers that are right
 KEYS = {"run-per-hop": "keys of each recursion", "run-per-hop-sharing": "keys of the first, shared"}
 
 
@@ -60,13 +61,8 @@ def likeliest(model: Transformer, lines: Tensor, extra: int) -> Tensor:
     return torch.cat([further.eval()(part[:, :-1]).logits.argmax(-1) for part in lines.split(128)])
 
 
-def save_recursion(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
-    """Write the table as JSON, a line a row; `stored_recursion` reads it."""
-    write_rows(path, table.to_dict("records"))
-
-
 def stored_recursion(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The table that ships; without rows where none does."""
+    """The table that ships, which `save_table` writes; without rows where none does."""
     return pd.DataFrame(read_rows(path), columns=["run", "model", "seed", "k", "runs", "right"])
 
 
@@ -96,10 +92,10 @@ def recursion_sentence(table: pd.DataFrame) -> str:
         shown = [runs for runs in (trained, trained + 1, trained + 2) if runs in wide]
         reached = [f"{shares(wide.loc[model, runs])} % after {count(runs)}" for runs in shown]
         told.append(f"{name}: {', '.join(reached)}")
-    n = table["seed"].nunique()
+    n, guessing = table["seed"].nunique(), f"{GUESSING:.0f} %"
     return (
         f"A block that is trained to follow up to {count(trained)} hops, one a run, is run more often. Right "
-        f"answers with {'; with '.join(told)} ({count(n)} seed{'' if n == 1 else 's'}; guessing: 12 %)."
+        f"answers with {'; with '.join(told)} ({in_seeds(n)}; guessing: {guessing})."
     )
 
 
@@ -115,7 +111,7 @@ def draw_recursion(table: pd.DataFrame) -> Figure:
             ax.plot(own.index, own, color=colour, marker=marker, markersize=4, linestyle=line, label=label)
     trained = table["k"].max()
     ax.axvspan(0.5, trained + 0.5, color=GREY, alpha=0.12, linewidth=0, label="runs in training")
-    ax.axhline(100 / 8, color=GREY, linestyle=":", linewidth=1, label="guessing")
+    ax.axhline(GUESSING, color=GREY, linestyle=":", linewidth=1, label="guessing")
     ax.set(xlabel="runs of the block, and hops that are to be followed", ylabel="right answers (%)")
     ax.set(ylim=(-3, 103), xlim=(0.5, table["runs"].max() + 0.5))
     ax.legend(title="x looks at")

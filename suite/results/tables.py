@@ -78,6 +78,11 @@ def count(n: int) -> str:
     return WORDS[n] if 0 <= n < len(WORDS) else f"{n:,}"
 
 
+def in_seeds(n: int) -> str:
+    """So many seeds in words: one seed, three seeds."""
+    return f"{count(n)} seed{'' if n == 1 else 's'}"
+
+
 def share_words(share: float) -> str:
     """A share in words where it is close to a simple one: 0.329 is a third, 0.41 is 41 %."""
     near = min(SHARES, key=lambda simple: abs(simple - share))

@@ -9,7 +9,7 @@ import pandas as pd
 from ..runs.experiments import ROUTED
 from .headlines import epochs_of, longer, rivals
 from .known_depth import answerable, names_of, with_hops
-from .stats import compare, judged
+from .stats import compare, different, judged
 from .tables import count, signed
 
 
@@ -82,8 +82,10 @@ def mor_gets(tables: list[pd.DataFrame]) -> str:
 
 
 def gains_of_mor(tables: list[pd.DataFrame]) -> str:
-    """MoR against half of the layers, in each table (points)."""
-    return " and ".join(signed(compare(records, "mor", "fixed-shallow")["mean"]) for records in tables)
+    """MoR against half of the layers, in each table (points), and whether that is shown to be a gain."""
+    gains = [compare(records, "mor", "fixed-shallow") for records in tables]
+    shown = ["" if different(gain) else " (not shown to be a gain)" for gain in gains]
+    return " and ".join(signed(gain["mean"]) + words for gain, words in zip(gains, shown))
 
 
 def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:

@@ -51,7 +51,6 @@ from .gain import (
     gain_table,
     measure_gain,
     save_contexts,
-    save_gain,
     stored_gain,
 )
 from .interventions import Planned, applications, forced, oracle, plans

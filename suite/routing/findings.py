@@ -109,7 +109,7 @@ def subjects(
     settings.
     """
     if target_depth is None and s.recipe == "sound":  # the sources hold no budget, only a penalty
-        target_depth = round(2 * s.model(vocab_size=1).n_layers / 3, 2)
+        target_depth = round(2 * s.n_layers / 3, 2)
     if s.stored:
         stored = {subject.text: subject for subject in stored_subjects()}
         for text in texts:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import morlib
 
 from .. import runs
-from ..files import REFERENCE, read_rows, write_rows, write_whole
+from ..files import REFERENCE, read_rows, write_whole
 from ..results import TEXT_NAMES
 from ..results.figures import figure_style
 from ..results.headlines import seeds_so_far
@@ -158,18 +158,13 @@ def carried_by(value: np.ndarray, gain: np.ndarray) -> list[float]:
 # ---- What is stored and shown ----
 
 
-def save_gain(table: pd.DataFrame, path: Path = REFERENCE / FILE) -> None:
-    """Write the table of `measure_gain` as JSON, a line a row; `stored_gain` reads it."""
-    write_rows(path, table.to_dict("records"))
-
-
 def save_contexts(found: dict, path: Path = CONTEXTS) -> None:
     """Write what `deep_contexts` found as JSON."""
     write_whole(path, (json.dumps(found) + "\n").encode())
 
 
 def stored_gain(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The table that ships; empty where none does."""
+    """The table of `measure_gain` that ships, which `save_table` writes; empty where none does."""
     return pd.DataFrame(read_rows(path))
 
 

@@ -6,6 +6,7 @@ import dis
 import sys
 import sysconfig
 import types
+from functools import cached_property
 from pathlib import Path
 
 import morlib
@@ -42,6 +43,8 @@ def described(thing, seen: set) -> object:
         return [[described(key, seen), described(value, seen)] for key, value in thing.items()]
     if isinstance(thing, types.CodeType):
         return [thing.co_name, thing.co_code.hex(), list(thing.co_names), described(thing.co_consts, seen)]
+    if isinstance(thing, cached_property):
+        return described(thing.func, seen)
     if isinstance(thing, property):
         return [described(part, seen) for part in (thing.fget, thing.fset)]
     thing = getattr(thing, "__func__", thing)  # a class or static method's function

@@ -122,7 +122,7 @@ def random_controls(records: pd.DataFrame, runs: list[Run], model: str, label: s
 
 def exp1_models(s: Settings, target: float | None) -> Changes:
     """Experiment 1: MoR held to an effective depth (None: as it falls out), fixed depth, and controls."""
-    N = s.model(vocab_size=1).n_layers
+    N = s.n_layers
     fixed = dict(routing="none", target_depth=None)
     return {
         "fixed-deep": (fixed, {}),
@@ -135,7 +135,7 @@ def exp1_models(s: Settings, target: float | None) -> Changes:
 
 def exp2_models(s: Settings, target: float) -> Changes:
     """Experiment 2: MoR of N layers at the cost of N/2 in three protocols, and its controls."""
-    N, tc = s.model(vocab_size=1).n_layers, s.train()
+    N, tc = s.n_layers, s.train()
     shallow = dict(routing="none", target_depth=None, n_layers=N // 2)
     mor = dict(routing="mor", target_depth=target)
     long = dict(epochs=round(tc.epochs * 5 / 3))  # 50 epochs against 30 in the sources
@@ -158,7 +158,7 @@ def worth_runs(s: Settings) -> list[Run]:
     Either with one layer that runs every token, or with five. The settings are those of the task of known
     depth. Models of one seed see the same text as those of the experiment, so they can be compared.
     """
-    routed = dict(target_depth=s.model(vocab_size=1).n_layers / 2, max_recursions=1)
+    routed = dict(target_depth=s.n_layers / 2, max_recursions=1)
     policies = ["worth", "blind-tokens"]
     if routed["target_depth"] > 5:
         policies += ["worth-above-5", "blind-tokens-above-5"]
@@ -171,7 +171,7 @@ def bangla_models(s: Settings, deep: float | None, half: float | None) -> Change
 
     Under the preset "quick" the routed models of half the depth are left out.
     """
-    N = s.model(vocab_size=1).n_layers
+    N = s.n_layers
     fixed = dict(routing="none", target_depth=None)
     models = {
         "fixed-deep": (fixed, {}),
@@ -197,7 +197,7 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
     kind, changes = experiment.removesuffix("-thin"), THIN if experiment.endswith("-thin") else {}
     given = dict(preset="long", epochs=LONG[experiment], seeds=s.seeds, device=s.device)
     long = settings(given | changes)
-    N = long.model(vocab_size=1).n_layers
+    N = long.n_layers
     most, half = round(2 * N / 3, 2), N / 2
     targets = {"exp1": (most,), "exp2": (half,), "bangla": (most, half)}[kind]
     models = {"exp1": exp1_models, "exp2": exp2_models, "bangla": bangla_models}[kind](long, *targets)
@@ -263,7 +263,7 @@ def fixed_pair(s: Settings, experiment: str, named: str, changes: dict) -> list[
     """Fixed models of N/2 and N layers on the text of experiment 1, with the preset `long` and changes."""
     given = dict(preset="long", seeds=min(s.seeds, 3), device=s.device)
     long, fixed = settings(given | changes), dict(routing="none", target_depth=None)
-    N = long.model(vocab_size=1).n_layers
+    N = long.n_layers
     models = {f"fixed {n}, {named}": (fixed | dict(n_layers=n), {}) for n in (N // 2, N)}
     return experiment_runs(long, experiment, TEXTS["exp1"], models)
 
@@ -273,7 +273,7 @@ def vocabulary_runs(s: Settings, vocabularies: list[str]) -> list[Run]:
 
     vocabularies: "characters", or a number of pieces as in "4000-pieces".
     """
-    N = s.model(vocab_size=1).n_layers
+    N = s.n_layers
     shallow = dict(routing="none", target_depth=None, n_layers=max(N // 2, 1))
     few = replace(s, seeds=min(s.seeds, 3))  # many pieces train slowly
     runs = []
@@ -303,7 +303,7 @@ def front_controls(records: pd.DataFrame, runs: list[Run]) -> list[Run]:
 
 def front_models(s: Settings, target: float | None) -> Changes:
     """The front: fixed depths from a quarter of the layers on, and MoR held to the same depths."""
-    N = s.model(vocab_size=1).n_layers
+    N = s.n_layers
     depths = range(max(N // 4, 1), N + 1)
     fixed = {f"fixed {k}": (dict(routing="none", target_depth=None, n_layers=k), {}) for k in depths}
     return fixed | {f"mor {k}": (dict(routing="mor", target_depth=float(k)), {}) for k in depths}
@@ -311,7 +311,7 @@ def front_models(s: Settings, target: float | None) -> Changes:
 
 def estimator_models(s: Settings, target: float | None) -> Changes:
     """How the router learns: one change at a time from the setting in use."""
-    N = s.model(vocab_size=1).n_layers
+    N = s.n_layers
     mor = dict(routing="mor", target_depth=target)
     return {
         "scaled (in use)": (mor, {}),
@@ -331,13 +331,13 @@ def recursion_models(s: Settings, target: float | None) -> Changes:
 
 def collapse_models(s: Settings, target: float | None) -> Changes:
     """Do routers collapse: two thirds and half of the layers, many seeds."""
-    N = s.model(vocab_size=1).n_layers
+    N = s.n_layers
     return {f"mor {k}": (dict(routing="mor", target_depth=float(k)), {}) for k in (2 * N // 3, N // 2)}
 
 
 def source_models(s: Settings, target: float | None) -> Changes:
     """What happened in the sources: their recipe as published, then one thing mended at a time."""
-    N = s.model(vocab_size=1).n_layers
+    N = s.n_layers
     free = dict(target_depth=None)
     fixed, cut = free | dict(routing="none"), free | dict(routing="mor", estimator="cut")
     return {

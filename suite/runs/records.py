@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import platform
@@ -39,9 +38,8 @@ LATER = {f.name: f.default for kind, first in FIRST_FIELDS.items() for f in fiel
 
 def identifying(cfg: ModelConfig | TrainConfig) -> dict:
     """The fields of a configuration that identify a run."""
-    first, kind = FIRST_FIELDS[type(cfg)].split(), type(cfg)
-    later = {name for name in asdict(cfg) if name not in first}
-    return {k: v for k, v in asdict(cfg).items() if k not in later or v != getattr(kind, k)}
+    first = FIRST_FIELDS[type(cfg)].split()
+    return {k: v for k, v in asdict(cfg).items() if k in first or v != getattr(type(cfg), k)}
 
 
 def run_id(
@@ -56,7 +54,7 @@ def run_id(
     what = [identifying(cfg), identifying(tc), data, morlib.__version__]
     further = dict(code=code, parent=parent, judged="best" if preset in STRICT else "")
     what += [{name: value} for name, value in further.items() if value]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+    return sha256(json.dumps(what, sort_keys=True).encode())[:12]
 
 
 def evaluate_following(model: Transformer, corpus, part: str = "heldout", windows: int | None = None,

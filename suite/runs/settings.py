@@ -67,6 +67,10 @@ class Settings(Checked):
         """Whether the records that ship are shown, and nothing is trained."""
         return self.preset == "stored"
 
+    @property
+    def n_layers(self) -> int:
+        return self.model(vocab_size=1).n_layers
+
     def model(self, **changes) -> ModelConfig:
         """The model of these settings; needs vocab_size among the changes."""
         return ModelConfig(**{k: v for k, v in self.values.items() if k in hints_of(ModelConfig)} | changes)
