@@ -1146,7 +1146,7 @@ def calibrate(model: Transformer, tokens: Tensor, full: float = 0.0) -> None:
 def at_depth(model: Transformer, corpus, target_depth: float) -> Transformer:
     """A copy of a model that is held to another depth, by thresholds or a price set on the validation part.
 
-    Raises ValueError if the model has no budget that can be set.
+    Raises ValueError if the model has no budget that can be set, or its policy cannot have such a depth.
     """
     if not model.policy.holds_budget:
         raise ValueError(f"routing {model.cfg.routing} was trained without a target: its depth cannot be set")
@@ -1227,7 +1227,7 @@ def generate(model: Transformer, prompt: Tensor, max_new_tokens: int, use_cache:
 
     temperature 0 takes the likeliest token, above it samples. When the context is full, its older half is
     dropped and the cache is built again. So generation can go on for ever, with and without a cache alike.
-    Raises ValueError for a prompt that is empty, out of range, or longer than `max_len`.
+    Raises ValueError for a prompt that is no tensor, empty, out of range or too long, and for wrong numbers.
     """
     if not isinstance(prompt, Tensor):
         raise ValueError(f"the prompt must be an int64 tensor of token ids, not {type(prompt).__name__}")

@@ -36,6 +36,10 @@ HOPS = (
     "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)\n"
     "The task of known depth: right answers by the number of hops, and how deep tokens of each kind are."
 )
+CHOICES = (
+    "Which to choose, by what matters, without the plan, the controls, what trains on from a model of the "
+    "table, and routers that chose nothing in a seed:"
+)
 CHOICE = "Which to choose when: [notebook 08](notebooks/08_field.ipynb)."
 DECODING = "Decoding: [notebook 06](notebooks/06_deployment.ipynb)."
 UNITS = (
@@ -55,20 +59,29 @@ How to read the tables:
   vocabulary.
 - **E**, the effective depth, is how often blocks ran for a token on average, counted from what ran. **E
   sampled** is the same with actions drawn as in training.
-- **Models**: *fixed-deep* has all layers. *fixed-at-E* has as many as MoR runs on average. *random*
-  skips blindly, as often at each layer as MoR does. *frozen* has a router that never learns.
+- **Models**: *fixed-deep* has all layers, *fixed-shallow* half of them. *fixed-at-E* has as many as MoR
+  runs on average. *random* skips blindly, as often at each layer as MoR does. *frozen* has a router that
+  never learns. *worth* is token worth. *-deep* and *-half* say which depth MoR and its controls are held to.
   *fixed-shared* uses half as many blocks twice each. *fixed-long* is the fixed model of equal cost,
-  trained for 5/3 of the epochs as the sources train MoR. At width 32 a third of the tokens runs all
+  trained for 5/3 of the epochs as the sources train MoR. *mor-equal-compute* is the very run of
+  *mor-equal-epochs*: at half of the layers they are one. At width 32 a third of the tokens runs all
   layers, the others half of them: a new third each time (*blind-tokens*), a third that token worth learns
   (*worth-above*), kinds of tokens or positions that lots chose once (*by-kind*, *by-position*), or those
   after three characters where depth pays (*told*). In *-sees-all* they see the keys of all tokens.
 - **Brackets** hold the 95 % interval of a mean over seeds (Student's t). **A new seed** is where one
   more run is expected (95 %), and so wider.
-- **Comparisons** are over paired seeds: models of one seed see the same text in the same order, and
-  those of equal depth start from the same weights. *Higher* or *lower* needs a 95 % interval without
+- **Comparisons** are over paired seeds: models of one seed see the same text in the same order (but for
+  those with twice the steps), and those of equal depth with blocks of their own start from the same
+  weights. *Higher* or *lower* needs a 95 % interval without
   zero and a sign-flip test that agrees (p below 0.05). *Equal within* a margin needs a 90 % interval
   inside it, as two one-sided t tests at 5 % do. Under six seeds nothing is claimed: the studies, with
-  three seeds a row or ten, suggest.
+  three seeds a row or ten, suggest. *42 to 78 %* are the lowest and the highest of fewer than six seeds.
+- **Cost** is how often blocks are applied, not seconds: *applications* are those of a whole training, in
+  millions. *A third less computation* and *equal cost* mean these.
+- **Known depth**: *way* compares losses; 0 % is as good as half of the layers, 100 % as good as all of
+  them. *Solved* counts the seeds that are right at 99 % or more of the hard answers of each k. **The
+  field**: *depth follows hops* (or *surprisal*) is a rank correlation. *Collapsed* counts the seeds in
+  which a router came to choose nothing, so that each layer runs all tokens or none.
 - **Training (s)** is the clock of that run, one thread, beside another run: read it with care.
 - **Beats its table**: a held-out loss below what a table of pairs of tokens reaches; of models that train
   long, below that of the best table of counts.
@@ -198,7 +211,7 @@ def trained_long(experiment: str) -> list[str]:
             markdown(results.comparisons(records, results.long_pairs(experiment) + results.WHO_PAIRS)),
         ),
         *(
-            ["By length of training, width and context:", markdown(results.worth_of_depth())]
+            ["By length of training, width and context:", markdown(results.worth_of_depth().reset_index())]
             if experiment == "exp1"
             else []
         ),
@@ -220,7 +233,7 @@ def known_depth() -> list[str]:
         *(markdown(results.hops_table(stored_records(name))) for name in ("rates", "rates-4")),
         f"{results.other_depths_sentence(front)} {results.again_sentence(front)}".strip(),
         *stays_high(),
-        f"In a wider model. {results.hops_sentence(wide)}",
+        f"In a wider model, of six layers of width 64. {results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         *harder(),
         f"What token worth should reach, and what it does. {results.known_goals_sentence(goals)}.",
@@ -232,11 +245,12 @@ def known_depth() -> list[str]:
         markdown(results.who_is_deep(front).reset_index()),
         f"{results.chains_sentence()} Hard answers right (%), by the assignments k to follow:",
         *(markdown(table(stored_records("chains"))) for table in (results.hops_table, results.hops_verdicts)),
-        "Fixed depth, by steps of training:",
+        "Fixed depth on hops-8-6 at width 64, by steps of training, one seed:",
         markdown(results.map_table(stored_records("known-depth-map"))),
         *(results.dial_sentence(dial), markdown(results.dial_table(dial))),
         *text_dial(),
-        "Token worth with one change at a time, in the narrow setting at half of its steps:",
+        "Token worth with one change at a time, in the narrow setting at half of its steps, one seed; last, "
+        "the mean depth of each kind of token:",
         markdown(results.leads_table(stored_records("leads"))),
         *recursion(),
         f"{results.text_sentence()} In points of accuracy:",
@@ -297,7 +311,7 @@ def field() -> list[str]:
             parts += [markdown(results.answers_table(records))] if known else []
             parts += ["Top-k in training, a decision a token in use:"]
             parts += [markdown(results.sampled_table(records, costs))]
-            parts += ["Which to choose, by what matters:", markdown(results.choices_table(records, costs))]
+            parts += [CHOICES, markdown(results.choices_table(records, costs))]
     return parts
 
 

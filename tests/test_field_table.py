@@ -178,7 +178,9 @@ def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_of_its_seed_at
         "points; more is better"
     )
     told = results.field_sentence(records, costs_of(records, **cost_of))
-    assert told.startswith("None of three systems lies below the line of fixed depth at equal operations")
+    assert told.startswith(
+        "None of three systems is shown to lie below the line of fixed depth at equal operations"
+    )
     assert f"The nearest to it is {NAMES['act']} (+0.020 nats; two seeds)." in told
     better = records_of(losses | {"act": [1.40, 1.50]}, run=(1.0, 0.5))
     told = results.field_sentence(better, costs_of(better, **cost_of))
@@ -311,7 +313,9 @@ def test_on_text_it_is_accuracy_that_is_right():
     assert table.loc[NAMES["act"], "accuracy (%)"] == "48.12" and "hard answers right (%)" not in table
     assert table.loc[NAMES["act"], "depth follows surprisal"] == "+0.25"
     told = results.on_text_sentence(records, costs_of(records))
-    start = "On text, where four layers are worth 0.300 nats over two layers: one of one systems lies below"
+    start = (
+        "On text, where four layers are worth 0.300 nats over two layers: one of one systems is shown to lie"
+    )
     assert told.startswith(start) and told.endswith("By accuracy, those ahead of it are: none.")
     assert results.on_text_sentence(records[records["model"] == "act"], NO_COSTS) == ""
 

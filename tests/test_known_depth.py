@@ -425,10 +425,8 @@ def test_the_front_is_drawn_from_both_kinds_of_records():
     told, right = results.other_depths_sentence(front), front.groupby(["line", "asked"])["hops"]
     low, high = (f"{value:.0f}" for value in right.agg(["min", "max"]).loc["worth", 3.0])
     assert told.startswith("Trained for other depths it answers ")
-    assert (
-        f"{low} to {high} % at E 3 (three layers {right.mean()['fixed', 3.0]:.0f} %) (three seeds each)."
-        in told
-    )
+    at_three = f"{low} to {high} % at E 3 (three layers {right.mean()['fixed', 3.0]:.0f} %)"
+    assert told.endswith(f"{at_three} (three seeds each; in brackets all seeds of fixed layers).")
     assert results.other_depths_sentence(front[front["line"] == "fixed"]) == ""
     assert "layers" not in results.other_depths_sentence(front[front["line"] == "worth"]), "nothing beside it"
     lines = {line.get_label() for line in results.draw_known_front(front).axes[0].lines}
@@ -642,8 +640,8 @@ def test_token_worth_on_text_stands_beside_the_experiment_s_records():
     gap = (worth["accuracy"].to_numpy() - fixed["accuracy"].to_numpy()).mean()
     told = results.verdicts(records, [("token worth", "fixed-shallow")])
     assert told["difference (points)"].iloc[0] == results.signed(gap)
-    loses = f"On text token worth loses against 6 layers: {results.signed(gap)} points ("
-    assert gap < -1 and results.text_sentence().startswith(loses)
+    loses = "On half of Tiny Shakespeare, after 6 epochs, token worth loses against 6 layers"
+    assert gap < -1 and results.text_sentence().startswith(f"{loses}: {results.signed(gap)} points (")
 
 
 def test_the_dial_that_ships_is_of_the_stored_runs():

@@ -493,7 +493,9 @@ def test_stored_findings_are_not_shown_for_other_settings(given, message):
 def test_the_headline_says_what_the_findings_say(stored, capsys, monkeypatch):
     routing.headline()
     shown = capsys.readouterr().out
-    lead = "The router does not give harder tokens more depth: on Tiny Shakespeare no such rise is shown"
+    lead = (
+        "The router is not shown to give harder tokens more depth: on Tiny Shakespeare no such rise is shown"
+    )
     assert lead in shown and "six seeds" in shown
     assert "on Bangla Wikipedia they even get less (\u22120.20" in shown
     table = answers.table(stored)

@@ -178,10 +178,10 @@ def short(record: dict) -> str:
     }
     if not all(key in record["rows"] for keys in ways.values() for key in keys):
         return ""
-    width, told = record["sizes"]["model"]["d_model"], []
+    told = []
     for way, keys in ways.items():
         small, large = (saves(record["rows"][key]) for key in keys)
-        where = "at both sizes" if small else f"at width {width} only"
+        where = "at both sizes" if small else "at the sources' size only"
         told.append(f"{way} {where if large else 'in small models only' if small else 'nowhere'}")
     return f"In training: {'; '.join(told)}."
 
@@ -198,9 +198,9 @@ def training_sentence(record: dict) -> str:
     else:
         chance, small_chance = f"{rows['train-8']['measured']:.2f} where chance decides", ""
     return (
-        f"At the width of experiment 1 a training step in which MoR's router skips {third} of the work takes "
-        f"{small['measured']:.2f} of the fixed model's time{small_chance}. At width {width} it takes "
-        f"{routed['measured']:.2f}, and {chance}."
+        f"At the size of experiment 1 a training step in which MoR's router skips {third} of the work takes "
+        f"{small['measured']:.2f} of the fixed model's time{small_chance}. At the sources' size (width "
+        f"{width}) it takes {routed['measured']:.2f}, and {chance}."
     )
 
 
@@ -214,7 +214,7 @@ def sentence(record: dict) -> str:
     half = share_words(1 - one["E"] / N)
     return (
         f"{training_sentence(record)} Decoding there that skips {half} takes {one['measured']:.2f} with one "
-        f"sequence and {many['measured']:.2f} with 32, where chance decides at each layer."
+        f"sequence and {many['measured']:.2f} with 32, where chance decides at each layer (few new tokens)."
         f"{further_sentence(rows)}"
     )
 
@@ -227,7 +227,8 @@ def further_sentence(rows: dict) -> str:
         return ""
     one, many, once, once_many = (f"{rows[key]['measured']:.2f}" for key in needed)
     return (
-        f" With a router at each layer it takes {one} and {many}; where chance decides once for all layers, "
+        f" Over a longer text, an untrained router at each layer takes {one} and {many}, and chance that "
+        "decides once for all layers "
         f"{once} and {once_many}."
     )
 

@@ -13,6 +13,7 @@ class System(morlib.Policy):
     """A system of the field in its authors' form: it decides for each token once a layer, to run or to skip.
 
     OPTIONS: its own settings and their defaults; `ModelConfig.options` changes them.
+    Raises ValueError unless granularity is token.
     """
 
     version = "1"

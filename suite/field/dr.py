@@ -32,6 +32,7 @@ class DynamicRouting(System):
     a tree (MCTS) that labels a set of questions once. All actions weigh the same (beta 0), where theirs has
     beta 0.999, which was worse in the trials. A record does not count the passes of
     the search among its applications. Where memory makes a batch several parts, `lines` are of each part.
+    Raises ValueError with dropout, by which a path would cost another amount each time.
     """
 
     OPTIONS = dict(cost=0.1, lines=8, rounds=128, gamma=2.0, beta=0.0)

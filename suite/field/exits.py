@@ -23,6 +23,7 @@ class Exits(System):
     Training runs everybody through all blocks and reads at each (aligned training, Elbayad et al. 2020); one
     head serves all exits, as in CALM. In inference the state of a token that has left is copied up, and
     others see its keys at every later layer. With a target depth, `calibrate` sets the threshold.
+    Raises ValueError for a target depth below 1 or above the number of layers.
     """
 
     block = AllKeys

@@ -52,7 +52,10 @@ class Experts(nn.Module):
 
 
 class ExpertBlock(Block):
-    """A block whose feed-forward network is Experts. Their balance is added to the pass' memory."""
+    """A block whose feed-forward network is Experts. Their balance is added to the pass' memory.
+
+    Raises ValueError if there are fewer experts than a token uses, or if these do not divide d_ff.
+    """
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)

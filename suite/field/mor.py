@@ -24,6 +24,7 @@ class Recursive(System):
 
     A token that has stopped shows no keys to a later recursion (recursion-wise caching). With
     `block = FirstKeys` it shows those of the first (recursive sharing).
+    Raises ValueError unless the layers make two recursions or more.
     """
 
     OPTIONS = dict(ends=True)

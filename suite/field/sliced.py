@@ -65,6 +65,7 @@ class Sliced(Cycled):
 
     @classmethod
     def options_of(cls, cfg: ModelConfig) -> dict:
+        """All settings. Raises ValueError if one is ill-typed, or if there are more slices than tokens."""
         options = super().options_of(cfg)
         if not 1 <= options["groups"] <= cfg.max_len:
             most = f"1..{cfg.max_len}"

@@ -76,7 +76,7 @@ def text_dial_table(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     fixed = records[records["model"].isin(["fixed-shallow", "fixed-at-E", "fixed-deep"])]
     by_layers = fixed.groupby(fixed["effective_depth"].round())["accuracy"].mean().round(2)
     shown["as many fixed layers (%)"] = by_layers.reindex(table["target"].unique())
-    return pd.DataFrame(shown).rename_axis("depth asked for")
+    return pd.DataFrame(shown).rename_axis("depth asked for").astype(object).fillna("")
 
 
 def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:

@@ -135,7 +135,7 @@ def names_of(records: pd.DataFrame, labels: Sequence[str]) -> dict[str, str]:
     """Each label in words; a fixed model by its number of layers, where a record says it."""
     found = zip(records.get("model", ()), records.get("record", ()))
     layers = {label: record["config"]["model"]["n_layers"] for label, record in found}
-    unknown = dict(zip(FIXED, ("half of the layers", "three quarters of the layers", "all layers")))
+    unknown = dict(zip(FIXED, ("half of the layers", "more than half of the layers", "all layers")))
     names = {}
     for label in labels:
         named = NAMES.get(label, label)
@@ -320,7 +320,8 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     if not known:
         return "Not known yet: fixed models of two depths, and their costs, must be measured first."
     nearest = max(known, key=lambda label: known[label].mean())
-    many, lie = count(len(ahead)).capitalize() if ahead else "None", "lies" if len(ahead) < 2 else "lie"
+    many = count(len(ahead)).capitalize() if ahead else "None"
+    lie = f"{'is' if len(ahead) < 2 else 'are'} shown to lie"
     leads = "; ".join(f"{NAMES[x]} ({lead(known[x])})" for x in ahead)
     told = (
         f"{many} of {count(len(known))} systems {lie} below the line of fixed depth at equal operations, in "
@@ -332,7 +333,10 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
         "agrees. With fewer it is ahead if each seed is: a hint, not a proof."
     )
     collapsed_ones = "; ".join(NAMES[x] for x in fallen) or "none"
-    return f"{told} Left out are routers that chose nothing, in a seed or more: {collapsed_ones}."
+    return (
+        f"{told} Left out are routers that chose nothing, in a seed or more ({collapsed_ones}), and relaxed "
+        "recursion from a trained model, which has had more steps."
+    )
 
 
 def stays_high_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:

@@ -172,9 +172,10 @@ def early_line(experiments: dict[str, pd.DataFrame]) -> str:
             shares = f"{counts['accuracy']:.1f} against {own['accuracy'].mean():.1f} %"
             told.append(f"on {TEXT_NAMES[experiment]} {shares}")
     known = (
-        "A table that counts which characters or pieces follow each other still guesses right more often than"
+        "After so short a training a table that counts which characters or pieces follow each other guesses "
+        "right more often than a fixed model"
     )
-    return f"{known} a fixed model: {', '.join(told)}." if told else ""
+    return f"{known}: {', '.join(told)}." if told else ""
 
 
 def against_counting(

@@ -29,7 +29,7 @@ from .figures import (
     marker_of,
 )
 from .headlines import seeds_so_far, show
-from .stats import LEAST_SEEDS, compare, different, interval, judged
+from .stats import LEAST_SEEDS, compare, different, equal, interval, judged
 from .tables import count, in_seeds, plain_names, signed, span, verdict_words
 
 LABELS = {
@@ -269,7 +269,10 @@ def known_depth_answer(records: pd.DataFrame) -> str:
 
 def points_of(c: dict, digits: int = 0) -> str:
     """A difference in points, its interval and its seeds."""
-    interval = "" if np.isnan(c["low"]) else f"95 % interval {span(c['low'], c['high'], digits)}; "
+    level, low, high = 95, c["low"], c["high"]
+    if equal(c) and not different(c):  # which the 90 % interval decides
+        level, low, high = 90, c["low90"], c["high90"]
+    interval = "" if np.isnan(low) else f"{level} % interval {span(low, high, digits)}; "
     return f"{signed(c['mean'], digits)} points ({interval}{seeds_so_far(c['pairs'])})"
 
 
@@ -355,7 +358,9 @@ def text_sentence() -> str:
     if different(c):
         verb = "is ahead of" if c["mean"] > 0 else "loses against"
     against = plain_names(records)["fixed-shallow"]
-    return f"On text token worth {verb} {against}: {points_of(c, digits=2)}."
+    epochs = records[records["model"] == WORTH].iloc[0]["record"]["config"]["train"]["epochs"]
+    told = f"On half of Tiny Shakespeare, after {epochs} epochs, token worth {verb} {against}"
+    return f"{told}: {points_of(c, digits=2)}."
 
 
 def shares(values: pd.Series) -> str:

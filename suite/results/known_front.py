@@ -84,7 +84,8 @@ def other_depths_sentence(front: pd.DataFrame) -> str:
         beside = f" ({count(round(E))} layers {layers.mean():.0f} %)" if len(layers) else ""
         told.append(f"{shares(hops)} % at E {E:g}{beside}")
     seeds = count(own.groupby("asked").size().min())
-    return f"Trained for other depths it answers {', '.join(told)} ({seeds} seeds each)."
+    told = f"Trained for other depths it answers {', '.join(told)}"
+    return f"{told} ({seeds} seeds each{'; in brackets all seeds of fixed layers' if '(' in told else ''})."
 
 
 def who_is_deep(front: pd.DataFrame, line: str = "worth") -> pd.DataFrame:

@@ -92,7 +92,7 @@ def recursion_sentence(table: pd.DataFrame) -> str:
         shown = [runs for runs in (trained, trained + 1, trained + 2) if runs in wide]
         reached = [f"{shares(wide.loc[model, runs])} % after {count(runs)}" for runs in shown]
         told.append(f"{name}: {', '.join(reached)}")
-    n, guessing = table["seed"].nunique(), f"{GUESSING:.0f} %"
+    n, guessing = table["seed"].nunique(), f"{GUESSING:g} %"
     return (
         f"A block that is trained to follow up to {count(trained)} hops, one a run, is run more often. Right "
         f"answers with {'; with '.join(told)} ({in_seeds(n)}; guessing: {guessing})."

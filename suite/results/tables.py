@@ -213,7 +213,10 @@ def possible(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[tu
 def comparisons(
     records: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str = "accuracy", margin: float = 0.5
 ) -> pd.DataFrame:
-    """Each pair's `compare`, a row a pair: the difference a minus b with all that the claim rests on."""
+    """Each pair's `compare`, a row a pair: the difference a minus b with all that the claim rests on.
+
+    Raises ValueError if no pair has records of both models.
+    """
     digits = 2 if metric in ("accuracy", "effective_depth") else 4
     rows = []
     for a, b in possible(records, pairs):
@@ -236,7 +239,10 @@ def short(p: float) -> str:
 
 
 def differences(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Each pair's difference in held-out accuracy for a forest plot, with its 95 % interval."""
+    """Each pair's difference in held-out accuracy for a forest plot, with its 95 % interval.
+
+    Raises ValueError if no pair has records of both models.
+    """
     names = plain_names(records)
     rows = []
     for a, b in possible(records, pairs):
@@ -247,7 +253,10 @@ def differences(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.D
 
 
 def verdicts(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Four columns for a reader: against what, difference in points of accuracy, its interval, verdict."""
+    """Four columns for a reader: against what, difference in points of accuracy, its interval, verdict.
+
+    Raises ValueError if no pair has records of both models.
+    """
     names, pairs = plain_names(records), possible(records, pairs)
     several = len({a for a, _ in pairs}) > 1
     rows = []

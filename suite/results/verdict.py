@@ -106,11 +106,12 @@ def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
         stands = judged(compare(scored, label, "fixed-half", metric="hops", margin=1.0))
         found[label] = words.get(stands, "does not find them")
     mor = f"; MoR's router {found['mor']} ({right['mor']})" if "mor" in found else ""
+    trained = f"On text, after {epochs_of(tables[0], 'fixed-deep')} epochs"
     return (
         "**In short.** Where depth is known to matter (a task of following a permutation), *token worth*, a "
         f"router that learns what depth is worth to a token, {found['worth']}. Held to E {E:.1f}, which is "
         f"set by hand, it answers {right['worth']} of the hard questions, {names['fixed-half']} "
-        f"{right['fixed-half']}{mor}. On text, all layers against half of them are worth "
+        f"{right['fixed-half']}{mor}. {trained}, all layers against half of them are worth "
         f"{worth_of_all_layers(tables)}. MoR gets {gains_of_mor(tables)} of that, and "
         f"{against_its_cost(tables)}."
     )

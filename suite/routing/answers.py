@@ -12,7 +12,7 @@ from .findings import Subject, rates, stored_findings, stored_subjects, verdicts
 
 LEADS = {
     "yes": "The router gives harder tokens more depth",
-    "no": "The router does not give harder tokens more depth",
+    "no": "The router is not shown to give harder tokens more depth",
     "open": "There are too few seeds to say whether the router gives harder tokens more depth",
     "mixed": "Whether the router gives harder tokens more depth depends on the text",
 }

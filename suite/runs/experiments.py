@@ -336,7 +336,10 @@ def collapse_models(s: Settings, target: float | None) -> Changes:
 
 
 def source_models(s: Settings, target: float | None) -> Changes:
-    """What happened in the sources: their recipe as published, then one thing mended at a time."""
+    """What happened in the sources: their recipe as published, then one thing mended at a time.
+
+    In MoR recursing is mended first, and the others on top of it.
+    """
     N = s.n_layers
     free = dict(target_depth=None)
     fixed, cut = free | dict(routing="none"), free | dict(routing="mor", estimator="cut")

@@ -16,7 +16,7 @@ from .settings import Settings
 
 
 class Planted(morlib.Policy):
-    """A plan written down, the most a router could find: the kinds DEEP run every layer, others the first."""
+    """A plan written down, which suffices for the task: the kinds DEEP run every layer, others the first."""
 
     TASK: Drawn
     DEEP: tuple[str, ...]

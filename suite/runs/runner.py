@@ -191,7 +191,10 @@ def claim(path: Path, what: str) -> Iterator[None]:
 
 
 def trained_model(spec: Run) -> tuple[Transformer, dict, object]:
-    """The model of a finished run with its record and corpus; it is trained first if it is not finished."""
+    """The model of a finished run with its record and corpus; it is trained first if it is not finished.
+
+    Raises ValueError under the preset `stored`.
+    """
     if spec.preset == "stored":
         raise ValueError("weights do not ship: choose a preset that trains, for instance quick")
     record, corpus = run(spec), load_corpus(**dict(spec.corpus))

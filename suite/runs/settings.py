@@ -125,7 +125,10 @@ def settings(namespace: dict, own: dict | None = None, only: tuple | None = None
 
 
 def parameters(namespace: dict, known: dict[str, Any]) -> dict:
-    """What a reader has set: name to value, checked; those left at None are left out."""
+    """What a reader has set: name to value; those left at None are left out.
+
+    Raises ValueError that names the allowed ones if a name is unknown or a value wrong.
+    """
     plain = (bool, int, float, str, list, tuple, dict, types.NoneType)
     names = names_set(namespace)
     if names is None:

@@ -31,7 +31,10 @@ KINDS = ("table", "mark", "x", "answer")  # of the token that is read
 
 @dataclass(eq=False)
 class Chains(Drawn):
-    """Lines of so many `chains`, each of `deepest` assignments one behind another."""
+    """Lines of so many `chains`, each of `deepest` assignments one behind another.
+
+    Raises ValueError for fewer than two chains, or for more variables than there are letters.
+    """
 
     chains: int = 4  # C
     deepest: int = 5  # K

@@ -39,11 +39,14 @@ class Drawn:
         return self.tokenizer.identity
 
     def draw(self, windows: int, length: int, generator: torch.Generator) -> Tensor:
-        """Random training lines int64 [windows, length + 1]."""
+        """Random training lines int64 [windows, length + 1]. Raises ValueError if a line is too short."""
         return self._lines(windows, length, generator, "train")
 
     def windows(self, part: str, length: int, most: int | None = None) -> Tensor:
-        """The lines int64 [n, length + 1] of a part; those of "train" are some that training may draw."""
+        """The lines int64 [n, length + 1] of a part; those of "train" are some that training may draw.
+
+        Raises ValueError if there is no such part, or if a line is too short.
+        """
         if part not in WINDOWS:
             raise ValueError(f"part must be one of {', '.join(WINDOWS)}, not {part!r}")
         generator = torch.Generator().manual_seed(SEEDS[part])

@@ -31,6 +31,7 @@ class Hops(Drawn):
 
     A tenth of all tables is for held-out lines, a tenth for validation, and the others are for training: no
     table that a model is judged on was ever trained on.
+    Raises ValueError for fewer than four symbols, or for more symbols or hops than have a letter or a digit.
     """
 
     symbols: int = 8  # m

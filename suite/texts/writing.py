@@ -40,8 +40,8 @@ def write(
     stream: print the text as it comes.
 
     Of a prompt that is longer than the model's context the last part is read, and a note says so. Raises
-    ValueError for an empty prompt, for one with characters that the tokenizer does not have, or for a value
-    out of range.
+    ValueError for an empty prompt or stop string, for one with characters that the tokenizer does not have,
+    for a value out of range, or for a tokenizer that is not the model's.
     """
     check_together(model, tokenizer)
     _check(n, temperature, seed, top_k, top_p)
