@@ -595,6 +595,17 @@ def test_of_a_rate_that_stays_high_only_the_schedule_is_another():
         assert replace(run, experiment=same.experiment, train=same.train) == same
 
 
+def test_at_four_times_the_rate_each_model_answers_less_at_two_of_three_seeds_as_notebook_07_says():
+    usual, fast = (
+        results.known_depth.with_hops(records).set_index(["model", "seed"])["hops"]
+        for records in (results.narrow_records(), runs.stored_records("rates-4"))
+    )
+    less = (fast < usual[fast.index]).groupby(level="model").agg(["sum", "size"])
+    assert less.T.to_dict() == dict.fromkeys(
+        ["fixed-between", "fixed-deep", "fixed-half", "worth"], dict(sum=2, size=3)
+    )
+
+
 def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
     made = runs.known_depth_runs(s, runs.known_depth_models(s))

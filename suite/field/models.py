@@ -15,8 +15,7 @@ KNOWN = ("fixed-deep", "planted", "blind", "frozen", "worth", "mor")  # as `know
 # Systems that begin with the weights of another row, and the share of its steps that they take then
 ADDED = {"dr": ("fixed-deep", 1 / 20), "lora-uptrained": ("fixed-half", 1 / 2)}
 # Options on text, where a pass is worth less: of act the best of its trials, of ponder the best of those near
-# its depth. The price of dr was not tried: it is what a layer is worth there to fixed models, from six layers
-# to twelve
+# its depth. The price of dr is what a layer is worth there to fixed models, from six layers to twelve
 ON_TEXT = {"act": dict(tau=0.003), "dr": dict(cost=0.005), "ponder": dict(beta=0.01)}
 # Where a preset has no time for the setting that is stored: that of a test, and that of a try
 SMALL = {

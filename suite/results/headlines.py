@@ -171,11 +171,13 @@ def early_line(experiments: dict[str, pd.DataFrame]) -> str:
         if counts["accuracy"] > own["accuracy"].mean():
             shares = f"{counts['accuracy']:.1f} against {own['accuracy'].mean():.1f} %"
             told.append(f"on {TEXT_NAMES[experiment]} {shares}")
-    known = (
-        "After so short a training a table that counts which characters or pieces follow each other guesses "
-        "right more often than a fixed model"
+            epochs = own.iloc[0]["record"]["config"]["train"]["epochs"]
+    if not told:
+        return ""
+    return (
+        f"After {epochs} epochs a table that counts which characters or pieces follow each other guesses "
+        f"right more often than a fixed model: {', '.join(told)}."
     )
-    return f"{known}: {', '.join(told)}." if told else ""
 
 
 def against_counting(
