@@ -124,7 +124,7 @@ class ModelConfig(Checked):
         yield self.routing in POLICIES, f"routing must be one of {', '.join(POLICIES)}, not {self.routing!r}"
         yield k is None or k <= N, f"shared_blocks must be in 1..{N} or None, not {k}"
         yield (E or 0) <= N * R, f"target_depth must be in 0..N*R = {N * R}, not {E}"
-        allowed = POLICIES[self.routing].OPTIONS if self.routing in POLICIES else {}
+        allowed = POLICIES.get(self.routing, Policy).OPTIONS
         unknown = ", ".join(sorted(set(self.options or {}) - set(allowed)))
         yield not unknown, f"options of {self.routing} are {', '.join(allowed) or 'none'}, not {unknown}"
         if self.action_rates is not None:

@@ -587,7 +587,7 @@ def test_leads_of_short_trials_are_a_third_at_most_in_the_long_ones_as_notebook_
         longer = f"{model}, {changed.partition(',')[0]}"
         leads = [best[model, seed] - best[longer, seed] for seed in range(3)]
         mean, short = sum(leads) / 3, best[f"{model}, {usual}", 10] - best[f"{model}, {changed}", 10]
-        assert mean < 0.36 * short
+        assert mean <= short / 3
         found[model] = round(mean, 3), sum(lead > 0 for lead in leads)
     assert found == {"moe-top1": (-0.003, 2), "mor-moe": (0.009, 2), "mor-expert": (0.005, 1)}
 
@@ -597,4 +597,7 @@ def test_what_trains_on_from_a_model_of_the_table_is_no_rival_of_fixed_depth():
     costs = costs_of(records, act=125.0)
     told, shown = results.field_sentence(records, costs), results.choices_table(records, costs)
     assert NAMES["lora-uptrained"] not in told and told.startswith("None of ")
+    assert told.endswith("So is relaxed recursion from a trained model, which has had more steps.")
+    without = records[records["model"] != "lora-uptrained"]
+    assert "relaxed" not in results.field_sentence(without, costs)
     assert NAMES["lora-uptrained"] not in set(shown["system"])

@@ -162,6 +162,7 @@ def test_how_much_of_what_depth_is_worth_mor_gets():
 def test_where_counting_is_ahead_is_said_once():
     stored = {name: runs.stored_records(name) for name in ("exp1", "exp2")}
     told = results.early_line(stored)
+    assert told.startswith("After 6 epochs a table that counts ")
     assert told.endswith(
         "on Tiny Shakespeare 49.3 against 43.8 %, on half of Tiny Shakespeare 50.8 against 44.9 %."
     )

@@ -123,16 +123,17 @@ class ConfidenceExit(Exits):
     """
 
     OPTIONS = dict(threshold=0.9)
+    LEAST = 1e-9  # a lead that is less counts as this
     version = "2"
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
         self.outputs = cfg.vocab_size
-        self.threshold.clamp_min_(1e-9).log_()
+        self.threshold.clamp_min_(self.LEAST).log_()
 
     def scores(self, states: Tensor, step: StepInput) -> Tensor:
         best = step.readout(states).float().softmax(-1).topk(2).values
-        return (best[:, 0] - best[:, 1]).clamp_min(1e-9).log()
+        return (best[:, 0] - best[:, 1]).clamp_min(self.LEAST).log()
 
     def objective(self, loss: Tensor, out: Output, targets: Tensor) -> Tensor:
         losses = exit_losses(out, targets)

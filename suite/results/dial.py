@@ -71,12 +71,13 @@ def text_dial_table(table: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     shown = {}
     for model in table["model"].unique():
         own, name = groups[["effective_depth", "accuracy"]].mean().xs(model, level="model"), LABELS[model]
-        shown[f"{name}: E"] = own["effective_depth"].round(2)
-        shown[f"{name} (%)"] = own["accuracy"].round(2)
+        shown[f"{name}: E"] = own["effective_depth"]
+        shown[f"{name} (%)"] = own["accuracy"]
     fixed = records[records["model"].isin(["fixed-shallow", "fixed-at-E", "fixed-deep"])]
-    by_layers = fixed.groupby(fixed["effective_depth"].round())["accuracy"].mean().round(2)
+    by_layers = fixed.groupby(fixed["effective_depth"].round())["accuracy"].mean()
     shown["as many fixed layers (%)"] = by_layers.reindex(table["target"].unique())
-    return pd.DataFrame(shown).rename_axis("depth asked for").astype(object).fillna("")
+    table = pd.DataFrame(shown).rename_axis("depth asked for")
+    return table.map(lambda value: "" if np.isnan(value) else f"{value:.2f}")
 
 
 def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:

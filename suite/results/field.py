@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from morlib import POLICIES
+from morlib import POLICIES, Policy
 
 from ..runs import stored_records
 from .figures import BLACK, BLUE, COLOURS, GREY, MARKERS, Look, figure_style, legend_of, marker_of
@@ -250,8 +250,7 @@ def trials_table(trials: pd.DataFrame, records: pd.DataFrame | None = None) -> p
 def settings_of(record: dict) -> tuple:
     """What a trial may change of a row: its model, with all options of its policy, and its learning rates."""
     model, train = record["config"]["model"], record["config"]["train"]
-    usual = POLICIES[model["routing"]].OPTIONS if model["routing"] in POLICIES else {}
-    options = usual | (model.get("options") or {})
+    options = POLICIES.get(model["routing"], Policy).OPTIONS | (model.get("options") or {})
     return model | dict(options=options), train["lr"], train["router_lr"]
 
 
@@ -333,10 +332,10 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
         "agrees. With fewer it is ahead if each seed is: a hint, not a proof."
     )
     collapsed_ones = "; ".join(NAMES[x] for x in fallen) or "none"
-    return (
-        f"{told} Left out are routers that chose nothing, in a seed or more ({collapsed_ones}), and relaxed "
-        "recursion from a trained model, which has had more steps."
-    )
+    told += f" Left out are routers that chose nothing, in a seed or more: {collapsed_ones}."
+    if "lora-uptrained" in set(records["model"]):
+        told += " So is relaxed recursion from a trained model, which has had more steps."
+    return told
 
 
 def stays_high_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:

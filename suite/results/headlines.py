@@ -165,17 +165,18 @@ def early_line(experiments: dict[str, pd.DataFrame]) -> str:
 
     experiments: the records of each.
     """
-    told = []
+    told, epochs = [], set()
     for experiment, records in experiments.items():
         _, counts, own = against_counting(experiment, records)
         if counts["accuracy"] > own["accuracy"].mean():
             shares = f"{counts['accuracy']:.1f} against {own['accuracy'].mean():.1f} %"
             told.append(f"on {TEXT_NAMES[experiment]} {shares}")
-            epochs = own.iloc[0]["record"]["config"]["train"]["epochs"]
+            epochs |= {r["config"]["train"]["epochs"] for r in own["record"]}
     if not told:
         return ""
+    trained = " and ".join(map(str, sorted(epochs)))
     return (
-        f"After {epochs} epochs a table that counts which characters or pieces follow each other guesses "
+        f"After {trained} epochs a table that counts which characters or pieces follow each other guesses "
         f"right more often than a fixed model: {', '.join(told)}."
     )
 

@@ -28,8 +28,8 @@ from .figures import (
     look_of,
     marker_of,
 )
-from .headlines import seeds_so_far, show
-from .stats import LEAST_SEEDS, compare, different, equal, interval, judged
+from .headlines import TEXT_NAMES, seeds_so_far, show
+from .stats import LEAST_SEEDS, by_equality_alone, compare, different, interval, judged
 from .tables import count, in_seeds, plain_names, signed, span, verdict_words
 
 LABELS = {
@@ -270,7 +270,7 @@ def known_depth_answer(records: pd.DataFrame) -> str:
 def points_of(c: dict, digits: int = 0) -> str:
     """A difference in points, its interval and its seeds."""
     level, low, high = 95, c["low"], c["high"]
-    if equal(c) and not different(c):  # which the 90 % interval decides
+    if by_equality_alone(c):
         level, low, high = 90, c["low90"], c["high90"]
     interval = "" if np.isnan(low) else f"{level} % interval {span(low, high, digits)}; "
     return f"{signed(c['mean'], digits)} points ({interval}{seeds_so_far(c['pairs'])})"
@@ -359,7 +359,7 @@ def text_sentence() -> str:
         verb = "is ahead of" if c["mean"] > 0 else "loses against"
     against = plain_names(records)["fixed-shallow"]
     epochs = records[records["model"] == WORTH].iloc[0]["record"]["config"]["train"]["epochs"]
-    told = f"On half of Tiny Shakespeare, after {epochs} epochs, token worth {verb} {against}"
+    told = f"On {TEXT_NAMES['exp2']}, after {epochs} epochs, token worth {verb} {against}"
     return f"{told}: {points_of(c, digits=2)}."
 
 

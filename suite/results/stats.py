@@ -144,6 +144,11 @@ def different(comparison: dict) -> bool:
     return enough and excludes_zero(comparison) and comparison["p"] < LEVEL
 
 
+def by_equality_alone(comparison: dict) -> bool:
+    """Whether all that is shown is equality, which the 90 % interval decides."""
+    return equal(comparison) and not different(comparison)
+
+
 def equal(comparison: dict) -> bool:
     """Whether the 90 % interval lies inside the margin, from six pairs on."""
     margin, enough = comparison["margin"], comparison["pairs"] >= LEAST_SEEDS

@@ -14,7 +14,7 @@ from morlib import ModelConfig, depth_budget
 
 from ..files import REFERENCE, read_rows, write_rows
 from ..runs import Run, check_one_kind
-from .stats import compare, different, equal, interval, new_seed_range
+from .stats import by_equality_alone, compare, different, equal, interval, new_seed_range
 
 BEATS = "beats its table"  # of a row: whether every seed has the loss that its preset asks for
 WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
@@ -278,7 +278,7 @@ def deciding_interval(c: dict) -> str:
     wide, narrow = f"{span(c['low'], c['high'])} (95 %)", f"{span(c['low90'], c['high90'])} (90 %)"
     if not equal(c):
         return wide
-    if not different(c):
+    if by_equality_alone(c):
         return narrow
     enough = -c["margin"] < c["low"] and c["high"] < c["margin"]
     return wide if enough else f"{wide}; {narrow}"

@@ -213,20 +213,18 @@ def front_runs(s: Settings) -> list[Run]:
 
 
 def rate_runs(s: Settings) -> list[Run]:
-    """The main models at twice the learning rate: is any of them behind for want of it? Some at four times.
+    """The main models at twice the learning rate, and at four times: is any of them behind for want of it?
 
-    Those of the setting NARROW, also half of its layers in twice the steps ("rates", and "rates-4" at four
-    times the rate); and half of the layers and token worth in the preset's own ("known-depth-rates"). Each
-    seed sees the text that it sees there.
+    Those of the setting NARROW, also half of its layers in twice the steps ("rates" and "rates-4"); and half
+    of the layers and token worth in the preset's own at twice the rate ("known-depth-rates"). Each seed sees
+    the text that it sees there.
     """
-    narrow, own = (size | dict(lr=2 * RATE) for size in (NARROW, size_of(s)))
-    models = known_depth_models(s, narrow) | {"fixed-between": fixed_between(NARROW["layers"])}
-    asked = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth", "mor")
-    runs = also_longer(s, {label: models[label] for label in asked}, "rates", narrow)
-    highest = NARROW | dict(lr=4 * RATE)
-    models |= {"worth": known_depth_models(s, highest)["worth"]}
-    asked = ("fixed-half", "fixed-between", "fixed-deep", "worth")
-    runs += known_depth_runs(s, {label: models[label] for label in asked}, "rates-4", highest)
+    asked, runs = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth", "mor"), []
+    for experiment, times in (("rates", 2), ("rates-4", 4)):
+        size = NARROW | dict(lr=times * RATE)
+        models = known_depth_models(s, size) | {"fixed-between": fixed_between(size["layers"])}
+        runs += also_longer(s, {label: models[label] for label in asked}, experiment, size)
+    own = size_of(s) | dict(lr=2 * RATE)
     models = known_depth_models(s, own)
     two = {label: models[label] for label in ("fixed-half", "worth")}
     return runs + known_depth_runs(s, two, "known-depth-rates", own)
