@@ -608,20 +608,42 @@ def test_at_four_times_the_rate_each_model_answers_less_at_two_of_three_seeds_as
 
 def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
-    made = runs.known_depth_runs(s, runs.known_depth_models(s))
-    own = ("front", "chains", "rates", "rates-4", "known-depth-rates", "known-depth-12", "known-depth-wsd")
+    made = runs.wide_runs(s)
+    own = (
+        "front",
+        "chains",
+        "rates",
+        "rates-4",
+        "known-depth-rates",
+        "known-depth-12",
+        "known-depth-wsd",
+        "leads",
+    )
     stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field", *own)]
     made += runs.random_controls(stored[0], made, "worth")
     ids = set()
     made += runs.front_runs(s) + runs.chains_runs(s) + runs.rate_runs(s) + runs.wsd_runs(s)
+    made += runs.lead_runs(s)
     for spec in made + runs.map_runs(s) + runs.narrow_runs(s) + runs.deep_runs(s):
         corpus = texts.load_corpus(**dict(spec.corpus))
         cfg = replace(spec.config, vocab_size=corpus.vocab_size)
         ids.add((spec.model, spec.train.seed, runs.run_id(cfg, spec.train, corpus, spec.code)))
-    named = set(runs.known_depth_models(s)) | {"fixed-half-long", "random"}
+    named = {spec.model for spec in runs.wide_runs(s)} | {"fixed-half-long", "random"}
     for record in [r for table in stored if len(table) for r in table["record"]]:
         if record["model"] in named or record["experiment"] in ("known-depth-map", *own):
             assert (record["model"], record["seed"], record["id"]) in ids
+
+
+def test_what_notebook_07_says_of_mor_in_the_wide_setting_holds():
+    scored = results.known_depth.with_hops(runs.stored_records("known-depth"))
+    mor = scored[scored["model"] == "mor"].set_index("seed")
+    half = scored[scored["model"] == "fixed-half"].set_index("seed")["hops"]
+    assert list(mor.index) == list(range(6)) and (mor["hops"] > half).sum() == 4
+    depth = [record["metrics"]["details"]["depth_by_kind"] for record in mor["record"]]
+    table = [round(own["table"], 1) for own in depth]
+    assert (min(table), *sorted(table)[-2:]) == (2.1, 2.8, 5.4)
+    assert table.index(5.4) == mor["hops"].argmax(), "where most of the table runs, most is answered"
+    assert all(1.9 < own["x"] < 2.5 for own in depth)
 
 
 # ---- The price as a dial ----
@@ -643,7 +665,7 @@ def test_depth_that_follows_k_is_seen_and_equal_depth_is_none():
 
 def test_token_worth_on_text_stands_beside_the_experiment_s_records():
     own = runs.worth_runs(runs.settings(dict(preset="cpu", seeds=6)))
-    assert all(isinstance(record, dict) for record in stored([r for r in own if r.model == "worth"]))
+    assert all(isinstance(record, dict) for record in stored(own))
     records = results.worth_on_text("exp2")
     worth, fixed = (records[records["model"] == name] for name in ("token worth", "fixed-shallow"))
     assert list(worth["seed"]) == list(fixed["seed"]) == list(range(6))
@@ -652,6 +674,9 @@ def test_token_worth_on_text_stands_beside_the_experiment_s_records():
     told = results.verdicts(records, [("token worth", "fixed-shallow")])
     assert told["difference (points)"].iloc[0] == results.signed(gap)
     loses = "On half of Tiny Shakespeare, after 6 epochs, token worth loses against 6 layers"
+    twice = records[records["model"] == "token worth, asked twice"]["accuracy"].to_numpy()
+    back = (twice - worth["accuracy"].to_numpy()).mean() / -gap
+    assert 1 / 8 < back < 1 / 6, "notebook 07 says a seventh"
     assert gap < -1 and results.text_sentence().startswith(f"{loses}: {results.signed(gap)} points (")
 
 

@@ -32,6 +32,7 @@ from .known_depth import (
     narrow_runs,
     rate_runs,
     size_of,
+    wide_runs,
     wsd_runs,
 )
 from .leads import deep_lead_runs, lead_runs

@@ -155,11 +155,12 @@ def exp2_models(s: Settings, target: float) -> Changes:
 def worth_runs(s: Settings) -> list[Run]:
     """Token worth and blind whole tokens on the text of experiment 2, at half of the layers: exp2-worth.
 
-    Either with one layer that runs every token, or with five. The settings are those of the task of known
-    depth. Models of one seed see the same text as those of the experiment, so they can be compared.
+    With one layer that runs every token, or with five; token worth also asked twice, which makes four depths.
+    The settings are those of the task of known depth. Models of one seed see the same text as those of the
+    experiment, so they can be compared.
     """
     routed = dict(target_depth=s.n_layers / 2, max_recursions=1)
-    policies = ["worth", "blind-tokens"]
+    policies = ["worth", "blind-tokens", "worth-half-way"]
     if routed["target_depth"] > 5:
         policies += ["worth-above-5", "blind-tokens-above-5"]
     models = {policy: (routed | dict(routing=policy), WORTH_TRAINING) for policy in policies}

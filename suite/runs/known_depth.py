@@ -260,11 +260,16 @@ def narrow_runs(s: Settings) -> list[Run]:
     return also_longer(s, models, "field", NARROW)
 
 
+def wide_runs(s: Settings) -> list[Run]:
+    """The models of the known depth in the preset's own setting, and token worth that learns `ByWindows`."""
+    models = known_depth_models(s)
+    return known_depth_runs(s, models | {"worth-by-windows": by_windows(models)})
+
+
 def deep_runs(s: Settings) -> list[Run]:
-    """The models of the known depth in the setting DEEP, and token worth that learns `ByWindows`."""
+    """The same in the setting DEEP."""
     models = known_depth_models(s, DEEP)
-    models["worth-by-windows"] = by_windows(models)
-    return known_depth_runs(s, models, "known-depth-12", DEEP)
+    return known_depth_runs(s, models | {"worth-by-windows": by_windows(models)}, "known-depth-12", DEEP)
 
 
 def also_longer(s: Settings, models: Changes, experiment: str, size: dict) -> list[Run]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 import morlib
 from morlib import Decision, ModelConfig, StepInput
@@ -40,6 +43,13 @@ TRAINING = {  # of `morlib.TrainConfig`
     "rarely run blocks at a lower rate": dict(share_power=0.5),
     "a constant learning rate": dict(schedule="constant"),
 }
+POLICIES = {
+    "explores in a quarter of the windows": "worth: in windows",
+    "a warm-up that those worth least leave first": "worth: least first",
+    "a Huber loss, clipped at 100": "worth: huber",
+    "the router learns from its last four batches": "worth: four batches",
+    "a second decision half-way": "worth-half-way",
+}
 SEEDS = (10, 11)  # none that a claim is made on
 
 
@@ -68,7 +78,65 @@ class WarmPlan(ExploredPlan):
     EXPLORED, version = (0.0, 0.0), "plan-warm"
 
 
+class LeastFirst(morlib.WorthRouter):
+    """In the warm-up those that are worth least leave full depth first, in place of any by chance."""
+
+    version = "least-first"
+
+    def decide(self, step: StepInput) -> Decision:
+        own, self.share = self.share, self.share + (1 - self.share) * step.full
+        try:
+            return super().decide(replace(step, full=0.0))
+        finally:
+            self.share = own
+
+
+def measured_worth(memory: dict, scale: float, clip: float) -> tuple[Tensor, Tensor] | None:
+    """The states [T, D] of those explored and what was measured [T], as in `morlib.WorthRouter.own_loss`."""
+    explored, gradient = memory["explored"].nonzero().flatten(), memory["w"].grad
+    if gradient is None:  # nobody ran
+        return None
+    measured = -gradient * len(gradient) / scale
+    return memory["states"].index_select(0, explored), measured[explored].clamp(-clip, clip)
+
+
+class Huber(morlib.WorthRouter):
+    """A loss that grows as the error does, beyond one nat, and not as its square."""
+
+    CLIP, version = 100.0, "huber"
+
+    def own_loss(self, memory: dict, scale: float) -> Tensor | None:
+        seen = measured_worth(memory, scale, self.CLIP)
+        if seen is None:
+            return None
+        states, measured = seen
+        error = F.huber_loss(self.network(states)[:, 0].float(), measured, reduction="sum")
+        return error / max(len(measured), 1)
+
+
+class FourBatches(morlib.WorthRouter):
+    """The router learns from its last batches too. (They are not kept in a checkpoint.)"""
+
+    BATCHES, version = 4, "four-batches"
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.seen = deque(maxlen=self.BATCHES)
+
+    def own_loss(self, memory: dict, scale: float) -> Tensor | None:
+        seen = measured_worth(memory, scale, self.CLIP)
+        if seen is None:
+            return None
+        self.seen.append(seen)
+        states, measured = (torch.cat(parts) for parts in zip(*self.seen))
+        error = self.network(states)[:, 0].float() - measured
+        return (error**2).sum() / (2 * max(len(measured), 1))
+
+
 morlib.POLICIES |= {
+    "worth: least first": LeastFirst,
+    "worth: huber": Huber,
+    "worth: four batches": FourBatches,
     "worth: in windows": InWindows,
     "worth: warm-up by window, in windows": ByWindows,  # under this name its lead was trained
     "worth: plan": ExploredPlan,
@@ -85,7 +153,7 @@ def lead_runs(s: Settings) -> list[Run]:
     models = {"as it is": (model, training)}
     models |= {label: (model | dict(routing=f"worth: {label}"), training) for label in CONSTANTS}
     models |= {label: (model, training | changes) for label, changes in TRAINING.items()}
-    models["explores in a quarter of the windows"] = (model | dict(routing="worth: in windows"), training)
+    models |= {label: (model | dict(routing=routing), training) for label, routing in POLICIES.items()}
     size = NARROW | dict(steps=NARROW["steps"] // 2)
     tried = known_depth_runs(replace(s, seeds=max(SEEDS) + 1), models, "leads", size)
     return [run for run in tried if run.train.seed in SEEDS]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 import morlib
@@ -148,10 +150,41 @@ class FiveThenBlind(BlindTokens):
     OPTIONS = dict(always=5)
 
 
+class WorthHalfWay(morlib.Policy):
+    """Two routers of token worth: one decides about the layers up to the half, the other about the rest.
+
+    Each asks every token, so four depths are possible. Each holds the share that the target depth asks for.
+    Raises ValueError where there are not three layers.
+    """
+
+    holds_budget, version = True, "1"
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        self.routers = torch.nn.ModuleList(morlib.WorthRouter(cfg) for _ in range(2))
+        self.half = max(cfg.n_layers // 2, morlib.WorthRouter.ALWAYS + 1)
+        if not self.half < cfg.n_layers:
+            raise ValueError(f"ModelConfig: routing {cfg.routing} needs three layers, not {cfg.n_layers}")
+
+    def shares(self) -> list[float]:
+        return self.routers[0].shares()
+
+    def forward(self, step: StepInput) -> Decision:
+        second = step.layer >= self.half
+        memory = step.memory.setdefault(second, {})
+        return replace(self.routers[second](replace(step, memory=memory)), lasts=second)
+
+    def own_loss(self, memory: dict, scale: float) -> torch.Tensor | None:
+        losses = [router.own_loss(memory[second], scale) for second, router in enumerate(self.routers)]
+        losses = [loss for loss in losses if loss is not None]
+        return sum(losses) if losses else None
+
+
 morlib.POLICIES |= {
     "blind-tokens": BlindTokens,
     "by-kind": ByKind,
     "by-position": ByPosition,
+    "worth-half-way": WorthHalfWay,
     "worth-above-5": FiveThenWorth,
     "worth-above-6": SixThenWorth,
     "blind-tokens-above-5": FiveThenBlind,
