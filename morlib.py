@@ -3,8 +3,7 @@
 What is unusual here:
 - A model is a sequence of steps. Step (layer i, recursion r) applies block i to the tokens that a routing
   policy names, and leaves every other token as it is. All models and controls differ in the policy only.
-- Skipping is real: a block sees packed tokens [T, D], in training, in evaluation and in cached decoding.
-  A token's depth is counted from what ran.
+- Skipping is real: a block sees packed tokens [T, D], in decoding too. Depth is counted from what ran.
 - At a step a token attends to the tokens executed at that step, at or before its own position
   (recursion-wise cache). Training does the same, so cached and uncached generation agree.
 
@@ -637,19 +636,17 @@ class Router(Policy):
 class WorthRouter(Policy):
     """Decides once: a token runs the first ALWAYS layers, then all of the others or none of them.
 
-    A network predicts what running them is worth: by how much the loss of the whole text is lower (nats).
-    A token runs if that exceeds a price, and the price (a buffer) holds the target depth.
-
-    How worth is measured: in training a share of the tokens is explored. An explored token runs with a weight
-    w ~ U(0, 1) on all that it changes: on its own state's change, and by SLOPE (w - 1), added to the
-    attention logits of its key, on what others read from it. The mean over w of -dL/dw is exactly
-    L(w = 0) - L(w = 1), so -dL/dw measures worth without bias, also where the gain is another token's. At
-    w = 0 a token is hardly seen, where one that is skipped is not seen, and others are as while exploring.
+    A network predicts what running them is worth: by how much the loss of the whole text is lower (nats). A
+    token runs if that exceeds a price, and the price (a buffer) holds the target depth. In training some
+    tokens are explored: they run with a weight w ~ U(0, 1) on all that they change, on their own state's
+    change and, by SLOPE (w - 1) added to the attention logits of their keys, on what others read. The mean
+    over w of -dL/dw is exactly L(w = 0) - L(w = 1), so -dL/dw measures worth without bias, also where the
+    gain is another token's. At w = 0 a token is hardly seen, a skipped one not at all; others are as while
+    exploring.
     """
 
-    ALWAYS, SLOPE, RATE = 1, 4.0, 0.05
+    ALWAYS, SLOPE, RATE, CLIP = 1, 4.0, 0.05, 10.0  # clipped is what is measured, which has heavy tails
     EXPLORED = (0.15, 0.02)  # share of the tokens: until a tenth of the training, and from half of it on
-    CLIP = 10.0  # of what is measured, which has heavy tails
     holds_budget, version = True, "1"
 
     def __init__(self, cfg: ModelConfig):
@@ -697,13 +694,15 @@ class WorthRouter(Policy):
         return first + (last - first) * min(max((done - 0.1) / 0.4, 0.0), 1.0)
 
     def own_loss(self, memory: dict, scale: float) -> Tensor | None:
-        explored, gradient = memory["explored"].nonzero().flatten(), memory["w"].grad
-        if gradient is None:  # nobody ran
+        if memory["w"].grad is None:  # nobody ran
             return None
-        measured = -gradient * len(gradient) / scale  # the loss is a mean over tokens, worth is of their sum
-        predicted = self.network(memory["states"].index_select(0, explored))[:, 0].float()
-        error = predicted - measured[explored].clamp(-self.CLIP, self.CLIP)
-        return (error**2).sum() / (2 * max(len(explored), 1))
+        measured = -memory["w"].grad * len(memory["w"]) / scale  # of a sum of losses, not of their mean
+        return self.error(memory["states"][memory["explored"]], measured[memory["explored"]])
+
+    def error(self, states: Tensor, measured: Tensor) -> Tensor:
+        """Half of the mean squared error of the network, at states [T, D] whose worth [T] was measured."""
+        error = self.network(states)[:, 0].float() - measured.clamp(-self.CLIP, self.CLIP)
+        return (error**2).sum() / (2 * max(len(measured), 1))
 
 
 def quantile(values: Tensor, share: float) -> Tensor:

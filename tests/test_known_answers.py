@@ -383,7 +383,9 @@ def measured(make_model, policy):
 
 def test_a_huber_loss_is_half_the_square_below_a_nat_and_the_error_beyond(make_model):
     model, out = measured(make_model, "worth: huber")
-    states, worth = runs.leads.measured_worth(out.memory, 1.0, 100.0)
+    model.policy.error = lambda states, worth: (states, worth.clamp(-100, 100))
+    states, worth = model.policy.own_loss(out.memory, 1.0)
+    del model.policy.error
     error = (model.policy.network(states)[:, 0] - worth).abs()
     by_hand = torch.where(error < 1, error**2 / 2, error - 0.5)
     assert (error > 1).any() and (error < 1).any()
@@ -392,13 +394,14 @@ def test_a_huber_loss_is_half_the_square_below_a_nat_and_the_error_beyond(make_m
 
 def test_a_router_of_four_batches_learns_from_the_last_four(make_model):
     model, out = measured(make_model, "worth: four batches")
-    one = morlib.WorthRouter.own_loss(model.policy, out.memory, 1.0).item()
-    assert model.policy.own_loss(out.memory, 1.0).item() == pytest.approx(one, rel=1e-5)
-    twice = [model.policy.own_loss(out.memory, 0.5).item() for _ in range(4)][
-        -1
-    ]  # all are worth twice as much
-    alone = morlib.WorthRouter.own_loss(model.policy, out.memory, 0.5).item()
-    assert twice == pytest.approx(alone, rel=1e-5) and abs(alone - one) > 0.1 * one
+    one, alone = model.policy.own_loss(out.memory, 1.0).item(), morlib.WorthRouter.error
+    states, worth = model.policy.seen[0]
+    assert one == pytest.approx(alone(model.policy, states, worth).item(), rel=1e-5)
+    both = [model.policy.own_loss(out.memory, 0.5).item() for _ in range(4)]  # all is worth twice as much
+    half = (alone(model.policy, states, worth) + alone(model.policy, states, 2 * worth)).item() / 2
+    assert both[0] == pytest.approx(half, rel=1e-5), "two batches"
+    assert both[-1] == pytest.approx(alone(model.policy, states, 2 * worth).item(), rel=1e-5), "not five"
+    assert abs(both[-1] - one) > 0.1 * one
 
 
 def test_a_second_decision_half_way_makes_four_depths_and_holds_the_target(make_model):

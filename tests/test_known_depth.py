@@ -609,16 +609,8 @@ def test_at_four_times_the_rate_each_model_answers_less_at_two_of_three_seeds_as
 def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
     made = runs.wide_runs(s)
-    own = (
-        "front",
-        "chains",
-        "rates",
-        "rates-4",
-        "known-depth-rates",
-        "known-depth-12",
-        "known-depth-wsd",
-        "leads",
-    )
+    own = ("front", "chains", "rates", "rates-4", "known-depth-rates", "known-depth-12", "known-depth-wsd")
+    own = (*own, "leads")
     stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field", *own)]
     made += runs.random_controls(stored[0], made, "worth")
     ids = set()
@@ -677,6 +669,8 @@ def test_token_worth_on_text_stands_beside_the_experiment_s_records():
     twice = records[records["model"] == "token worth, asked twice"]["accuracy"].to_numpy()
     back = (twice - worth["accuracy"].to_numpy()).mean() / -gap
     assert 1 / 8 < back < 1 / 6, "notebook 07 says a seventh"
+    c = results.compare(records, "token worth, asked twice", "token worth", metric="loss", margin=0.01)
+    assert c["pairs"] == 6 and c["low"] < 0 < c["high"], "and in loss nothing"
     assert gap < -1 and results.text_sentence().startswith(f"{loses}: {results.signed(gap)} points (")
 
 

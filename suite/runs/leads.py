@@ -91,27 +91,14 @@ class LeastFirst(morlib.WorthRouter):
             self.share = own
 
 
-def measured_worth(memory: dict, scale: float, clip: float) -> tuple[Tensor, Tensor] | None:
-    """The states [T, D] of those explored and what was measured [T], as in `morlib.WorthRouter.own_loss`."""
-    explored, gradient = memory["explored"].nonzero().flatten(), memory["w"].grad
-    if gradient is None:  # nobody ran
-        return None
-    measured = -gradient * len(gradient) / scale
-    return memory["states"].index_select(0, explored), measured[explored].clamp(-clip, clip)
-
-
 class Huber(morlib.WorthRouter):
     """A loss that grows as the error does, beyond one nat, and not as its square."""
 
     CLIP, version = 100.0, "huber"
 
-    def own_loss(self, memory: dict, scale: float) -> Tensor | None:
-        seen = measured_worth(memory, scale, self.CLIP)
-        if seen is None:
-            return None
-        states, measured = seen
-        error = F.huber_loss(self.network(states)[:, 0].float(), measured, reduction="sum")
-        return error / max(len(measured), 1)
+    def error(self, states: Tensor, measured: Tensor) -> Tensor:
+        predicted, measured = self.network(states)[:, 0].float(), measured.clamp(-self.CLIP, self.CLIP)
+        return F.huber_loss(predicted, measured, reduction="sum") / max(len(measured), 1)
 
 
 class FourBatches(morlib.WorthRouter):
@@ -123,14 +110,9 @@ class FourBatches(morlib.WorthRouter):
         super().__init__(cfg)
         self.seen = deque(maxlen=self.BATCHES)
 
-    def own_loss(self, memory: dict, scale: float) -> Tensor | None:
-        seen = measured_worth(memory, scale, self.CLIP)
-        if seen is None:
-            return None
-        self.seen.append(seen)
-        states, measured = (torch.cat(parts) for parts in zip(*self.seen))
-        error = self.network(states)[:, 0].float() - measured
-        return (error**2).sum() / (2 * max(len(measured), 1))
+    def error(self, states: Tensor, measured: Tensor) -> Tensor:
+        self.seen.append((states, measured))
+        return super().error(*(torch.cat(parts) for parts in zip(*self.seen)))
 
 
 morlib.POLICIES |= {
