@@ -437,7 +437,10 @@ class StepInput:
         return self.start + self.index % self.L
 
     def draw(self, table: Tensor) -> Tensor:
-        """Draws [T] in [0, 1) by position from a table [max_len], spread over rows by the golden ratio."""
+        """Draws [T] in [0, 1): those of a random permutation while sampling, which give each step its share
+        exactly; else by position from a table [max_len], spread over rows by the golden ratio."""
+        if self.sampling:
+            return (torch.randperm(len(self.index), device=self.index.device) + 0.5) / len(self.index)
         return table.index_select(0, self.position).add_(self.row, alpha=0.6180339887498949).remainder_(1)
 
 
@@ -518,10 +521,7 @@ class Policy(nn.Module):
 
 
 class RandomPolicy(Policy):
-    """Blind control: the given action rates a layer, or those of `target_depth`, or one third each.
-
-    In training a random permutation gives each step its share exactly, in inference see `StepInput.draw`.
-    """
+    """Blind control: the given action rates a layer, or those of `target_depth`, or one third each."""
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
@@ -540,10 +540,7 @@ class RandomPolicy(Policy):
         self.register_buffer("table", torch.rand(N, R, cfg.max_len))
 
     def forward(self, step: StepInput) -> Decision:
-        if step.sampling:
-            draw = (torch.randperm(len(step.index), device=step.index.device) + 0.5) / len(step.index)
-        else:
-            draw = step.draw(self.table[step.layer, step.recursion])
+        draw = step.draw(self.table[step.layer, step.recursion])
         skip, forward, _ = self.rates[step.layer, step.recursion].tolist()
         runs_from = (1 - step.full) * skip
         recurses_from = (1 - step.full) * (skip + forward) + step.full

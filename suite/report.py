@@ -30,6 +30,7 @@ DIFFICULTY = "Does its depth follow token difficulty?"
 SYSTEMS = "Which system of the field is ahead of fixed depth at equal operations?"
 TIME = "Is skipped work saved time?"
 FIELD = "Which other system of the field finds depth where it matters?"
+FIELD_WIDE = "And among six layers, in the wide setting?"
 FIELD_TEXT = "And on text, where depth is worth little?"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
 HOPS = (
@@ -299,17 +300,17 @@ def recursion() -> list[str]:
 
 
 def field() -> list[str]:
-    """Other systems of the field on the task of known depth and on text: the answer, the table, which to
-    choose."""
+    """Other systems of the field on the task of known depth, in two settings, and on text: the answer, the
+    table, which to choose."""
     costs, parts = cost.stored_systems(), []
-    for title, records in ((FIELD, results.stored_field()), (FIELD_TEXT, results.stored_text_field())):
+    known, wide, text = results.stored_field(), results.stored_wide_field(), results.stored_text_field()
+    for title, records in ((FIELD, known), (FIELD_WIDE, wide), (FIELD_TEXT, text)):
         if len(records):
-            rows = results.rows_of(records)
-            known, told = title == FIELD, results.field_sentence(records, costs)
-            told = f"{told} {results.stays_high_sentence(costs)}".strip() if known else told
+            rows, told = results.rows_of(records), results.field_sentence(records, costs)
+            told = f"{told} {results.stays_high_sentence(costs)}".strip() if title == FIELD else told
             parts += [f"## {title}", about(records), told]
             parts += [markdown(results.field_table(records, costs, rows=rows))]
-            parts += [markdown(results.answers_table(records))] if known else []
+            parts += [] if title == FIELD_TEXT else [markdown(results.answers_table(records))]
             parts += ["Top-k in training, a decision a token in use:"]
             parts += [markdown(results.sampled_table(records, costs))]
             parts += [CHOICES, markdown(results.choices_table(records, costs))]

@@ -108,7 +108,7 @@ def identity(run, data):
 @pytest.mark.parametrize("name, made", [
     ("field", lambda s: field.field_runs(s) + runs.narrow_runs(s)), ("field-trials", field.trial_runs),
     ("field-text", field.text_runs), ("field-text-trials", field.text_trial_runs),
-    ("field-text-long-trials", field.long_trial_runs),
+    ("field-text-long-trials", field.long_trial_runs), ("field-wide", field.wide_field_runs),
 ])  # fmt: skip
 def test_what_ships_of_the_field_is_what_the_code_trains(name, made):
     """No record of a system's older form stays among its rows, and any can be trained again by its name."""

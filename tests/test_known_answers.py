@@ -404,6 +404,44 @@ def test_a_router_of_four_batches_learns_from_the_last_four(make_model):
     assert abs(both[-1] - one) > 0.1 * one
 
 
+def test_the_middle_of_eight_groups_teaches_where_means_have_a_median(make_model):
+    model, _ = measured(make_model, "worth: median of means")
+    states, worth = torch.randn(35, model.cfg.d_model), 3 * torch.randn(35)
+    worth[:4] = 500.0  # of the first group, so all that it could teach is lost
+    error = (model.policy.network(states)[:, 0] - worth.clamp(-100, 100)).detach().numpy()
+    means = sorted((error[4 * i : 4 * i + 4] ** 2).mean() for i in range(8))  # three tokens are left over
+    told = model.policy.error(states, worth)
+    assert told.item() == pytest.approx(means[3] / 2, rel=1e-5) and means[-1] > 100 * means[3]
+    told.backward()
+    assert model.policy.network[0].weight.grad.any()
+    assert model.policy.error(states[:0], worth[:0]).item() == 0
+    few = morlib.WorthRouter.error(model.policy, states[4:5], worth[4:5])
+    assert model.policy.error(states[4:5], worth[4:5]).item() == pytest.approx(few.item(), rel=1e-5)
+
+
+def test_the_fall_of_a_token_s_own_loss_is_added_to_what_is_measured(make_model):
+    learnt = {}
+    for policy in ("worth", "worth: own loss"):
+        torch.manual_seed(0)
+        model = make_model(routing=policy, n_layers=4, max_len=16, target_depth=2.2, max_recursions=1)
+        tokens = torch.randint(model.cfg.vocab_size, (16, 17))
+        seen = []
+        model.policy.error = lambda states, worth, seen=seen: seen.append(worth) or states.sum() * 0
+        out = model.train()(tokens[:, :-1], done=0.1)
+        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), tokens[:, 1:].flatten())
+        (4 * model.policy.objective(loss, out, tokens[:, 1:])).backward()
+        model.policy.own_loss(out.memory, 4.0)
+        learnt[policy] = seen[0]
+    ends = out.logits.log_softmax(-1).gather(2, tokens[:, 1:, None]).flatten()
+    model.eval()
+    asked = model.embed(tokens[:, :-1]) + model.positions[:16]
+    block = model.blocks[0](asked.flatten(0, 1), morlib.Packing(torch.arange(256), 16, 16))
+    begins = model.readout(block).log_softmax(-1).gather(1, tokens[:, 1:].reshape(-1, 1)).flatten()
+    fell = (ends - begins).detach()[out.memory["explored"]]
+    assert learnt["worth: own loss"].numpy() == pytest.approx((learnt["worth"] + fell).numpy(), abs=1e-4)
+    assert fell.abs().max() > 0.01
+
+
 def test_a_second_decision_half_way_makes_four_depths_and_holds_the_target(make_model):
     model, out = measured(make_model, "worth-half-way")
     assert set(out.depth.flatten().tolist()) == {1, 2, 3, 4}

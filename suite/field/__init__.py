@@ -5,7 +5,16 @@ from .dr import DynamicRouting
 from .exits import ConfidenceExit, DepthAdaptive
 from .lora import Relaxed
 from .mod import MixtureOfDepths
-from .models import QUICK, SMALL, field_models, field_runs, field_size, text_models, text_runs
+from .models import (
+    QUICK,
+    SMALL,
+    field_models,
+    field_runs,
+    field_size,
+    text_models,
+    text_runs,
+    wide_field_runs,
+)
 from .moe import MixtureOfExperts, RecursionsOfExperts
 from .mor import ExpertChoice, TokenChoice
 from .ponder import PonderNet

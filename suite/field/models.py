@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..results.field import BEST, BEST_ON_TEXT, MOST_SEEDS, SEEDS
 from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, settings
 from ..runs.experiments import LONG, TEXTS, WORTH_TRAINING, Changes, experiment_runs
-from ..runs.known_depth import RATE, fixed_between
+from ..runs.known_depth import RATE, SIZES, fixed_between
 from .ponder import prior_of_mean
 
 KNOWN = ("fixed-deep", "planted", "blind", "frozen", "worth", "mor")  # as `known_depth_models` makes them
@@ -37,12 +37,15 @@ def systems_of(N: int, target: float) -> dict[str, dict]:
     its beta is one by which depth keeps near it. Of all others E follows from settings of their own, and may
     be far from it. Dr.LLM begins with all N layers.
 
-    MoR has two to four recursions where N is 4 or 12, as in the paper. Of twelve layers it runs six by top-k:
-    three recursions of two blocks between a first and a last one, or of three blocks without these. Of four
-    it runs 3.5, the fewest that it can have, and 2.5 without ends.
+    MoR has two to four recursions where N is 4, 6 or 12, as in the paper. Of twelve layers it runs six by
+    top-k: three recursions of two blocks between a first and a last one, or of three blocks without these.
+    Of four it runs 3.5, the fewest that it can have, and 2.5 without ends. Where N is 6 it has four layers
+    too: without ends two recursions of two blocks, which run 3.
     """
-    recursive, cycle = dict(n_layers=4), dict(options=dict(ends=False))
-    if N >= 12:
+    recursive, cycle = dict(n_layers=4), dict(n_layers=4, options=dict(ends=False))
+    if N == 6:
+        cycle |= dict(shared_blocks=2)
+    elif N >= 12:
         recursive = dict(n_layers=2 + 3 * (N // 6), shared_blocks=N // 6)
         cycle |= dict(n_layers=3 * (N // 4), shared_blocks=N // 4)
     return {
@@ -72,9 +75,12 @@ def same_rate(lr: float) -> dict:
     return dict(router_lr=lr, share_power=0.0)
 
 
-def field_models(s: Settings) -> Changes:
-    """Each system (`systems_of`) on the task of known depth, with fixed depth and the controls."""
-    size = field_size(s)
+def field_models(s: Settings, size: dict | None = None) -> Changes:
+    """Each system (`systems_of`) on the task of known depth, with fixed depth and the controls.
+
+    size: in place of the preset's, for instance SIZES["usual"].
+    """
+    size = size or field_size(s)
     N = size["layers"]
     known = known_depth_models(s, size)
     models = {"fixed-half": known["fixed-half"], "fixed-between": fixed_between(N)}
@@ -117,6 +123,19 @@ def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
         return first_seeds(known_depth_runs(s, chosen, "field", field_size(s)), BEST)
 
     return begun(make, field_models(s), labels)
+
+
+def wide_field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
+    """The same in the wide setting of notebook 07: six layers of width 64. Three seeds at most.
+
+    Fixed models, plan, token worth and MoR of notebook 02 are those of `runs.wide_runs`.
+    """
+    size = SIZES["usual"]
+
+    def make(chosen: Changes) -> list[Run]:
+        return first_seeds(known_depth_runs(s, chosen, "field-wide", size), ())
+
+    return begun(make, field_models(s, size), labels)
 
 
 def text_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:

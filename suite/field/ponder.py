@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ class PonderNet(Universal):
             step.memory.setdefault("exits", []).append(step.readout(step.states))
             step.memory.setdefault("halting", []).append(logits)
             return Decision()
-        step.memory["at_work"] &= step.draw(self.dice[step.layer]) >= logits.sigmoid()
+        draw = replace(step, sampling=False).draw(self.dice[step.layer])  # the same in each pass
+        step.memory["at_work"] &= draw >= logits.sigmoid()
         return OfAll(step.memory["at_work"].long())
 
     def operations(self, actions: Tensor) -> int:

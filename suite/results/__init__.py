@@ -27,6 +27,7 @@ from .field import (
     stays_high_sentence,
     stored_field,
     stored_text_field,
+    stored_wide_field,
     trials_table,
     way_to_all_layers,
 )

@@ -77,6 +77,15 @@ def stored_field(folder: Path | None = None) -> pd.DataFrame:
     return stored[stored["model"].isin(NAMES)] if len(stored) else stored
 
 
+def stored_wide_field(folder: Path | None = None) -> pd.DataFrame:
+    """The records of the field in the wide setting that ship, with those of notebook 07 of the same models."""
+    own, known = stored_records("field-wide", folder), stored_records("known-depth", folder)
+    if own.empty or known.empty:
+        return own
+    known = known[known["model"].isin(NAMES)].assign(experiment="field-wide")
+    return pd.concat([known, own[~own["model"].isin(known["model"])]], ignore_index=True)
+
+
 def stored_text_field(folder: Path | None = None) -> pd.DataFrame:
     """The records of the field on text that ship, with the fixed models of experiment 1 trained long."""
     own, fixed = stored_records("field-text", folder), stored_records("exp1-long", folder)

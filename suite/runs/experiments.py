@@ -160,7 +160,7 @@ def worth_runs(s: Settings) -> list[Run]:
     experiment, so they can be compared.
     """
     routed = dict(target_depth=s.n_layers / 2, max_recursions=1)
-    policies = ["worth", "blind-tokens", "worth-half-way"]
+    policies = ["worth", "worth-by-windows", "blind-tokens", "worth-half-way"]
     if routed["target_depth"] > 5:
         policies += ["worth-above-5", "blind-tokens-above-5"]
     models = {policy: (routed | dict(routing=policy), WORTH_TRAINING) for policy in policies}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import morlib
-from morlib import Decision, ModelConfig, StepInput
+from morlib import Decision, ModelConfig, Output, StepInput
 
 from .experiments import Run
 from .known_depth import (
@@ -43,11 +43,17 @@ TRAINING = {  # of `morlib.TrainConfig`
     "rarely run blocks at a lower rate": dict(share_power=0.5),
     "a constant learning rate": dict(schedule="constant"),
 }
+MODEL = {  # of `morlib.ModelConfig`
+    "two blocks, run again in place of on": dict(shared_blocks=2),
+    "one block, run again in place of on": dict(shared_blocks=1),
+}
 POLICIES = {
     "explores in a quarter of the windows": "worth: in windows",
     "a warm-up that those worth least leave first": "worth: least first",
     "a Huber loss, clipped at 100": "worth: huber",
+    "a median of means, clipped at 100": "worth: median of means",
     "the router learns from its last four batches": "worth: four batches",
+    "what a token's own loss falls by is added": "worth: own loss",
     "a second decision half-way": "worth-half-way",
 }
 SEEDS = (10, 11)  # none that a claim is made on
@@ -101,6 +107,45 @@ class Huber(morlib.WorthRouter):
         return F.huber_loss(predicted, measured, reduction="sum") / max(len(measured), 1)
 
 
+class MedianOfMeans(morlib.WorthRouter):
+    """The loss of the middle one of eight groups of tokens (Lecué and Lerasle 2020, Annals of Statistics)."""
+
+    CLIP, GROUPS, version = 100.0, 8, "median-of-means"
+
+    def error(self, states: Tensor, measured: Tensor) -> Tensor:
+        """The router's loss, and its gradient, of the group whose mean squared error is the median."""
+        error = self.network(states)[:, 0].float() - measured.clamp(-self.CLIP, self.CLIP)
+        if not len(error):
+            return error.sum()
+        groups = (error**2).split(max(len(error) // self.GROUPS, 1))[: self.GROUPS]
+        return torch.stack([group.mean() for group in groups]).median() / 2
+
+
+class OwnLoss(morlib.WorthRouter):
+    """Added to what is measured: by how much a token's own loss falls from where it is asked to the end."""
+
+    version = "own-loss"
+
+    def decide(self, step: StepInput) -> Decision:
+        decision = super().decide(step)
+        if decision.weights is not None:  # in training
+            with torch.no_grad():
+                step.memory["asked"] = step.readout(step.states)  # [T, V]
+        return decision
+
+    def objective(self, loss: Tensor, out: Output, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            asked, end = out.memory.pop("asked").float(), out.logits.flatten(0, 1).float()
+            before, after = (F.cross_entropy(x, targets.flatten(), reduction="none") for x in (asked, end))
+        out.memory["fell"] = before - after
+        return loss
+
+    def own_loss(self, memory: dict, scale: float) -> Tensor | None:
+        if memory["w"].grad is not None:  # a mean loss's, and with its sign turned
+            memory["w"].grad -= memory["fell"] * scale / len(memory["fell"])
+        return super().own_loss(memory, scale)
+
+
 class FourBatches(morlib.WorthRouter):
     """The router learns from its last batches too. (They are not kept in a checkpoint.)"""
 
@@ -119,6 +164,8 @@ morlib.POLICIES |= {
     "worth: least first": LeastFirst,
     "worth: huber": Huber,
     "worth: four batches": FourBatches,
+    "worth: median of means": MedianOfMeans,
+    "worth: own loss": OwnLoss,
     "worth: in windows": InWindows,
     "worth: warm-up by window, in windows": ByWindows,  # under this name its lead was trained
     "worth: plan": ExploredPlan,
@@ -135,6 +182,7 @@ def lead_runs(s: Settings) -> list[Run]:
     models = {"as it is": (model, training)}
     models |= {label: (model | dict(routing=f"worth: {label}"), training) for label in CONSTANTS}
     models |= {label: (model, training | changes) for label, changes in TRAINING.items()}
+    models |= {label: (model | changes, training) for label, changes in MODEL.items()}
     models |= {label: (model | dict(routing=routing), training) for label, routing in POLICIES.items()}
     size = NARROW | dict(steps=NARROW["steps"] // 2)
     tried = known_depth_runs(replace(s, seeds=max(SEEDS) + 1), models, "leads", size)

@@ -62,8 +62,7 @@ def warmed_up(chosen: torch.Tensor, step: StepInput) -> torch.Tensor:
 class BlindTokens(WholeTokens):
     """The control of a router that decides once: as many tokens run all layers, drawn blindly.
 
-    Training draws anew, with the share exact in each batch; in inference see `StepInput.draw`. (Of blind
-    draws for each layer apart, which "random" makes, hardly any token runs all layers.)
+    (Of blind draws for each layer apart, which "random" makes, hardly any token runs all layers.)
     """
 
     def __init__(self, cfg: ModelConfig):
@@ -71,11 +70,7 @@ class BlindTokens(WholeTokens):
         self.register_buffer("table", torch.rand(cfg.max_len))
 
     def chosen(self, step: StepInput) -> torch.Tensor:
-        if step.sampling:
-            draw = (torch.randperm(len(step.index), device=step.index.device) + 0.5) / len(step.index)
-        else:
-            draw = step.draw(self.table)
-        return draw < self.share + (1 - self.share) * step.full
+        return step.draw(self.table) < self.share + (1 - self.share) * step.full
 
 
 class ByKind(WholeTokens):
