@@ -480,7 +480,7 @@ def test_a_router_a_layer_and_deciding_once_have_a_sentence_of_their_own():
     keys = ("decode-router-1", "decode-router-32", "decode-once-1", "decode-once-32")
     rows = {key: dict(measured=0.1 * (i + 1)) for i, key in enumerate(keys)}
     told = speed.further_sentence(rows)
-    assert "untrained router at each layer takes 0.10 and 0.20, and" in told
+    assert "untrained router of MoR takes 0.10 and 0.20, and" in told
     assert told.endswith("chance that decides once for all layers 0.30 and 0.40.")
     del rows["decode-once-1"]
     assert speed.further_sentence(rows) == ""
@@ -494,7 +494,7 @@ def test_the_short_answer_on_time_is_that_of_both_sizes(small, large, where):
     rows = {"train-small": small, "train-8-router": large, "once-8": 0.8, "train-once-8": 1.1}
     record = dict(sizes=dict(model=dict(d_model=256)))
     record["rows"] = {key: dict(measured=r - 0.1, quartiles=[r - 0.2, r]) for key, r in rows.items()}
-    told = f"with MoR's router {where}; where it is decided once for all layers in small models only"
+    told = f"with MoR's router {where}; where chance decides once for all layers in small models only"
     assert cost.short(record) == f"In training: {told}."
     del record["rows"]["train-small"]
     assert cost.short(record) == ""

@@ -447,6 +447,23 @@ def test_each_lead_changes_what_its_name_says_and_is_a_run_of_its_own():
             assert getattr(run.train, name) == value != getattr(tried[0].train, name)
 
 
+def test_what_notebook_07_says_of_leads_that_spoil_the_plan_holds():
+    table = results.leads_table(runs.stored_records("leads"))
+    s = runs.settings(dict(preset="cpu", seeds=6))
+    assert set(table.index) == {run.model for run in runs.lead_runs(s)}, "each lead of the list was tried"
+    deep = (table["table"] >= 3.6) & (table["symbol x"] >= 3.9)
+    assert set(table.index[~deep]) == {
+        "a key's slope of 1", "two layers for all", "a second decision half-way",
+        "one block, run again in place of on", "two blocks, run again in place of on",
+        "what a token's own loss falls by is added",
+    }  # fmt: skip
+    best = table.index[0]
+    right = table["right (%)"]
+    assert best == "a constant learning rate" and right[best] > 2 * right.iloc[1]
+    again = table[table.index.str.contains("run again")]
+    assert (again["table"] < 2.5).all() and (again["answer"] > 2.3).all()
+
+
 # ---- The answer in words ----
 
 
@@ -588,7 +605,7 @@ def test_of_a_rate_that_stays_high_only_the_schedule_is_another():
     s = runs.settings(dict(preset="cpu", seeds=1))
     other = {(r.model, r.train.windows): r for r in runs.narrow_runs(s) + field.field_runs(s)}
     made = runs.wsd_runs(s)
-    assert len(made) == 8 and {r.experiment for r in made} == {"known-depth-wsd"}
+    assert len(made) == 9 and {r.experiment for r in made} == {"known-depth-wsd"}
     for run in made:
         same = other[run.model, run.train.windows]
         assert run.train == replace(same.train, schedule="wsd")

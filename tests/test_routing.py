@@ -108,7 +108,7 @@ PLANTED = {
         lambda known, blind: known["surprisal"],
         "yes, also among places that read the same token: rank correlation +0.",
     ),
-    "blind": (lambda known, blind: blind, "no, depth does not rise with difficulty"),
+    "blind": (lambda known, blind: blind, "no, a rise with difficulty is not shown"),
     "against": (
         lambda known, blind: -known["surprisal"],
         "no, depth falls with difficulty: rank correlation -0.",

@@ -55,7 +55,7 @@ def findings(record: dict) -> list[str]:
             if len(points) > 1:
                 rate = skip_rate(points, layers)
                 even = "at no depth" if np.isnan(rate) else f"from {100 * rate:.0f} % of the work skipped on"
-                lines.append(f"{kind}, against depth: routing pays {even}.")
+                lines.append(f"{kind}, against depth: by a line through the points, routing pays {even}.")
             continue
         times = (
             f"{first['measured']:.2f} at {first['value']:g} and {last['measured']:.2f} at {last['value']:g}"

@@ -170,11 +170,11 @@ def saves(row: dict) -> bool:
 
 
 def short(record: dict) -> str:
-    """Whether skipping saves time in training, at both sizes, by a router a layer and decided once, in a few
-    words; empty where it is not measured."""
+    """Whether skipping saves time in training, at both sizes, by a router a layer and by one blind choice, in
+    a few words; empty where it is not measured."""
     ways = {
         "with MoR's router": ("train-small", "train-8-router"),
-        "where it is decided once for all layers": ("once-8", "train-once-8"),
+        "where chance decides once for all layers": ("once-8", "train-once-8"),
     }
     if not all(key in record["rows"] for keys in ways.values() for key in keys):
         return ""
@@ -227,7 +227,7 @@ def further_sentence(rows: dict) -> str:
         return ""
     one, many, once, once_many = (f"{rows[key]['measured']:.2f}" for key in needed)
     return (
-        f" Over a longer text, an untrained router at each layer takes {one} and {many}, and chance that "
+        f" Over a longer text, an untrained router of MoR takes {one} and {many}, and chance that "
         "decides once for all layers "
         f"{once} and {once_many}."
     )

@@ -61,9 +61,10 @@ class AdaptiveComputation(Universal):
     others see (Dehghani et al. 2019). The loss is L + tau times the mean of M + R (Graves 2016),
     whose gradient is that of R.
 
-    Differs: b begins at -3, so that at first nearly all steps run; Graves' 1 falls to one step at
-    once. The code beside Dehghani et al. reads h_n from the state before step n. A position's
-    signal is added at the embedding, that of the step at each step; the paper adds both at each.
+    Differs: b begins at -3, so that at first nearly all steps run; with Graves' 1 nearly every token
+    stops after the second step from the start. The code beside Dehghani et al. reads h_n from the
+    state before step n. A position's signal is added at the embedding, that of the step at each
+    step; the paper adds both at each.
     """
 
     OPTIONS = dict(tau=0.01, epsilon=0.01, bias=-3.0)

@@ -78,7 +78,7 @@ def stored_field(folder: Path | None = None) -> pd.DataFrame:
 
 
 def stored_wide_field(folder: Path | None = None) -> pd.DataFrame:
-    """The records of the field in the wide setting that ship, with those of notebook 07 of the same models."""
+    """The records of the field in the wide setting that ship, with notebook 07's of the same models."""
     own, known = stored_records("field-wide", folder), stored_records("known-depth", folder)
     if own.empty or known.empty:
         return own
@@ -357,7 +357,7 @@ def stays_high_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
     if own.empty or field.empty:
         return ""
     operations = with_costs(field, costs).groupby("model")["operations"].mean()
-    own = own.replace({"model": {"worth-by-windows": "worth"}})
+    own = own[own["model"] != "worth"].replace({"model": {"worth-by-windows": "worth"}})
     gaps = gaps_to_fixed(own.assign(operations=own["model"].map(operations)), "worth")
     if not len(gaps) or np.isnan(gaps).any():
         return ""

@@ -69,12 +69,14 @@ ON_TEXT = {  # policies of `runs.worth_runs`
     "worth-above-5": "worth above 5 layers",
     "blind-tokens-above-5": "blind above 5 layers",
     "worth-half-way": "token worth, asked twice",
+    "worth-by-windows": "token worth, by windows",
 }
-WORTH, BLIND, WORTH_5, BLIND_5, TWICE = ON_TEXT.values()
+WORTH, BLIND, WORTH_5, BLIND_5, TWICE, WINDOWS = ON_TEXT.values()
 TEXT_PAIRS = (
     *((WORTH, other) for other in ("fixed-shallow", "mor-equal-epochs", "random", BLIND)),
     *((WORTH_5, other) for other in (WORTH, BLIND_5, "fixed-shallow")),
     *((TWICE, other) for other in (WORTH, "fixed-shallow")),
+    (WINDOWS, WORTH),
 )  # fmt: skip
 RATES = {"field": "rates", "known-depth": "known-depth-rates"}  # experiments of `runs.rate_runs`
 MAIN = {"worth", "fixed-half", "fixed-deep"}  # what an answer needs

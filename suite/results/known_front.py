@@ -125,9 +125,9 @@ def less_depth_sentence(front: pd.DataFrame) -> str:
     deep, shallow = (pd.Series([rows[i]["depth"] for rows in by_hops]).mean() for i in (0, -1))
     last = by_hops[0][-1]["k"]
     return (
-        f"Trained for E {asked:g}, less than the plan takes, depths {verb} with the number of hops: where "
-        f"{count(last)} hops are asked for x runs {shallow:.1f} layers on average, and {deep:.1f} where one "
-        f"is ({count(len(r))} seeds)."
+        f"Trained for E {asked:g}, less than the plan written down takes, depths {verb} with the number of "
+        f"hops: x runs {shallow:.1f} layers on average in questions of {count(last)} hops, and {deep:.1f} in "
+        f"questions of one ({count(len(r))} seeds)."
     )
 
 

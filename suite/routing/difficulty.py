@@ -193,7 +193,7 @@ def answer(correlations: pd.DataFrame) -> str:
     if means["raw"][2] < 0:
         return "no, depth falls with difficulty"
     if not means["raw"][1] > 0:
-        return "no, depth does not rise with difficulty"
+        return "no, a rise with difficulty is not shown"
     if not means["given"][1] > 0:
         return "no, what there is goes with frequency and position"
     if as_good := rival(correlations, "given"):

@@ -155,7 +155,8 @@ def exp2_models(s: Settings, target: float) -> Changes:
 def worth_runs(s: Settings) -> list[Run]:
     """Token worth and blind whole tokens on the text of experiment 2, at half of the layers: exp2-worth.
 
-    With one layer that runs every token, or with five; token worth also asked twice, which makes four depths.
+    With one layer that runs every token, or with five; token worth also taught by windows, and asked twice,
+    which makes four depths.
     The settings are those of the task of known depth. Models of one seed see the same text as those of the
     experiment, so they can be compared.
     """

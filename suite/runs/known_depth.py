@@ -234,8 +234,8 @@ def wsd_runs(s: Settings) -> list[Run]:
     """The main models in the setting NARROW_WSD, and half of the layers in twice the steps."""
     models = known_depth_models(s, NARROW_WSD) | {"fixed-between": fixed_between(NARROW["layers"])}
     models["worth-by-windows"] = by_windows(models)
-    asked = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth-by-windows", "mor", "frozen")
-    return also_longer(s, {label: models[label] for label in asked}, "known-depth-wsd", NARROW_WSD)
+    asked = {label: models[label] for label in models if label not in ("blind", "mor-spread")}
+    return also_longer(s, asked, "known-depth-wsd", NARROW_WSD)
 
 
 def by_windows(models: Changes) -> tuple[dict, dict]:

@@ -52,11 +52,12 @@ def headline() -> None:
 
 def say_floors(floors: pd.DataFrame) -> str:
     (pairs, triples), (bangla_pairs, bangla_triples) = floors["right (%)"].to_numpy().reshape(2, 2)
+    (loss, _), (bangla_loss, _) = floors["loss (nats a token)"].to_numpy().reshape(2, 2)
     return (
         f"Counting alone goes far. A table of letter triples guesses {triples:.1f} % of the next characters "
         f"of Tiny Shakespeare, a table of piece triples {bangla_triples:.1f} % of the next pieces of Bangla "
-        "Wikipedia. A model has learnt something only if it does better than the table of pairs: "
-        f"{pairs:.1f} % and {bangla_pairs:.1f} %."
+        "Wikipedia. A model has learnt something only if its loss is below that of the table of pairs: "
+        f"{loss:.2f} and {bangla_loss:.2f} nats a token ({pairs:.1f} % and {bangla_pairs:.1f} % right)."
     )
 
 
