@@ -266,8 +266,8 @@ def stays_high() -> list[str]:
     """The narrow setting with a learning rate that stays high for longer; nothing without records."""
     records = stored_records("known-depth-wsd")
     if told := results.wsd_sentence(records):
-        verdicts = results.hops_verdicts(records, "worth-by-windows")
-        return [told, markdown(results.hops_table(records)), markdown(verdicts)]
+        tables = results.hops_table(records), results.hops_verdicts(records)
+        return [told, *map(markdown, tables)]
     return []
 
 

@@ -544,7 +544,7 @@ def test_the_lead_where_the_rate_stays_high_is_that_of_its_records(tmp_path):
     loss = own.pivot_table(index="seed", columns="model", values="loss")
     part = (worth - two) / (three - two)
     line = (1 - part) * loss["fixed-half"] + part * loss["fixed-between"]
-    told, leads = results.stays_high_sentence(costs), line - loss["worth-by-windows"]
+    told, leads = results.stays_high_sentence(costs), line - loss["worth"]
     lead = float(re.search(r"is ahead too \(\+([\d.]+) nats", told)[1])
     assert lead == pytest.approx(leads.mean(), abs=0.002) and told.endswith("six seeds).")
     assert results.stays_high_sentence(costs, tmp_path) == results.stays_high_sentence(costs.head(0)) == ""

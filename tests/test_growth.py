@@ -214,7 +214,8 @@ def test_findings_name_where_routing_breaks_even(record):
     batch, length, width, depth = lines[:4]
     assert "1.20 at 1 and 0.60 at 16" in batch and "depth is 0.50" in batch and batch.endswith("from 4 on.")
     assert length.endswith("it pays everywhere.") and width.startswith("training step, width 64 to 1024")
-    assert depth == "training step, against depth: by a line through the points, routing pays from 17 % of the work skipped on."
+    through = "by a line through the points, routing pays from 17 % of the work skipped on."
+    assert depth == f"training step, against depth: {through}"
     for point in record["points"]:
         point["quartiles"] = [0.9, 1.1]
     assert cost.findings(record)[0].endswith("it pays nowhere.")

@@ -159,7 +159,7 @@ def test_the_sentence_says_which_way_depth_goes(depths, verb):
     for record in keep[keep["line"] == "worth"]["record"]:
         change(record)
     told = results.less_depth_sentence(keep)
-    assert told.startswith(f"Trained for E 1.9, less than the plan takes, depths {verb}")
+    assert told.startswith(f"Trained for E 1.9, less than the plan written down takes, depths {verb}")
     assert f"x runs {depths[-1]:.1f} layers on average in questions of three hops" in told
     assert told.endswith(f"and {depths[0]:.1f} in questions of one (three seeds).")
     assert results.less_depth_sentence(front[front["line"] != "worth"]) == ""

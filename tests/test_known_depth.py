@@ -579,25 +579,17 @@ def test_the_harder_task_is_told_from_its_records(tmp_path):
     assert told.endswith("six layers 90 % (one to two of six seeds).")
 
 
-def by_windows_of(accuracy):
-    """`records_of`, in which token worth is that which is taught by windows."""
-    records = records_of(accuracy)
-    for record in records["record"]:
-        record["model"] = record["model"].replace("worth", "worth-by-windows")
-    return records.assign(model=records["model"].replace("worth", "worth-by-windows"))
-
-
 def test_a_rate_that_stays_high_is_told_from_its_records(tmp_path):
     assert results.wsd_sentence(runs.stored_records("known-depth-wsd", tmp_path)) == ""
     some = {"worth": [97, 95], "fixed-half": [60, 70], "fixed-deep": [90, 92, 91]}
-    assert results.wsd_sentence(records_of(some)) == "", "it is about token worth that is taught by windows"
+    assert results.wsd_sentence(records_of({"fixed-half": [60, 70]})) == "", "it is about token worth"
     start = (
-        "Where the learning rate stays at its height until the last fifth of the steps, token worth, taught "
-        "by windows, answers 96 % of the hard questions of 4 to 6 hops"
+        "Where the learning rate stays at its height until the last fifth of the steps, token worth answers "
+        "96 % of the hard questions of 4 to 6 hops"
     )
-    told = results.wsd_sentence(by_windows_of(some))
+    told = results.wsd_sentence(records_of(some))
     assert told == f"{start}, three layers 65 %, six layers 91 % (two to three of six seeds)."
-    alone = results.wsd_sentence(by_windows_of({"worth": [97, 95]}))
+    alone = results.wsd_sentence(records_of({"worth": [97, 95]}))
     assert alone == f"{start} (two of six seeds)."
 
 
@@ -655,6 +647,34 @@ def test_what_notebook_07_says_of_mor_in_the_wide_setting_holds():
     assert all(1.9 < own["x"] < 2.5 for own in depth)
 
 
+def test_what_notebook_07_says_where_the_rate_stays_high_holds():
+    records = runs.stored_records("known-depth-wsd")
+    hops = results.known_depth.with_hops(records).pivot_table(index="seed", columns="model", values="hops")
+    for model, least in (("worth", 89), ("worth-by-windows", 91)):
+        own = hops[model].dropna().round()
+        assert len(own) == 6 and (own.min(), own.max()) == (least, 99)
+    told = results.hops_verdicts(records).set_index("token worth against")["verdict"]
+    alike = told[["token worth, by windows", "four layers", "the plan written down"]]
+    assert set(alike) == {"no difference shown"}
+    for model in ("fixed-between", "fixed-half-long"):
+        assert (hops["worth"] - hops[model] < 6).sum() == 1, "comes near token worth at a seed"
+    goals = results.known_goals(results.known_settings())
+    plan = goals[goals["goal"].str.startswith("the plan")]["found"]
+    high = plan[plan.index.str.startswith("narrow, a rate that stays high")]
+    assert high.tolist() == ["5 of 6", "1 of 6"]
+
+
+def test_what_notebook_07_says_of_by_windows_in_the_wide_setting_holds():
+    records = runs.stored_records("known-depth")
+    own = results.known_depth.with_hops(records)
+    own = own[own["model"] == "worth-by-windows"].sort_values("hops")
+    assert len(own) == 6 and round(own["hops"].iloc[0]) == 62 and own["hops"].iloc[1] > 95
+    deep = own["record"].iloc[0]["metrics"]["details"]["depth_by_kind"]
+    assert deep["table"] > 5.5 and deep["x"] > 5.5 and deep["answer"] < 1.5 and deep["k"] < 1.5
+    told = results.hops_verdicts(records).set_index("token worth against")["verdict"]
+    assert told["token worth, by windows"] == "no difference shown"
+
+
 # ---- The price as a dial ----
 
 
@@ -688,6 +708,8 @@ def test_token_worth_on_text_stands_beside_the_experiment_s_records():
     assert 1 / 8 < back < 1 / 6, "notebook 07 says a seventh"
     c = results.compare(records, "token worth, asked twice", "token worth", metric="loss", margin=0.01)
     assert c["pairs"] == 6 and c["low"] < 0 < c["high"], "and in loss nothing"
+    alike = results.verdicts(records, [("token worth, by windows", "token worth")])["verdict"]
+    assert alike.tolist() == ["equal within half a point"]
     assert gap < -1 and results.text_sentence().startswith(f"{loses}: {results.signed(gap)} points (")
 
 

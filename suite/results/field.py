@@ -348,8 +348,8 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
 
 
 def stays_high_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
-    """By how much token worth, taught by windows, is ahead of fixed depth at equal operations where the
-    learning rate stays at its height for longer (`runs.wsd_runs`); nothing without such records and costs.
+    """By how much token worth is ahead of fixed depth at equal operations where the learning rate stays at
+    its height for longer (`runs.wsd_runs`); nothing without such records and costs.
 
     costs: those of the field, whose models these are, too.
     """
@@ -357,14 +357,13 @@ def stays_high_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
     if own.empty or field.empty:
         return ""
     operations = with_costs(field, costs).groupby("model")["operations"].mean()
-    own = own[own["model"] != "worth"].replace({"model": {"worth-by-windows": "worth"}})
     gaps = gaps_to_fixed(own.assign(operations=own["model"].map(operations)), "worth")
     if not len(gaps) or np.isnan(gaps).any():
         return ""
     stands = "is ahead too" if is_ahead(gaps) else "is not shown to be ahead"
     return (
-        "Where the learning rate stays high for longer, for fixed layers as well, token worth, taught by "
-        f"windows, {stands} ({lead(gaps)})."
+        "Where the learning rate stays high for longer, for fixed layers as well, token worth "
+        f"{stands} ({lead(gaps)})."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -307,13 +308,10 @@ def seeds_of(records: pd.DataFrame) -> str:
     return f"{count(fewest)} to {seeds_so_far(more[-1])}" if more else seeds_so_far(fewest)
 
 
-WSD_SAID = ("planted", "fixed-half", "fixed-half-long", "fixed-between", "fixed-deep", "mor", "frozen")
-
-
-def wsd_sentence(records: pd.DataFrame, others: tuple[str, ...] = WSD_SAID) -> str:
+def wsd_sentence(records: pd.DataFrame, others: Sequence[str] = tuple(LABELS)) -> str:
     """What is reached on average where the learning rate stays at its height for longer (`runs.wsd_runs`),
     by token worth and by others; nothing without records of it."""
-    model = "worth-by-windows"
+    model, others = "worth", [label for label in others if label != "worth"]
     if model not in set(records.get("model", ())):
         return ""
     scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
@@ -321,9 +319,9 @@ def wsd_sentence(records: pd.DataFrame, others: tuple[str, ...] = WSD_SAID) -> s
     told = "".join(f", {names[label]} {right[label]:.0f} %" for label in others if label in right)
     scored = scored[scored["model"].isin([model, *others])]
     return (
-        "Where the learning rate stays at its height until the last fifth of the steps, token worth, taught "
-        f"by windows, answers {right[model]:.0f} % of the hard questions of {most // 2 + 1} to {most} "
-        f"hops{told} ({seeds_of(scored)})."
+        "Where the learning rate stays at its height until the last fifth of the steps, token worth answers "
+        f"{right[model]:.0f} % of the hard questions of {most // 2 + 1} to {most} hops{told} "
+        f"({seeds_of(scored)})."
     )
 
 
@@ -390,6 +388,8 @@ def known_depth_headline(folder: Path | None = None) -> None:
         f"Points of accuracy at the hard answers of {first['data']['name']}, width {width}, {steps:,} steps, "
         f"learning rate {first['config']['train']['lr']:g}."
     )
+    stays_high = wsd_sentence(stored_records("known-depth-wsd", folder), ("planted", *FIXED, "mor"))
+    note = "\n\n".join(filter(None, (note, stays_high)))
     show(hops_sentence(records), hops_verdicts(records), note)
     draw_known_depth(records)
 

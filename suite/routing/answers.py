@@ -19,7 +19,7 @@ LEADS = {
 SHORT = {"yes": "Yes", "no": "No", "open": "Too few seeds to say", "mixed": "It depends on the text"}
 ON_A_TEXT = {  # how an answer begins, and what it means for one text
     "no, depth falls": "on {text} they even get less",
-    "no, depth does not rise": "on {text} no such rise is shown",
+    "no, a rise": "on {text} no such rise is shown",
     "no, what there is": "on {text} what there is goes with frequency and position",
     "no,": "on {text} a control shows as much",
     "yes, but only": "on {text} by which token was read",
