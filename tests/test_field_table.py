@@ -537,6 +537,20 @@ def test_of_each_system_one_trial_at_most_is_in_use_and_it_is_the_row_s_own():
     assert used["dr"] == "beta 0" and len(used) == (table["in use"] == "yes").sum()
 
 
+def test_what_notebook_08_says_of_six_layers_holds():
+    costs, wide, narrow = cost.stored_systems(), results.stored_wide_field(), results.stored_field()
+    right = {}
+    for name, records in (("wide", wide), ("narrow", narrow)):
+        mean = results.known_depth.with_hops(records).groupby("model")["hops"].mean().round()
+        right[name] = mean[["mor-expert", "mor-token"]].tolist()
+        assert "worth" in results.field.ahead_of_fixed(records, costs)[1]
+    assert right == dict(wide=[95, 59], narrow=[55, 62])
+    six = results.known_depth.with_hops(wide[wide["model"] == "fixed-deep"])["hops"]
+    assert (round(six.min()), round(six.max())) == (50, 99)
+    parameters = results.field.with_costs(wide, costs).groupby("model")["parameters"].mean()
+    assert 0.45 < parameters["mor-expert"] / parameters["worth"] < 0.55
+
+
 def test_the_lead_where_the_rate_stays_high_is_that_of_its_records(tmp_path):
     costs, own = cost.stored_systems(), runs.stored_records("known-depth-wsd")
     row = results.field_table(results.stored_field(), costs)["operations a token (thousands)"].astype(float)
