@@ -309,8 +309,7 @@ def field() -> list[str]:
             rows, told = results.rows_of(records), results.field_sentence(records, costs)
             told = f"{told} {results.stays_high_sentence(costs)}".strip() if title == FIELD else told
             parts += [f"## {title}", about(records), told]
-            seeds = 3 if title == FIELD_WIDE else 6
-            parts += [markdown(results.field_table(records, costs, seeds, rows))]
+            parts += [markdown(results.field_table(records, costs, rows=rows))]
             parts += [] if title == FIELD_TEXT else [markdown(results.answers_table(records))]
             parts += ["Top-k in training, a decision a token in use:"]
             parts += [markdown(results.sampled_table(records, costs))]

@@ -45,6 +45,7 @@ def records_of(losses, run=(1.0, 1.0)):
     for model, values in losses.items():
         for seed, loss in enumerate(values):
             record = json.loads(json.dumps(template)) | dict(model=model, seed=seed, id=f"{model}-{seed}")
+            record["experiment"] = "field"
             record["metrics"] |= dict(loss=loss, action_rates=rates(*run))
             record["config"]["model"]["n_layers"] = dict(zip(OPERATIONS, (2, 3, 4))).get(model, 4)
             made.append(record)
@@ -81,6 +82,22 @@ def test_there_is_a_row_for_each_system():
         assert set(rows) == set(NAMES) - ({"planted"} if listed is field.text_runs else set())
     assert {run.preset for run in found} == {"long"}
     assert {run.config.n_layers for run in found} <= {6, 8, 9, 12}
+
+
+def test_among_six_layers_mor_runs_about_half_and_shared_models_are_those_of_notebook_07():
+    s = runs.settings(dict(preset="cpu", seeds=6))
+    wide, known = field.wide_field_runs(s), {(r.model, r.train.seed): r for r in runs.wide_runs(s)}
+    assert {run.model for run in wide} == set(NAMES) and {run.train.seed for run in wide} == {0, 1, 2}
+    for run in wide:
+        if (same := known.get((run.model, run.train.seed))) is not None:
+            assert replace(run, experiment=same.experiment) == same
+    expected = {"mor-expert": 3.5, "mor-expert-cycle": 3.0}  # by top-k
+    for run in [run for run in wide if run.model in expected and run.train.seed == 0]:
+        small = dict(d_model=16, n_heads=2, d_ff=32, vocab_size=11, max_len=12)
+        model = morlib.Transformer(replace(run.config, **small))
+        tokens = torch.randint(11, (4, 12), generator=torch.Generator().manual_seed(0))
+        assert model.policy.recursions == 2
+        assert model(tokens, sampling=True).depth.float().mean().item() == expected[run.model]
 
 
 def test_on_text_mor_has_three_recursions_at_half_of_the_depth():
@@ -201,7 +218,8 @@ def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_of_its_seed_at
 @pytest.mark.parametrize(
     "gaps, ahead",
     [
-        ([0.1, 0.2, 0.1], True), ([0.1, 0.2, -0.01], False), ([0.01, 0.02, 0.01, 0.02, 0.01, 0.02], True),
+        ([0.2], False), ([0.1, 0.2], True), ([0.1, 0.2, 0.1], True), ([0.1, 0.2, -0.01], False),
+        ([0.01, 0.02, 0.01, 0.02, 0.01, 0.02], True),
         ([0.4, 0.01, 0.01, 0.01, 0.01, 0.01], False), ([-0.01, -0.02, -0.01, -0.02, -0.01, -0.02], False),
         ([0.2, 0.3, 0.2, 0.3, 0.2, -0.01], False),
     ],
@@ -547,6 +565,9 @@ def test_what_notebook_08_says_of_six_layers_holds():
     assert right == dict(wide=[95, 59], narrow=[55, 62])
     six = results.known_depth.with_hops(wide[wide["model"] == "fixed-deep"])["hops"]
     assert (round(six.min()), round(six.max())) == (50, 99)
+    seeds = results.field_table(wide, costs)["seeds"]
+    assert seeds[NAMES["mor-expert"]] == "1 of 3" and seeds[NAMES["worth"]] == "6 of 6"
+    assert "One of four systems is shown" in results.field_sentence(wide, costs), "one seed shows nothing"
     parameters = results.field.with_costs(wide, costs).groupby("model")["parameters"].mean()
     assert 0.45 < parameters["mor-expert"] / parameters["worth"] < 0.55
 

@@ -61,6 +61,7 @@ NO_RECORD = "no record yet"
 SEEDS, MOST_SEEDS = 3, 6  # of each system; of fixed depth and of those that were best with the first three
 BEST = (*FIXED, "worth", "mor-moe", "mor-expert", "mor-token")
 BEST_ON_TEXT = (*FIXED, "moe-top1", "moe-top2", "mod", "mor")
+BEST_OF = {"field": BEST, "field-text": BEST_ON_TEXT}  # of each experiment that has such
 COST_NAMES = ("operations", "cache", "step", "decode", "r", "balance", "agreement")
 APART = 0.3  # seeds whose rank correlations lie further apart are shown by their range
 # On text, what experiment 1 trained long calls the fixed models of the field
@@ -162,20 +163,21 @@ def field_table(
     how many there are to be at most; a row that is not among the best is to have three. Empty where nothing
     was measured.
     """
-    names, table = names_of(records, rows), {}
-    scored, best = with_costs(records, costs), BEST_ON_TEXT if is_text(records) else BEST
+    names, scored, table = names_of(records, rows), with_costs(records, costs), {}
     for label in rows:
-        own, asked = scored[scored["model"] == label], seeds if label in best else min(seeds, SEEDS)
-        table[names[label]] = row_of(own, asked) if len(own) else {"seeds": NO_RECORD}
+        own = scored[scored["model"] == label]
+        table[names[label]] = row_of(own, seeds) if len(own) else {"seeds": NO_RECORD}
     return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis("system")
 
 
 def row_of(own: pd.DataFrame, seeds: int) -> dict:
-    """The row of one system from its records."""
-    chooses = own["model"].iloc[0] not in NO_CHOICE or own["balance"].notna().any()
+    """The row of one system from its records; seeds: how many the best are to have."""
+    model, experiment = own.iloc[0][["model", "experiment"]]
+    asked = seeds if model in BEST_OF.get(experiment, ()) else min(seeds, SEEDS)
+    chooses = model not in NO_CHOICE or own["balance"].notna().any()
     mean, text = own.mean(numeric_only=True), is_text(own)
     cells = {
-        "seeds": f"{len(own)} of {max(seeds, len(own))}",
+        "seeds": f"{len(own)} of {max(asked, len(own))}",
         "E": f"{mean['effective_depth']:.2f}",
         "loss (nats)": f"{mean['loss']:.3f}",
         RIGHT[text]: f"{mean['right']:.{2 if text else 0}f}",
@@ -185,7 +187,7 @@ def row_of(own: pd.DataFrame, seeds: int) -> dict:
         "training step (all layers: 1)": f"{mean['step']:.2f}",
         "decoding (all layers: 1)": f"{mean['decode']:.2f}",
         "cache (bytes a token)": f"{mean['cache']:.0f}",
-        FOLLOWS[text]: "" if own["model"].iloc[0] in NO_CHOICE else followed(own["r"]),
+        FOLLOWS[text]: "" if model in NO_CHOICE else followed(own["r"]),
         "collapsed": f"{own['collapsed'].sum()} of {len(own)}" if chooses else "",
     }
     return {name: "" if cell.endswith("nan") else cell.replace("-", "\u2212") for name, cell in cells.items()}
@@ -294,9 +296,9 @@ def gaps_to_fixed(scored: pd.DataFrame, label: str, what: str = "loss") -> np.nd
 
 def is_ahead(gaps: np.ndarray) -> bool:
     """Whether a system's gaps to fixed depth [seeds] show that it is ahead: six seeds by their interval and a
-    sign-flip test, fewer if each of them is ahead."""
+    sign-flip test, fewer if each of them is ahead. One seed shows nothing."""
     if len(gaps) < LEAST_SEEDS:
-        return bool((gaps > 0).all())
+        return len(gaps) > 1 and bool((gaps > 0).all())
     found = tested(gaps)
     return different(found) and found["mean"] > 0
 
@@ -338,7 +340,7 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     told += "" if ahead else f" The nearest to it is {NAMES[nearest]} ({lead(known[nearest])})."
     told += (
         " With six seeds a system is ahead if the interval of its lead lies above zero and a sign-flip test "
-        "agrees. With fewer it is ahead if each seed is: a hint, not a proof."
+        "agrees. With two to five it is ahead if each seed is: a hint, not a proof."
     )
     collapsed_ones = "; ".join(NAMES[x] for x in fallen) or "none"
     told += f" Left out are routers that chose nothing, in a seed or more: {collapsed_ones}."

@@ -141,7 +141,7 @@ class OwnLoss(morlib.WorthRouter):
         return loss
 
     def own_loss(self, memory: dict, scale: float) -> Tensor | None:
-        if memory["w"].grad is not None:  # a mean loss's, and with its sign turned
+        if memory["w"].grad is not None:  # minus what is worth, of a mean loss that was scaled
             memory["w"].grad -= memory["fell"] * scale / len(memory["fell"])
         return super().own_loss(memory, scale)
 

@@ -62,7 +62,7 @@ def warmed_up(chosen: torch.Tensor, step: StepInput) -> torch.Tensor:
 class BlindTokens(WholeTokens):
     """The control of a router that decides once: as many tokens run all layers, drawn blindly.
 
-    (Of blind draws for each layer apart, which "random" makes, hardly any token runs all layers.)
+    Of blind draws for each layer apart, which "random" makes, hardly any token runs all layers.
     """
 
     def __init__(self, cfg: ModelConfig):
