@@ -593,6 +593,12 @@ def test_a_rate_that_stays_high_is_told_from_its_records(tmp_path):
     assert alone == f"{start} (two of six seeds)."
 
 
+def test_the_headline_of_notebook_07_says_what_a_rate_that_stays_high_brings(capsys):
+    results.known_depth_headline()
+    others = ("planted", "fixed-half", "fixed-between", "fixed-deep", "mor")
+    assert results.wsd_sentence(runs.stored_records("known-depth-wsd"), others) in capsys.readouterr().out
+
+
 def test_of_a_rate_that_stays_high_only_the_schedule_is_another():
     s = runs.settings(dict(preset="cpu", seeds=1))
     other = {(r.model, r.train.windows): r for r in runs.narrow_runs(s) + field.field_runs(s)}
