@@ -407,6 +407,17 @@ def test_whole_windows_run_whole_in_training_only(make_model, monkeypatch):
     assert not (depth == 4).all(1).any() and depth.mean() == pytest.approx(1.3, abs=0.02)
 
 
+def test_a_plan_may_run_its_tokens_through_the_lower_layers_alone(make_model):
+    sizes = dict(routing="planted-hops-8", n_layers=4, max_len=64)
+    model, whole = (make_model(**sizes, options=dict(layers=n)) for n in (2, 4))
+    tokens = torch.randint(model.cfg.vocab_size, (2, 64))
+    depth, deep = model(tokens).depth, whole(tokens).depth == 4
+    assert deep.any() and (depth[deep] == 2).all() and (depth[~deep] == 1).all()
+    assert torch.equal(whole(tokens).logits, make_model(**sizes)(tokens).logits)
+    with pytest.raises(ValueError, match=r"needs layers in 0\.\.4 \(0: all\), not 5"):
+        make_model(**sizes, options=dict(layers=5))
+
+
 def test_the_front_is_drawn_from_both_kinds_of_records():
     front = results.front_records()
     narrow = results.narrow_records()

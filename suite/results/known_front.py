@@ -57,8 +57,10 @@ def held_rows(folder: Path | None = None) -> pd.DataFrame:
 
 
 def asked_depth(model: dict) -> float:
-    """The depth that a configuration asks for; of a fixed model its layers."""
-    return model["n_layers"] if model["target_depth"] is None else model["target_depth"]
+    """The depth a configuration asks for: of a fixed model its layers, of a plan those of deep tokens."""
+    if model["target_depth"] is not None:
+        return model["target_depth"]
+    return (model.get("options") or {}).get("layers") or model["n_layers"]
 
 
 def known_front_table(front: pd.DataFrame) -> pd.DataFrame:
@@ -114,7 +116,7 @@ def rank_with_k(by_hops: list[dict]) -> float:
 def less_depth_sentence(front: pd.DataFrame) -> str:
     """Which questions token worth runs deep where it is trained for less depth than the plan takes; nothing
     without such records."""
-    plan = front[front["line"] == "planted"]["effective_depth"].mean() if len(front) else None
+    plan = front[front["model"] == "planted"]["effective_depth"].mean() if len(front) else None
     own = front[(front["line"] == "worth") & (front["asked"] < plan)] if len(front) else front
     if own.empty:
         return ""

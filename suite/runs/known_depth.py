@@ -16,19 +16,32 @@ from .settings import Settings
 
 
 class Planted(morlib.Policy):
-    """A plan written down, which suffices for the task: the kinds DEEP run every layer, others the first."""
+    """A plan written down, which suffices for the task: the kinds DEEP run every layer, others the first.
+
+    layers: how many layers those that are deep run, from the bottom; 0 for all of them.
+    """
 
     TASK: Drawn
     DEEP: tuple[str, ...]
+    OPTIONS = dict(layers=0)
     version = "1"
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
         deep = [kind in self.DEEP for kind in self.TASK.kinds(cfg.max_len)]
         self.register_buffer("deep", torch.tensor(deep).long(), persistent=False)  # [max_len]
+        self.layers = (self.OPTIONS | (cfg.options or {}))["layers"] or cfg.n_layers
+        if not 1 <= self.layers <= cfg.n_layers:
+            wanted = f"layers in 0..{cfg.n_layers} (0: all)"
+            raise ValueError(f"ModelConfig: routing {cfg.routing} needs {wanted}, not {self.layers}")
 
     def forward(self, step: StepInput) -> Decision:
-        return Decision(self.deep[step.position], lasts=True) if step.layer else Decision()
+        if not step.layer:
+            return Decision()
+        deep = self.deep[step.position]
+        if self.layers == self.cfg.n_layers:
+            return Decision(deep, lasts=True)
+        return Decision(deep if step.layer < self.layers else torch.zeros_like(deep))
 
 
 class PlantedHops(Planted):
@@ -121,6 +134,7 @@ RATE = 2e-3  # the learning rate of all of these
 # NARROW with a rate that stays at its height until the last fifth of the steps
 NARROW_WSD = NARROW | dict(schedule="wsd")
 FRONT = (1.6, 1.9, 3.0)  # depths asked for beside NARROW's own
+SHORT_PLANS = (2, 3)  # layers that the plan's deep tokens run, beside all
 
 
 def size_of(s: Settings) -> dict:
@@ -202,12 +216,15 @@ def chains_runs(s: Settings) -> list[Run]:
 
 
 def front_runs(s: Settings) -> list[Run]:
-    """Token worth trained for several depths in the setting NARROW, and a fixed model of one layer.
+    """Token worth trained for several depths in the setting NARROW, the plan with fewer layers, and a fixed
+    model of one layer.
 
     Those of two layers and more are in `narrow_runs` and in the field.
     """
-    model, training = known_depth_models(s, NARROW)["worth"]
+    made = known_depth_models(s, NARROW)
+    (model, training), (plan, _) = made["worth"], made["planted"]
     models = {f"worth {E:g}": (model | dict(target_depth=E), training) for E in FRONT}
+    models |= {f"planted {layers}": (plan | dict(options=dict(layers=layers)), {}) for layers in SHORT_PLANS}
     models["fixed 1"] = (dict(routing="none", n_layers=1), {})
     return known_depth_runs(s, models, "front", NARROW)
 
