@@ -75,7 +75,7 @@ notebooks: $(VENV)/ready
 bench: $(VENV)/ready
 	@MORLIB_OUTPUTS="$(OUT)" $(BIN)/python -m suite.cost.bench $(BENCH)
 
-# The records that ship, trained again: hours on 2 cores at the preset cpu. Broken off, it goes on where it was.
+# The records of notebooks 02 to 05 that ship, trained again: hours on 2 cores at the preset cpu. Broken off, it goes on where it was.
 reference: export MORLIB_PRESET ?= cpu
 reference: $(VENV)/ready
 	@mkdir -p "$(OUT)/reference"

@@ -80,10 +80,12 @@ How to read the tables:
 - **Cost** is how often blocks are applied, not seconds: *applications* are those of a whole training, in
   millions. *A third less computation* and *equal cost* mean these.
 - **Known depth**: *way* compares losses: how far a model is below half of the layers at the same seeds,
-  in per cent of what all layers gain on average. *Solved* counts the seeds that are right at 99 % or more
-  of the hard answers of each k. **The field**: *depth follows hops* (or *surprisal*) is a rank
-  correlation. *Collapsed* counts the seeds in which a router came to choose nothing, so that each layer
-  runs all tokens or none.
+  in per cent of what all layers gain there. *Solved* counts the seeds that are right at 99 % or more
+  of the hard answers of each k.
+- **The field**: six seeds show that a system is ahead of fixed depth if interval and test say so, as above;
+  two to five if each is ahead, which is a hint and no proof. *Depth follows hops* (or *surprisal*) is a
+  rank correlation. *Collapsed* counts the seeds in which a router came to choose nothing, so that each
+  layer runs all tokens or none.
 - **Training (s)** is the clock of that run, one thread, beside another run: read it with care.
 - **Beats its table**: a held-out loss below what a table of pairs of tokens reaches; of models that train
   long, below that of the best table of counts.

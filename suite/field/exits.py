@@ -22,7 +22,8 @@ class Exits(System):
 
     Training runs everybody through all blocks and reads at each (aligned training, Elbayad et al. 2020); one
     head serves all exits, as in CALM. In inference the state of a token that has left is copied up, and
-    others see its keys at every later layer. With a target depth, `calibrate` sets the threshold.
+    others see its keys at every later layer. With a target depth, `calibrate` sets the threshold, so that
+    the depth is met. Elbayad et al. leave it at 1/2, and CALM's keeps the text near that of all layers.
     Raises ValueError for a target depth below 1 or above the number of layers.
     """
 

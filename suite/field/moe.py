@@ -81,10 +81,12 @@ class ExpertBlock(Block):
 class MixtureOfExperts(System):
     """Every token runs every layer once; experts stand in the feed-forward (Switch).
 
-    The loss gets `balance` times the mean of n sum_i f_i P_i over the layers (Switch).
+    The loss gets `balance` times the mean of n sum_i f_i P_i over the layers.
 
-    Differs: no expert has a capacity beyond which it drops tokens. Switch has one for the sake of many
-    devices; it would let a token's output depend on later tokens. Mixtral has none.
+    Differs: Switch adds up the balance of the layers, where this is their mean. Switch has experts in every
+    other layer. Mixtral's experts have the full width each, and there are eight; its section 2 names no
+    balance, so the one here is Switch's. No expert has a capacity beyond which it drops tokens. Switch has
+    one for the sake of many devices; it would let a token's output depend on later tokens. Mixtral has none.
     """
 
     block = ExpertBlock
@@ -95,8 +97,8 @@ class MixtureOfExperts(System):
 
 
 class RecursionsOfExperts(ExpertChoice):
-    """MoR whose blocks have experts: future work that its authors name (Bae et al. 2025,
-    arXiv:2507.10524, limitations)."""
+    """MoR whose blocks have experts. Sparsity inside a recursion is future work that its authors name
+    (Bae et al. 2025, arXiv:2507.10524, limitations)."""
 
     block = ExpertBlock
     OPTIONS = ExpertChoice.OPTIONS | EXPERTS

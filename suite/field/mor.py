@@ -1,6 +1,6 @@
 """Mixture-of-Recursions in its authors' own form.
 
-Bae et al. 2025, arXiv:2507.10524, section 2.2.
+Bae et al. 2025, arXiv:2507.10524, sections 2.1 and 2.2.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class PonderNet(Universal):
     Others see the last state of a token that has stopped.
 
     Differs: the step network is one block of a Universal Transformer for each token, as the paper's is for a
-    whole sequence in its largest experiment; lambda begins near the prior, and depth above its mean, for
+    whole sequence in its experiment on bAbI; lambda begins near the prior, and depth above its mean, for
     the last step takes what is left.
     """
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 import morlib
@@ -170,5 +171,5 @@ def draw_line(table: pd.DataFrame, text: str) -> Figure:
     ax.set(xlabel="the tokens of a line", ylabel="E asked for", title="One line: how deep each token runs")
     ax.tick_params(length=0)
     ax.grid(False)
-    figure.colorbar(image, ax=ax, label="depth", pad=0.01)
+    figure.colorbar(image, ax=ax, label="depth (applications)", pad=0.01, ticks=MaxNLocator(integer=True))
     return figure

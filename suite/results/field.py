@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,20 @@ from matplotlib.figure import Figure
 from morlib import POLICIES, Policy
 
 from ..runs import stored_records
-from .figures import BLACK, BLUE, COLOURS, GREY, MARKERS, Look, figure_style, legend_of, marker_of
+from .figures import (
+    AMBER,
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    PINK,
+    SKY,
+    VERMILLION,
+    Look,
+    figure_style,
+    legend_of,
+    marker_of,
+)
 from .glance import without_intervals
 from .headlines import show
 from .known_depth import FIXED, by_hops, steps_of, way_of, with_hops
@@ -66,6 +80,16 @@ COST_NAMES = ("operations", "cache", "step", "decode", "r", "balance", "agreemen
 APART = 0.3  # seeds whose rank correlations lie further apart are shown by their range
 # On text, what experiment 1 trained long calls the fixed models of the field
 ON_TEXT = {"fixed-shallow": "fixed-half", "fixed-at-E": "fixed-between", "fixed-deep": "fixed-deep"}
+# How systems of a kind are drawn, and which they are
+FAMILIES = {
+    "token worth": (Look(BLUE, "*"), ("worth",)),
+    "stops early": (Look(VERMILLION, "^"), ("act", "ponder", "exit", "exit-confidence")),
+    "skips layers": (Look(GREEN, "s"), ("mor", "mod", "dr")),
+    "MoR of Bae et al.": (Look(PINK, "D"), tuple(label for label in NAMES if label.startswith("mor-"))),
+    "shared block, no choice": (Look(AMBER, "v"), ("lora", "lora-uptrained", "sliced")),
+    "experts, no choice of depth": (Look(SKY, "P"), ("moe-top1", "moe-top2")),
+    "plan and controls": (Look(GREY, "X"), CONTROLS),
+}
 # On the task of known depth and on text: what is right, and what depth may follow
 RIGHT = ("hard answers right (%)", "accuracy (%)")
 FOLLOWS = ("depth follows hops", "depth follows surprisal")
@@ -329,24 +353,26 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     known, ahead, fallen = ahead_of_fixed(records, costs)
     if not known:
         return "Not known yet: fixed models of two depths, and their costs, must be measured first."
-    nearest = max(known, key=lambda label: known[label].mean())
-    many = count(len(ahead)).capitalize() if ahead else "None"
-    lie = f"{'is' if len(ahead) < 2 else 'are'} shown to lie"
-    leads = "; ".join(f"{NAMES[x]} ({lead(known[x])})" for x in ahead)
-    told = (
-        f"{many} of {count(len(known))} systems {lie} below the line of fixed depth at equal operations, in "
-        f"loss{f': {leads}' if ahead else ''}."
-    )
-    told += "" if ahead else f" The nearest to it is {NAMES[nearest]} ({lead(known[nearest])})."
-    told += (
-        " With six seeds a system is ahead if the interval of its lead lies above zero and a sign-flip test "
-        "agrees. With two to five it is ahead if each seed is: a hint, not a proof."
-    )
-    collapsed_ones = "; ".join(NAMES[x] for x in fallen) or "none"
-    told += f" Left out are routers that chose nothing, in a seed or more: {collapsed_ones}."
+    judged, told = {x: gaps for x, gaps in known.items() if len(gaps) > 1}, []
+    if judged:
+        many = count(len(ahead)).capitalize() if ahead else "None"
+        lie = f"{'is' if len(ahead) < 2 else 'are'} shown to lie"
+        leads = "; ".join(f"{NAMES[x]} ({lead(known[x])})" for x in ahead)
+        told.append(
+            f"{many} of {count(len(judged))} systems {lie} below the line of fixed depth at equal operations"
+            f", in loss{f': {leads}' if ahead else ''}."
+        )
+        if not ahead:
+            nearest = max(judged, key=lambda label: judged[label].mean())
+            told.append(f"The nearest to it is {NAMES[nearest]} ({lead(judged[nearest])}).")
+    if once := [NAMES[x] for x in known if x not in judged]:
+        told.append(f"With one seed so far, which shows nothing: {'; '.join(once)}.")
+    if fallen:
+        chose = "; ".join(NAMES[x] for x in fallen)
+        told.append(f"Left out, since a router chose nothing at one seed or more: {chose}.")
     if "lora-uptrained" in set(records["model"]):
-        told += " So is relaxed recursion from a trained model, which has had more steps."
-    return told
+        told.append("Left out, since it has had more steps: relaxed recursion from a trained model.")
+    return " ".join(told)
 
 
 def stays_high_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
@@ -416,12 +442,12 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     table = field_table(records, costs)
     shown = ["seeds", "loss (nats)", "way (%)", "operations a token (thousands)"]
     text = stored_text_field(folder)
-    note = "\n\n".join(filter(None, [on_text_sentence(text, costs), note]))
     answer, short = field_sentence(records, costs), without_intervals(short_field(records, text, costs))
+    told = [stays_high_sentence(costs, folder), on_text_sentence(text, costs), note]
     if short:
-        answer = f"Ahead of fixed layers at equal operations: {short[0].lower()}{short[1:]} {answer}"
-    answer = f"{answer} {stays_high_sentence(costs, folder)}".strip()
-    show(answer, table[table["seeds"] != NO_RECORD][shown], note)
+        told = [answer, *told]
+        answer = f"Ahead of fixed layers at equal operations: {short[0].lower()}{short[1:]}"
+    show(answer, table[table["seeds"] != NO_RECORD][shown], "\n\n".join(filter(None, told)))
     way_to_all_layers(records, costs)
 
 
@@ -467,49 +493,66 @@ def questions_of(means: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
 # ---- Figures ----
 
 
+def family_of(label: str) -> str:
+    """The key of FAMILIES that a system belongs to; "" for fixed models."""
+    return next((family for family, (_, own) in FAMILIES.items() if label in own), "")
+
+
 def field_look(label: str) -> Look:
-    """How a system is drawn: fixed depth black, token worth blue, the others by their place in NAMES."""
-    if label in FIXED:
-        return Look(BLACK, "o", "-")
-    if label == "worth":
-        return Look(BLUE, "*")
-    index = list(NAMES).index(label) if label in NAMES else 0
-    marker = MARKERS[(index + 3 * (index // 10)) % 10]  # no two systems look alike
-    return Look(COLOURS[1:][index % 5], marker, "-", index % 2 == 0)
+    """How a system is drawn: fixed depth black, the others as their family is, in outline who is no rival."""
+    look = FAMILIES[family_of(label)][0] if label not in FIXED else Look(BLACK, "o")
+    return replace(look, filled=label not in ASIDE)
 
 
 def loss_against_operations(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:
-    """Held-out loss against operations a token; the line is fixed depth, dots are seeds.
+    """Held-out loss against operations a token, of all systems and of those near the line of fixed depth.
 
-    Each system has a number, beside its mark and in the legend.
+    Each system has a number, beside its mark and in the legend; a bar goes from its lowest seed to its
+    highest.
     """
     figure_style()
-    figure, ax = plt.subplots(figsize=(10, 5.2))
+    figure, (whole, near) = plt.subplots(1, 2, figsize=(10, 6.4))
     scored = with_costs(records, costs).dropna(subset=["operations"])
-    names = names_of(records, list(NAMES))
     operations, loss = fixed_line(scored)
-    ax.plot(operations / 1e3, loss, color=BLACK, linewidth=1, linestyle="-", label="fixed depth", marker="o")
-    marks = []
-    for label in [label for label in NAMES if label in set(scored["model"])]:
-        own, look = scored[scored["model"] == label], field_look(label)
-        ax.scatter(own["operations"] / 1e3, own["loss"], s=7, alpha=0.3, color=look.colour)
-        if label not in FIXED:
-            marks.append((own["operations"].mean() / 1e3, own["loss"].mean()))
-            name = f"{len(marks)}  {names[label]}"
-            ax.plot(*marks[-1], linestyle="", markersize=8, label=name, **marker_of(look))
-    ax.set(xlabel="operations of a forward pass, a token (thousands)", ylabel="held-out loss (nats a token)")
-    legend_of(figure, ax)
-    number_marks(ax, marks, list(zip(operations / 1e3, loss)))
+    for ax in (whole, near):
+        ax.plot(operations / 1e3, loss, color=BLACK, linewidth=1, marker="o", label="fixed depth")
+        ax.set(xlabel="operations of a forward pass, a token (thousands)")
+    marks = draw_systems((whole, near), scored)
+    whole.set(ylabel="held-out loss (nats a token)", title="all")
+    near.set(title="near the line of fixed depth")
+    if len(loss):
+        near.set_ylim(near.get_ylim()[0], loss[0] + 0.75 * (loss[0] - loss[-1]))
+    figure.legend(*whole.get_legend_handles_labels(), ncols=3, loc="outside lower center", fontsize=8)
+    for ax in (whole, near):
+        low, high = ax.get_ylim()
+        shown = {number: mark for number, mark in marks.items() if low <= mark[1] <= high}
+        number_marks(ax, shown, list(zip(operations / 1e3, loss)))
     return figure
 
 
-def number_marks(ax: Axes, marks: list[tuple], others: list[tuple]) -> None:
-    """Write 1, 2, ... beside marks, each on the side where it is farthest from other marks and numbers."""
+def draw_systems(axes: Sequence[Axes], scored: pd.DataFrame) -> dict[int, tuple]:
+    """Draw the means and ranges of seeds of all systems into each panel; the marks, by their numbers."""
+    names, marks = names_of(scored, list(NAMES)), {}
+    for label in rows_of(scored):
+        own, look = scored[scored["model"] == label], field_look(label)
+        cost, mean = own["operations"].mean() / 1e3, own["loss"].mean()
+        if label not in FIXED:
+            marks[len(marks) + 1] = (cost, mean)
+        for ax in axes:
+            ax.vlines(cost, own["loss"].min(), own["loss"].max(), color=look.colour, linewidth=1, alpha=0.4)
+            if label not in FIXED:
+                named = f"{len(marks)}  {names[label]}"
+                ax.plot(cost, mean, linestyle="", markersize=7, label=named, **marker_of(look))
+    return marks
+
+
+def number_marks(ax: Axes, marks: dict[int, tuple], others: list[tuple]) -> None:
+    """Write the numbers beside marks, each on the side where it is farthest from other marks, numbers too."""
     ax.figure.draw_without_rendering()  # the layout is known from here on
-    taken = [ax.transData.transform(mark) for mark in [*marks, *others]]
+    taken = [ax.transData.transform(mark) for mark in [*marks.values(), *others]]
     away = 9 * ax.figure.dpi / 72  # pixels
     sides = [away * np.array([np.cos(angle), np.sin(angle)]) for angle in np.arange(8) * np.pi / 4]
-    for number, mark in enumerate(marks, 1):
+    for number, mark in marks.items():
         here = ax.transData.transform(mark)
         rest = [place for place in taken if not np.array_equal(place, here)]
         best = max(
@@ -526,7 +569,7 @@ def way_to_all_layers(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     scored = with_costs(records, costs).dropna(subset=["way"])
     means = scored.groupby("model")["way"].mean().sort_values()
     names = names_of(records, list(NAMES))
-    figure, ax = plt.subplots(figsize=(8.5, 1 + 0.28 * len(means)))
+    figure, ax = plt.subplots(figsize=(8.5, 1.4 + 0.28 * len(means)))
     for place, label in enumerate(means.index):
         own, look = scored[scored["model"] == label]["way"], field_look(label)
         ax.scatter(own, np.full(len(own), place), s=9, alpha=0.5, color=look.colour)
@@ -534,7 +577,11 @@ def way_to_all_layers(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     for level, name in ((0, "half of\nthe layers"), (100, "all\nlayers")):
         ax.axvline(level, color=GREY, linewidth=1, linestyle=":")
         ax.text(level, len(means) - 0.3, name, ha="center", va="bottom", fontsize=8, color=GREY)
+    for family, (_, own) in FAMILIES.items():
+        if drawn := [label for label in own if label in means.index]:
+            ax.plot([], [], linestyle="", label=family, **marker_of(field_look(drawn[0])))
     ax.set_yticks(range(len(means)), [names.get(label, label) for label in means.index])
-    ax.set(xlabel="way from half of the layers to all, in loss (%)")
+    ax.set(xlabel="way from half of the layers to all, in loss (%); small dots are seeds")
     ax.tick_params(axis="y", length=0)
+    legend_of(figure, ax, columns=4)
     return figure

@@ -105,7 +105,8 @@ def few_colours(figure: Figure) -> bytes:
     """A figure as a notebook keeps it: a PNG of 128 colours, a third as large as one of all."""
     whole, few = io.BytesIO(), io.BytesIO()
     figure.savefig(whole, format="png", dpi="figure")
-    Image.open(whole).convert("RGB").quantize(128).save(few, "PNG", optimize=True)
+    picture = Image.open(whole).convert("RGB").quantize(128, Image.Quantize.FASTOCTREE)  # keeps rare colours
+    picture.save(few, "PNG", optimize=True)
     return few.getvalue()
 
 
@@ -219,7 +220,7 @@ def accuracy_against_depth(
 
     cost: "effective_depth" (applications a token) or "train_applications" (millions, in training). base: the
     model about which a band shows what counts as equal to it, in points or nats. metric: "loss" in place of
-    accuracy. Models of equal cost stand side by side.
+    accuracy. Models of equal cost are moved apart.
     """
     figure_style()
     figure, ax = plt.subplots(figsize=(8.4, 4))
@@ -245,7 +246,7 @@ def accuracy_against_depth(
         bar = None if np.isnan(low) else [[mean - low], [high - mean]]
         ax.errorbar(place, mean, bar, label=names[label], **style)
     xlim = (0.7 * min(places), 1.05 * max(places))
-    ax.set(xlabel=f"{words}; equal ones side by side", ylabel=f"held-out {METRICS[metric]}", xlim=xlim)
+    ax.set(xlabel=f"{words}; equal ones moved apart", ylabel=f"held-out {METRICS[metric]}", xlim=xlim)
     legend_of(figure, ax)
     return figure
 

@@ -142,7 +142,7 @@ def hops_table(records: pd.DataFrame) -> pd.DataFrame:
     table["loss (nats)"] = groups["loss"].mean().round(3)
     both = records.groupby("seed")["model"].apply(lambda own: {"fixed-half", "fixed-deep"} <= set(own))
     if both.sum() >= 3:
-        table["way (%)"] = way_of(records).groupby(records["model"]).mean().round().astype(int)
+        table["way (%)"] = way_of(records).groupby(records["model"]).mean().round().astype("Int64")
     for k in wide:
         table[f"k = {k}"] = wide[k].round(0).astype(int)
     table["applications (M)"] = (groups["train_applications"].mean() / 1e6).round(0).astype(int)
@@ -154,13 +154,16 @@ def hops_table(records: pd.DataFrame) -> pd.DataFrame:
 def way_of(records: pd.DataFrame) -> pd.Series:
     """How far each run is on the way from half of the layers (0) to all of them (100), in held-out loss (%).
 
-    Paired by seed where both are there, else by their mean. NaN where one of them has no record.
+    Paired by seed where both are there, else by their mean. 100 is what all layers gain on average over the
+    seeds of the run's own model. NaN where one of the two has no record, or all layers gain nothing.
     """
     losses = records.pivot_table(index="seed", columns="model", values="loss")
     if not {"fixed-half", "fixed-deep"} <= set(losses):
         return pd.Series(np.nan, records.index)
     half, deep = (losses[name].fillna(losses[name].mean()) for name in ("fixed-half", "fixed-deep"))
-    return 100 * (half[records["seed"]].to_numpy() - records["loss"]) / (half - deep).mean()
+    ahead = half[records["seed"]].to_numpy() - records["loss"]
+    gain = records["seed"].map(half - deep).groupby(records["model"]).transform("mean")
+    return 100 * ahead / gain.where(gain > 0)
 
 
 def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
@@ -431,7 +434,7 @@ def hops_curves(records: pd.DataFrame) -> Figure:
     """Accuracy at the upper half of k on validation lines, against training steps: the mean, and thin each
     seed. Left out is what trains for longer than the others."""
     figure_style()
-    figure, ax = plt.subplots(figsize=(8, 4))
+    figure, ax = plt.subplots(figsize=(8, 4.8))
     names = names_of(records)
     drawn = [label for label in LABELS if label in names and label not in SIDE | {"fixed-half-long"}]
     for index, label in enumerate(drawn):
@@ -447,8 +450,10 @@ def hops_curves(records: pd.DataFrame) -> Figure:
         ax.plot(curves, color=look.colour, linestyle=look.line, linewidth=0.7, alpha=0.35)
         style = marker_of(look) | dict(markersize=4, label=names[label])
         ax.plot(curves.mean(axis=1), linestyle=look.line, linewidth=1.6, **style)
-    ax.set(xlabel="training step", ylabel="hard answers right, upper half of k (%)", ylim=(-3, 103))
-    legend_of(figure, ax)
+    right = "hard answers right, upper half of k (%)"
+    ax.set(xlabel="training step", ylabel=f"{right},\nvalidation lines", ylim=(-3, 103))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    legend_of(figure, ax, columns=3)
     return figure
 
 
@@ -469,9 +474,10 @@ def plan_curves(records: pd.DataFrame, model: str = "worth") -> Figure:
             ax.plot(*zip(*curve), color=COLOURS[index], linestyle=LINES[index], linewidth=1.2, label=label)
         for record in planted[:1]:
             level = record["metrics"]["details"]["depth_by_kind"][kind]
-            label = "the plan" if index == 0 else None
+            label = "the plan" if index + 1 == len(KINDS) else None
             ax.axhline(level, color=GREY, linewidth=3, alpha=0.4, zorder=0, label=label)
     ax.set(xlabel="training step", ylabel="depth (applications a token)", ylim=(0, None))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
     legend_of(figure, ax)
     return figure
 

@@ -55,6 +55,7 @@ def known_goals(settings: dict[str, pd.DataFrame]) -> pd.DataFrame:
         told = f"{name}, {LABELS[model]}, {seeds_so_far(len(own))}"
         for goal, found, met, seeds in goals_of(records, model) if len(own) else ():
             so_far = "" if seeds >= LEAST_SEEDS else " so far"
+            found += "" if seeds == len(own) else f"; {seeds_so_far(seeds)}"
             rows.append([told, goal, found, ("yes" if met else "no") + so_far])
     return pd.DataFrame(rows, columns=["setting", "goal", "found", "reached"]).set_index("setting")
 

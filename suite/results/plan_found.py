@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 import morlib
 
@@ -65,5 +66,5 @@ def draw_plan_found(table: pd.DataFrame, text: str) -> Figure:
     ax.set(xlabel="the tokens of a line", ylabel="training step", title="One line: how the plan is found")
     ax.tick_params(length=0)
     ax.grid(False)
-    figure.colorbar(image, ax=ax, label="depth", pad=0.01)
+    figure.colorbar(image, ax=ax, label="depth (applications)", pad=0.01, ticks=MaxNLocator(integer=True))
     return figure

@@ -102,7 +102,7 @@ def recursion_sentence(table: pd.DataFrame) -> str:
 def draw_recursion(table: pd.DataFrame) -> Figure:
     """Right answers against the number of runs: a line a seed, for each way to keep keys."""
     figure_style()
-    figure, ax = plt.subplots(figsize=(7, 3.6))
+    figure, ax = plt.subplots(figsize=(8.6, 3.6))
     wide, looks = by_runs(table), dict(zip(KEYS, ((VERMILLION, "D", "--"), (BLUE, "s", "-"))))
     for model in named(table):
         colour, marker, line = looks[model]
@@ -114,5 +114,5 @@ def draw_recursion(table: pd.DataFrame) -> Figure:
     ax.axhline(GUESSING, color=GREY, linestyle=":", linewidth=1, label="guessing")
     ax.set(xlabel="runs of the block, and hops that are to be followed", ylabel="right answers (%)")
     ax.set(ylim=(-3, 103), xlim=(0.5, table["runs"].max() + 0.5))
-    ax.legend(title="x looks at")
+    figure.legend(title="x looks at", loc="outside right upper")
     return figure
