@@ -30,8 +30,8 @@ DIFFICULTY = "Does its depth follow token difficulty?"
 SYSTEMS = "Which system of the field is ahead of fixed depth at equal operations?"
 TIME = "Is skipped work saved time?"
 FIELD = "Which other system of the field finds depth where it matters?"
-FIELD_WIDE = "And among six layers, in the wide setting?"
-FIELD_TEXT = "And on text, where depth is worth little?"
+FIELD_WIDE = "Systems of the field among six layers, in the wide setting"
+FIELD_TEXT = "Systems of the field on text, where depth is worth little"
 FRONT = "![Loss and accuracy against effective depth](outputs/reference/front.png)"
 HOPS = (
     "![Accuracy by the number of hops, and who is deep](outputs/reference/known_depth.png)\n"
@@ -97,7 +97,14 @@ def results_page() -> str:
     """The whole of RESULTS.md."""
     parts = [INTRODUCTION.strip(), *glance(), *experiments(), *known_depth(), *field(), *studies(), *speed()]
     parts += [*growth(), *difficulty(), *price_of_many()]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([parts[0], contents(parts), *parts[1:]]) + "\n"
+
+
+def contents(parts: list[str]) -> str:
+    """A list of links to the sections of a page, given its parts in Markdown."""
+    titles = [part.removeprefix("## ").splitlines()[0] for part in parts if part.startswith("## ")]
+    kept = ["".join(c for c in title.lower() if c.isalnum() or c in " -") for title in titles]
+    return "\n".join(f"- [{title}](#{link.replace(' ', '-')})" for title, link in zip(titles, kept))
 
 
 def readme_part() -> str:
@@ -233,23 +240,27 @@ def known_depth() -> list[str]:
         *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
         *("Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))),
         *("Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))),
-        "At twice the learning rate, and at four times:",
-        *(markdown(results.hops_table(stored_records(name))) for name in ("rates", "rates-4")),
+        "### Other learning rates, and depths\n\nAt twice the learning rate:",
+        markdown(results.hops_table(stored_records("rates"))),
+        *("At four times:", markdown(results.hops_table(stored_records("rates-4")))),
         f"{results.other_depths_sentence(front)} {results.again_sentence(front)}".strip(),
         *stays_high(),
-        f"In a wider model, of six layers of width 64. {results.hops_sentence(wide)}",
+        f"### The wide setting: six layers of width 64\n\n{results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         *harder(),
-        f"What token worth should reach, and what it does. {results.known_goals_sentence(goals)}.",
+        f"### What token worth should reach, and what it does\n\n{results.known_goals_sentence(goals)}.",
         markdown(goals.reset_index()),
-        "In the narrow setting, held to other depths too; hard answers right at the upper half of k:",
+        "### Accuracy against depth\n\nIn the narrow setting, held to other depths too; hard answers right "
+        "at the upper half of k:",
         markdown(results.known_front_table(front)),
         f"{results.less_depth_sentence(front)} Depth at x by the number of hops, in brackets how many of the "
         "hard questions are right (%):",
         markdown(results.who_is_deep(front).reset_index()),
-        f"{results.chains_sentence()} Hard answers right (%), by the assignments k to follow:",
+        f"### A task of another kind: chains\n\n{results.chains_sentence()} Hard answers right (%), by the "
+        "assignments k to follow:",
         *(markdown(table(stored_records("chains"))) for table in (results.hops_table, results.hops_verdicts)),
-        "Fixed depth on hops-8-6 at width 64, by steps of training, one seed:",
+        "### Fixed depth, the dial, leads and recursion\n\nFixed depth on hops-8-6 at width 64, by steps of "
+        "training, one seed:",
         markdown(results.map_table(stored_records("known-depth-map"))),
         *(results.dial_sentence(dial), markdown(results.dial_table(dial))),
         *text_dial(),
@@ -257,7 +268,7 @@ def known_depth() -> list[str]:
         "the mean depth of each kind of token:",
         markdown(results.leads_table(stored_records("leads"))),
         *recursion(),
-        f"{results.text_sentence()} In points of accuracy:",
+        f"### Token worth on text\n\n{results.text_sentence()} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
         "What a router should reach on text, trained long, in points of accuracy (90 % interval):",
         markdown(results.text_goals().reset_index()),
@@ -269,7 +280,7 @@ def stays_high() -> list[str]:
     records = stored_records("known-depth-wsd")
     if told := results.wsd_sentence(records):
         tables = results.hops_table(records), results.hops_verdicts(records)
-        return [told, *map(markdown, tables)]
+        return [f"### A learning rate that stays high\n\n{told}", *map(markdown, tables)]
     return []
 
 
@@ -279,7 +290,8 @@ def harder() -> list[str]:
     if records.empty:
         return []
     tables = (results.hops_table, results.hops_verdicts)
-    return [results.harder_sentence(records), *(markdown(table(records)) for table in tables)]
+    told = f"### A harder task: twelve layers\n\n{results.harder_sentence(records)}"
+    return [told, *(markdown(table(records)) for table in tables)]
 
 
 def text_dial() -> list[str]:

@@ -418,7 +418,6 @@ def test_tables_say_what_was_found(made):
 @pytest.mark.parametrize("draw, table", [
     (routing.depth_by_tenth, "rates"),
     (lambda rates: routing.depth_panels(rates, "fox"), "rates"),
-    (lambda rates: routing.action_panels(rates, "fox"), "rates"),
     (routing.correlation_forest, "correlations"),
     (routing.change_forest, "changes"),
     (routing.stacked_variance, "variance"),

@@ -20,16 +20,18 @@ def time_against_depth(record: dict) -> Figure:
     """From a record of the bench: time against depth, both as shares of the fixed model's."""
     figure_style()
     N = record["sizes"]["model"]["n_layers"]
+    few, many = record["sizes"]["decoded"], record["sizes"]["generated"]
     lines = {  # keys of a record's rows, from the deepest to the shallowest
-        "training step": (("train-8", "train-6"), "o", BLUE, "-"),
-        "forward pass": (("forward-8", "forward-6"), "s", GREEN, "--"),
-        "decoding, 1 sequence": (("decode-1",), "^", VERMILLION, "-."),
-        "decoding, 32 sequences": (("decode-32",), "D", PINK, ":"),
-        "training step at width 64": (("train-small",), "v", AMBER, (0, (5, 1))),
-        "decided once: decoding, 1 sequence": (("decode-once-1",), "<", SKY, "-"),
-        "decided once: decoding, 32 sequences": (("decode-once-32",), ">", BLACK, "--"),
+        "training step, blind": (("train-8", "train-6"), "o", BLUE, "-"),
+        "forward pass, blind": (("forward-8", "forward-6"), "s", GREEN, "--"),
+        f"decoding {few} tokens, blind, 1 sequence": (("decode-1",), "^", VERMILLION, "-."),
+        f"decoding {few // 2} tokens, blind, 32 sequences": (("decode-32",), "D", PINK, ":"),
+        "training step at width 64, MoR's router": (("train-small",), "v", AMBER, (0, (5, 1))),
+        "training step at width 64, decided once": (("once-8", "once-6"), "p", GREY, (0, (3, 1, 1, 1))),
+        f"decoding {many} tokens, decided once, 1 sequence": (("decode-once-1",), "<", SKY, "-"),
+        f"decoding {many} tokens, decided once, 32 sequences": (("decode-once-32",), ">", YELLOW, "--"),
     }
-    figure, ax = plt.subplots(figsize=(7, 4.2))
+    figure, ax = plt.subplots(figsize=(8, 5.4))
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (1, 2)))
     along = dict(rotation=45, rotation_mode="anchor", transform_rotates_text=True, va="top")
     ax.text(0.14, 0.125, "time follows depth", color=GREY, fontsize=9, **along)
@@ -46,7 +48,7 @@ def time_against_depth(record: dict) -> Figure:
     ax.plot(1, 1, marker="*", markersize=14, color=BLACK, linestyle="", label="fixed model", zorder=3)
     ax.set(xlabel="depth, as a share of the fixed model's", ylabel="time, as a share of the fixed model's")
     ax.set(xlim=(0, 1.05), ylim=(0, 1.15))
-    legend_of(figure, ax)
+    legend_of(figure, ax, 2)
     return figure
 
 
@@ -66,7 +68,7 @@ def milliseconds_against_depth(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("effective depth E (applications a token)")
     for ax in axes[:, 0]:
         ax.set_ylabel("milliseconds")
-    legend_of(figure, axes.flat[0], 4)
+    legend_of(figure, axes.flat[0], 5)
     return figure
 
 
@@ -76,6 +78,7 @@ def _one_panel(ax: Axes, points: pd.DataFrame) -> None:
     ax.plot(*ideal, color=GREY, linestyle=":", label="time follows depth")
     looks = {
         "blind": ("blind routing", dict(marker="o", color=BLUE, linestyle="-", zorder=2)),
+        "decided once": ("decided once", dict(marker="D", color=SKY, linestyle="--", zorder=2)),
         "with a router": ("with a router", dict(marker="s", color=VERMILLION, linestyle="", zorder=3)),
         "fixed": ("fixed", dict(marker="*", color=BLACK, linestyle="", markersize=12, zorder=4)),
     }

@@ -324,7 +324,9 @@ def live_milliseconds(panels: dict[str, Timings]) -> pd.DataFrame:
 
 
 def kind_of(model: str) -> str:
-    """What a name among timings stands for: fixed, with a router, or blind."""
+    """What a name among timings stands for: fixed, with a router, decided once, or blind."""
     if model.startswith("fixed"):
         return "fixed"
+    if model.startswith("once"):
+        return "decided once"
     return "with a router" if model.endswith("router") or model.startswith("MoR") else "blind"

@@ -230,7 +230,7 @@ def accuracy_against_depth(
     )[cost]
     names, groups = plain_names(records), by_model(records)
     means = [group[cost].mean() / scale for _, group in groups]
-    gap = 0.025 * max(means)
+    gap = 0.012 * max(means)
     places = side_by_side(means, gap)
     if base is not None:
         middle = records[records["model"] == base][metric].mean()
@@ -245,7 +245,7 @@ def accuracy_against_depth(
         mean, low, high = interval(group[metric])
         bar = None if np.isnan(low) else [[mean - low], [high - mean]]
         ax.errorbar(place, mean, bar, label=names[label], **style)
-    xlim = (0.7 * min(places), 1.05 * max(places))
+    xlim = (0.85 * min(places), 1.04 * max(places))
     ax.set(xlabel=f"{words}; equal ones moved apart", ylabel=f"held-out {METRICS[metric]}", xlim=xlim)
     legend_of(figure, ax)
     return figure

@@ -127,11 +127,12 @@ def plain_names(records: pd.DataFrame) -> dict[str, str]:
 
 
 def as_texts(column: pd.Series) -> pd.Series:
-    """A column as text; its numbers with as many decimals as the longest of them has."""
-    if not pd.api.types.is_float_dtype(column):
+    """A column as text; its numbers with as many decimals as the longest of them has, with minus signs."""
+    if pd.api.types.is_bool_dtype(column) or not pd.api.types.is_numeric_dtype(column):
         return column.map(str)
-    digits = max((len(repr(float(value)).partition(".")[2]) for value in column), default=0)
-    return column.map(lambda value: f"{value:.{digits}f}")
+    whole = not pd.api.types.is_float_dtype(column)
+    digits = 0 if whole else max((len(repr(float(x)).partition(".")[2]) for x in column), default=0)
+    return column.map(lambda value: f"{value:.{digits}f}".replace("-", "\u2212"))
 
 
 def markdown(table: pd.DataFrame) -> str:

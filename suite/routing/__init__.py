@@ -14,7 +14,6 @@ from .bangla import (
 )
 from .difficulty import MEASURES, answer, groups, places, verdict
 from .figures import (
-    action_panels,
     change_forest,
     correlation_forest,
     depth_by_tenth,

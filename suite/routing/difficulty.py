@@ -23,7 +23,7 @@ from .interventions import applications
 MEASURES = {
     "surprisal": "surprisal of the next token (nats)",
     "entropy": "entropy of the prediction (nats)",
-    "ngram": "trigram surprisal of the next token (nats)",
+    "ngram": "surprisal by trigrams (nats)",
     "read": "surprisal of the token just read (nats)",
     "frequency": "frequency of the token read (per 1,000)",
     "position": "position in the window (tokens)",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,12 +12,11 @@ from matplotlib.figure import Figure
 import morlib
 
 from ..results import figure_style, forest, heat_map
-from ..results.figures import AMBER, BLUE, GREY, PINK, SKY, Look, legend_of, look_of, marker_of
+from ..results.figures import AMBER, BLUE, GREY, SKY, Look, legend_of, look_of, marker_of
 from .difficulty import DIFFICULTY, MEASURES
 from .findings import over_seeds
 
 ROUTERS = {"mor": "MoR", "frozen": "untrained router", "random": "blind routing"}
-ACTIONS = {"skip": Look(PINK, "v", "-."), "forward": Look(BLUE, "o"), "recurse": Look(AMBER, "D", "--")}
 CONTROLS = {
     "raw": "raw",
     "given": "given frequency and position",
@@ -68,51 +65,37 @@ def depth_by_tenth(rates: pd.DataFrame, measure: str = "entropy") -> Figure:
 
 
 def depth_panels(rates: pd.DataFrame, text: str) -> Figure:
-    """Mean depth of each router by each measure, a panel a measure."""
-    of_text = rates[rates["text"] == text]
-    lines = [(of_text[of_text["model"] == m], "depth", look_of(m), name) for m, name in ROUTERS.items()]
-    return panels(text, lines, "mean depth (applications)")
-
-
-def action_panels(rates: pd.DataFrame, text: str) -> Figure:
-    """What the trained router does by each measure: the share of the layers that skip, run once,
-    recurse."""
-    own = rates[(rates["text"] == text) & (rates["model"] == "mor")]
-    lines = [(own, action, look, action) for action, look in ACTIONS.items()]
-    return panels(text, lines, "share of the layers (%)")
-
-
-def panels(text: str, lines: Iterable[tuple], ylabel: str) -> Figure:
-    """One panel a measure; lines: the rates, the column that is drawn, look and name of each."""
+    """Mean depth of each router by each measure, a panel a measure; that of kinds has a scale of its own."""
     figure_style()
-    figure, axes = plt.subplots(2, 4, figsize=(12, 6), sharey=True)
+    figure, axes = plt.subplots(2, 4, figsize=(12, 6))
+    of_text = rates[rates["text"] == text]
     for ax, (measure, label) in zip(axes.flat, MEASURES.items()):
-        parts = [(table[table["measure"] == measure], *how) for table, *how in lines]
+        own = of_text[of_text["measure"] == measure]
         if measure == "kind":
-            kind_panel(ax, parts)
+            kind_panel(ax, own)
         else:
-            for table, column, look, name in parts:
-                line(ax, table, column, look, name)
+            ax.sharey(axes[0, 0])
+            for model, name in ROUTERS.items():
+                line(ax, own[own["model"] == model], "depth", look_of(model), name)
         if measure == "frequency":
             ax.set_xscale("log")
         ax.set_xlabel(label)
     for ax in axes[:, 0]:
-        ax.set_ylabel(ylabel)
+        ax.set_ylabel("mean depth (applications)")
     figure.suptitle(f"{text}, held-out text", fontsize=11, x=0.02, ha="left")
     legend_of(figure, axes[0, 0], 3)
     return figure
 
 
-def kind_panel(ax: Axes, parts: list[tuple]) -> None:
-    """The same by kind of token, from the shallowest kind to the deepest."""
-    first = parts[0][0]
-    kinds = first.groupby("group")["depth"].mean().sort_values().index
-    for index, (table, column, look, name) in enumerate(parts):
-        means = over_seeds(table, ["group"], column).loc[kinds]
+def kind_panel(ax: Axes, rates: pd.DataFrame) -> None:
+    """The same by kind of token, from the shallowest kind to the deepest by the trained router."""
+    kinds = rates[rates["model"] == "mor"].groupby("group")["depth"].mean().sort_values().index
+    for index, (model, name) in enumerate(ROUTERS.items()):
+        means = over_seeds(rates[rates["model"] == model], ["group"], "depth").loc[kinds]
         x = np.arange(len(kinds)) + 0.16 * (index - 1)  # so that intervals stay apart
-        style = marker_of(look) | dict(markersize=4.5, label=name)
+        style = marker_of(look_of(model)) | dict(markersize=4.5, label=name)
         ax.plot(x, means["mean"], linestyle="none", **style)
-        ax.vlines(x, means["low"], means["high"], color=look.colour, linewidth=1.2)
+        ax.vlines(x, means["low"], means["high"], color=look_of(model).colour, linewidth=1.2)
     ax.set_xticks(range(len(kinds)), kinds, rotation=50, ha="right", rotation_mode="anchor")
 
 

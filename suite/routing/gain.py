@@ -225,7 +225,9 @@ def draw_gain(table: pd.DataFrame) -> Figure:
         ax.fill_between(x, [0, *bounds[:, 1]], [0, *bounds[:, 2]], color=colour, alpha=0.15, linewidth=0)
     ax.axvline(100 / 3, color="0.8", linewidth=1, zorder=0)
     ax.axhline(0, color="0.8", linewidth=1, zorder=0)
-    ax.set(xlabel="first tokens in this order (%)", ylabel="part of the gain that they carry (%)")
+    ax.set(
+        xlabel="share of the tokens, taken in this order (%)", ylabel="part of the gain that they carry (%)"
+    )
     ax.set(xlim=(0, 100), ylim=(-20, 110))
     third = carried_first(table, "three", 1 / 3).mean()
     ax.set_title(f"A third of the tokens can carry {third:.0f} % of the gain")

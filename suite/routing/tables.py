@@ -17,7 +17,7 @@ ORACLE = {  # what `interventions.oracle` gives, in words
     "decision": "gain of the best count of one layer (nats)",
     "ran": "worth of a layer that the router ran (nats)",
     "skipped": "worth of a layer that it skipped (nats)",
-    "agreement": "rank correlation of choice and worth",
+    "agreement": "rank correlation of choice and worth (no unit)",
 }
 
 
@@ -85,4 +85,5 @@ def oracle_table(oracles: pd.DataFrame) -> pd.DataFrame:
 
 def formation_table(formation: pd.DataFrame) -> pd.DataFrame:
     """The rank correlation of depth with entropy, a row a seed and a column a training step."""
-    return formation.pivot_table("r", "seed", "step").round(2)
+    table = formation.pivot_table("r", "seed", "step").round(2)
+    return table.rename_axis(columns="rank correlation at step")
