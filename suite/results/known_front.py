@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..files import REFERENCE
 from ..runs import stored_records
 from .dial import NARROW_DIAL
-from .figures import BLACK, GREEN, Look, figure_style, legend_of, marker_of
+from .figures import BLACK, BLUE, GREEN, Look, figure_style, legend_of, marker_of
 from .known_depth import DRAWN, FIXED, narrow_records, points_of, shares, upper_half, with_hops
 from .stats import compare
 from .tables import count, stored_table
@@ -20,13 +20,18 @@ from .tables import count, stored_table
 FRONT_LINES = {  # of models that differ in depth only
     "fixed": "fixed depth",
     "worth": "token worth, trained for each depth",
+    "worth-shallow": "token worth in three layers",
     "held": "token worth, one model held to each",
     "planted": "the plan written down",
     "mor": "MoR of notebook 02",
     "mor-spread": "MoR, choice in all layers but one",
     "blind": "blind, whole tokens",
 }
-LOOKS = DRAWN | {"fixed": Look(BLACK, "o", "--", False), "held": Look(GREEN, "s", ":", False)}
+LOOKS = DRAWN | {
+    "fixed": Look(BLACK, "o", "--", False),
+    "worth-shallow": Look(BLUE, "D", "-.", False),
+    "held": Look(GREEN, "s", ":", False),
+}
 
 
 def front_records(folder: Path | None = None) -> pd.DataFrame:

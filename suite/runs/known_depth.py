@@ -135,6 +135,7 @@ RATE = 2e-3  # the learning rate of all of these
 NARROW_WSD = NARROW | dict(schedule="wsd")
 FRONT = (1.6, 1.9, 3.0)  # depths asked for beside NARROW's own
 SHORT_PLANS = (2, 3)  # layers that the plan's deep tokens run, beside all
+SHALLOW = dict(n_layers=3, target_depth=1.87)  # as the plan with three layers runs them, and a little more
 
 
 def size_of(s: Settings) -> dict:
@@ -216,15 +217,16 @@ def chains_runs(s: Settings) -> list[Run]:
 
 
 def front_runs(s: Settings) -> list[Run]:
-    """Token worth trained for several depths in the setting NARROW, the plan with fewer layers, and a fixed
-    model of one layer.
+    """Token worth trained for several depths in the setting NARROW, and in a model of three layers; the plan
+    with fewer layers; and a fixed model of one layer.
 
-    Those of two layers and more are in `narrow_runs` and in the field.
+    Fixed models of two layers and more are in `narrow_runs` and in the field.
     """
     made = known_depth_models(s, NARROW)
     (model, training), (plan, _) = made["worth"], made["planted"]
     models = {f"worth {E:g}": (model | dict(target_depth=E), training) for E in FRONT}
     models |= {f"planted {layers}": (plan | dict(options=dict(layers=layers)), {}) for layers in SHORT_PLANS}
+    models["worth-shallow"] = (model | SHALLOW, training)
     models["fixed 1"] = (dict(routing="none", n_layers=1), {})
     return known_depth_runs(s, models, "front", NARROW)
 
