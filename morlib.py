@@ -123,9 +123,10 @@ class ModelConfig(Checked):
         yield self.routing in POLICIES, f"routing must be one of {', '.join(POLICIES)}, not {self.routing!r}"
         yield k is None or k <= N, f"shared_blocks must be in 1..{N} or None, not {k}"
         yield (E or 0) <= N * R, f"target_depth must be in 0..N*R = {N * R}, not {E}"
-        allowed = POLICIES.get(self.routing, Policy).OPTIONS
-        unknown = ", ".join(sorted(set(self.options or {}) - set(allowed)))
-        yield not unknown, f"options of {self.routing} are {', '.join(allowed) or 'none'}, not {unknown}"
+        kind = POLICIES[self.routing]
+        yield issubclass(kind, Policy), f"routing {self.routing}: a policy must subclass morlib.Policy"
+        unknown = ", ".join(sorted(set(self.options or {}) - set(kind.OPTIONS)))
+        yield not unknown, f"options of {self.routing} are {', '.join(kind.OPTIONS) or 'none'}, not {unknown}"
         if self.action_rates is not None:
             rates = np.empty(0)
             with contextlib.suppress(ValueError, TypeError):
@@ -240,8 +241,7 @@ class Packing:
 
     @cached_property
     def source(self) -> Tensor:  # [B * M] the token in each slot; padding repeats the first
-        order = torch.arange(self.index.numel(), device=self.index.device)
-        return put_rows(order, self.slot, self.B * self.M)
+        return put_rows(torch.arange(len(self.index), device=self.index.device), self.slot, self.B * self.M)
 
     def pad(self, x: Tensor) -> Tensor:
         x = x if self.full else PadRows.apply(x, self.slot, self.source)
@@ -280,9 +280,7 @@ class StepCache:
         for i, added in self._by_row(kv, new):
             held, after = self.count[i], self.count[i] + new[i]
             if after > self.kv[i].shape[3]:
-                before = self.kv[i].narrow(3, 0, held)
-                self.kv[i] = before.new_empty(*before.shape[:3], self._room(after), before.shape[4])
-                self.kv[i].narrow(3, 0, held).copy_(before)
+                self.kv[i] = F.pad(self.kv[i].narrow(3, 0, held), (0, 0, 0, self._room(after) - held))
             self.kv[i].narrow(3, held, new[i]).copy_(added)
         self.count = [c + n for c, n in zip(self.count, new)]
 
@@ -651,7 +649,7 @@ class WorthRouter(Policy):
         N, D = cfg.n_layers, cfg.d_model
         if cfg.target_depth is None or not self.ALWAYS < cfg.target_depth < N:
             wanted = f"a target_depth above {self.ALWAYS} and below n_layers ({N})"
-            raise ValueError(f"ModelConfig: routing worth needs {wanted}, not {cfg.target_depth}")
+            raise ValueError(f"ModelConfig: routing {cfg.routing} needs {wanted}, not {cfg.target_depth}")
         self.share = (cfg.target_depth - self.ALWAYS) / (N - self.ALWAYS)
         self.network = nn.Sequential(nn.Linear(D, 2 * D), nn.ReLU(), nn.Linear(2 * D, 1))
         self.register_buffer("price", torch.zeros(2))  # of inference, of training
@@ -708,11 +706,13 @@ def quantile(values: Tensor, share: float) -> Tensor:
 
 
 def apart(threshold: Tensor, values: Tensor, step: StepInput) -> Tensor:
-    """A threshold that is one of the values [T], in inference raised to where rounding changes nothing."""
+    """A threshold that is one of the values [T], in inference raised to a gap that no rounding crosses: the
+    first of 2e-5, or the widest, above a fiftieth of the values at most."""
     if step.sampling or not threshold.isfinite():
         return threshold
     above = values[values >= threshold].sort()[0]
-    return above[(above.diff(append=above.new_tensor([torch.inf])) > 2e-5).nonzero()[0, 0]] + 1e-5
+    gaps = above.diff(append=above.new_tensor([torch.inf]))[: max(len(values) // 50, 16)].clamp(max=2e-5)
+    return above[gaps.argmax()] + gaps.max() / 2
 
 
 def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
@@ -727,14 +727,10 @@ def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
     again = cfg.recurse_share if R > 1 else 0.0
     if cfg.target_depth is None:
         return [(1.0, again)] * N
-
-    def applications(again):
-        return sum(again**r for r in range(R))
-
     if cfg.target_depth >= N:
-        return [(1.0, brentq(lambda a: N * applications(a) - cfg.target_depth, 0, 1))] * N
+        return [(1.0, brentq(lambda a: N * sum(a**r for r in range(R)) - cfg.target_depth, 0, 1))] * N
     everyone = max(int((cfg.target_depth - cfg.capacity * N) / (1 - cfg.capacity) + 1e-9), 0)
-    rest = (cfg.target_depth - everyone) / (N - everyone) / applications(again)
+    rest = (cfg.target_depth - everyone) / (N - everyone) / sum(again**r for r in range(R))
     bottom = max(everyone - 1, min(everyone, 1))
     return [(1.0, 0.0)] * bottom + [(rest, again)] * (N - everyone) + [(1.0, 0.0)] * (everyone - bottom)
 
@@ -803,8 +799,6 @@ class Transformer(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.cfg, kind = cfg, POLICIES[cfg.routing]
-        if not issubclass(kind, Policy):
-            raise ValueError(f"routing {cfg.routing}: a policy must be a subclass of morlib.Policy")
         self.layout = kind.layout(cfg)
         self.vocabulary: str | None = None  # what the ids stood for in training
         self.embed = nn.Embedding(cfg.vocab_size, cfg.d_model)
@@ -1034,6 +1028,7 @@ class Training:
                 advice = "take a smaller model or max_len, or the CPU"
                 raise torch.OutOfMemoryError(f"out of memory with a single window: {advice}") from None
         self.micro = (self.micro + 1) // 2  # tried again outside of the handler, which holds on to the memory
+        out = loss = total = own = None  # and so does the failed try's graph
         torch.cuda.empty_cache()
         print(f"note: out of memory at step {self.step + 1}: the micro-batch is now {self.micro} windows; "
               f"the effective batch stays {len(batch)}")  # fmt: skip
@@ -1134,9 +1129,17 @@ def calibrate(model: Transformer, tokens: Tensor, full: float = 0.0) -> None:
         return
     was_training, tokens = model.training, tokens.to(model.embed.weight.device)
     model.eval()
-    for sampling in ((False,) if model.cfg.estimator == "scaled" else (True, False)) * 2:
-        model(tokens, sampling=sampling, calibrate=True, full=full)
-    model.train(was_training)
+    try:
+        for sampling in ((False,) if model.cfg.estimator == "scaled" else (True, False)) * 2:
+            model(tokens, sampling=sampling, calibrate=True, full=full)
+        return
+    except torch.OutOfMemoryError:
+        if len(tokens) == 1:
+            raise
+    finally:
+        model.train(was_training)
+    torch.cuda.empty_cache()  # outside of the handler, which holds on to the memory
+    calibrate(model, tokens[: len(tokens) // 2], full)
 
 
 def at_depth(model: Transformer, corpus, target_depth: float) -> Transformer:
@@ -1145,7 +1148,7 @@ def at_depth(model: Transformer, corpus, target_depth: float) -> Transformer:
     Raises ValueError if the model has no budget that can be set, or its policy cannot have such a depth.
     """
     if not model.policy.holds_budget:
-        raise ValueError(f"routing {model.cfg.routing} was trained without a target: its depth cannot be set")
+        raise ValueError(f"routing {model.cfg.routing} holds no target depth: it cannot be set")
     with torch.random.fork_rng(devices=[]):
         other = Transformer(replace(model.cfg, target_depth=target_depth)).to(model.embed.weight.device)
     other.eval().load_state_dict(model.state_dict())
@@ -1179,7 +1182,8 @@ def score(model: Transformer, windows: Tensor, sampling=False, batch_size=128, f
             raise
     finally:
         model.train(was_training)
-    torch.cuda.empty_cache()  # outside of the handler, which holds on to the memory
+    parts = out = logits = surprisal = entropy = seen = None  # and outside of the handler: they hold memory
+    torch.cuda.empty_cache()
     return score(model, windows, sampling, batch_size // 2, full)
 
 
@@ -1291,6 +1295,6 @@ def load_model(path: str | Path) -> tuple[Transformer, dict[str, str]]:
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
             model.vocabulary = json.loads(about["vocabulary"])
             return model.eval(), json.loads(about["notes"])
-    except (safetensors.SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path.name} is not a model that can be loaded ({reason})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -53,8 +54,8 @@ def write_whole(path: Path, data: bytes) -> Path:
             os.fsync(file.fileno())  # on the disk before it takes the old one's place
         os.replace(part, path)
     except OSError as error:
-        if path.parent.is_dir():
-            part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise unwritable(path, error) from error
     return path
 

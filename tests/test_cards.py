@@ -1,6 +1,7 @@
 """Cards that are not here: what is chosen for them and why, float16 with a scaler, memory that runs out."""
 
 import dataclasses
+import weakref
 
 import nbformat
 import pytest
@@ -47,6 +48,26 @@ NO_KERNEL = RuntimeError(
     "CUDA error: no kernel image is available for execution on the device\n"
     "CUDA kernel errors might be asynchronously reported"
 )
+
+
+def test_a_card_that_cannot_even_be_asked_for_its_name_leads_to_the_cpu(card, monkeypatch):
+    card("Tesla T4", (7, 5), False)
+
+    def busy(device):
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", busy)
+    device, dtype, why = runs.pick_device()
+    assert (device.type, dtype) == ("cpu", torch.float32) and "busy or unavailable" in why
+
+
+def test_a_card_whose_lock_is_another_users_is_passed_over(monkeypatch):
+    def of_another(self, **how):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(devices.filelock.FileLock, "acquire", of_another)
+    with devices.claim_card(3, 2) as card:
+        assert card == 1, "shared, as where all are taken"
 
 
 def test_a_card_that_torch_cannot_drive_leads_to_the_cpu_and_the_line_that_helps(card):
@@ -239,6 +260,54 @@ def test_evaluation_takes_what_fits(make_model, monkeypatch):
     monkeypatch.setattr(morlib.Transformer, "forward", small_card)
     parts = morlib.score(model, windows)
     assert all(torch.allclose(whole[k], parts[k], atol=1e-5) for k in whole)
+
+
+def test_a_budget_is_set_by_what_fits(make_model, monkeypatch):
+    model, forward = make_model(routing="mor", target_depth=2.0, max_recursions=1), morlib.Transformer.forward
+    tokens, sizes = torch.randint(11, (64, 9), generator=torch.Generator().manual_seed(0)), []
+
+    def small_card(self, tokens, *args, **more):
+        sizes.append(len(tokens))
+        if len(tokens) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, tokens, *args, **more)
+
+    monkeypatch.setattr(morlib.Transformer, "forward", small_card)
+    morlib.calibrate(model.train(), tokens)
+    assert sizes[:3] == [64, 32, 16] and model.training
+    assert model.eval()(tokens[:16]).depth.float().mean() == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize("doing", ["gradients", "score"])
+def test_a_try_that_did_not_fit_is_let_go_before_the_next(corpus, monkeypatch, doing):
+    """Memory runs out after the model's pass, twice: its output, and so its graph, must be gone by then."""
+    model, made, held, forward = new_model(corpus, dropout=0.0), [], [], morlib.Transformer.forward
+    windows = corpus.windows("train", model.cfg.max_len, 8)
+    training = morlib.Training(model, corpus, TINY)
+
+    def watched(self, tokens, *args, **more):
+        held.append(sum(ref() is not None for ref in made))
+        out = forward(self, tokens, *args, **more)
+        made.append(weakref.ref(out))
+        return out
+
+    def no_room(call):
+        def tried(*args, **more):
+            if len(made) < 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return call(*args, **more)
+
+        return tried
+
+    monkeypatch.setattr(morlib.Transformer, "forward", watched)
+    if doing == "gradients":
+        monkeypatch.setattr(torch.Tensor, "backward", no_room(torch.Tensor.backward))
+        training.gradients(windows)
+    else:
+        categorical = torch.distributions.Categorical
+        monkeypatch.setattr(torch.distributions, "Categorical", no_room(categorical))
+        morlib.score(model, windows, batch_size=8)
+    assert len(held) >= 3 and held[:3] == [0, 0, 0]
 
 
 def test_a_model_that_does_not_fit_at_all_says_so(corpus, monkeypatch):

@@ -847,3 +847,30 @@ def test_lora_uptrained_begins_near_the_loss_of_the_model_it_adopts(smoke, monke
 def test_slices_are_no_more_than_positions(make, groups):
     with pytest.raises(ValueError, match=rf"option groups must be in 1..{L}, not {groups}"):
         make("sliced", options=dict(groups=groups))
+
+
+@pytest.mark.parametrize(
+    "routing, changes, message",
+    [
+        ("moe", dict(options=dict(top=0)), r"needs top in 1\.\.4 that divides d_ff"),
+        ("ponder", dict(options=dict(prior=1.0)), r"needs a prior in \(0, 1\) and two layers or more"),
+        ("exit", dict(n_layers=1), "needs two layers or more"),
+        ("lora", dict(options=dict(rank=-1)), "option rank must be 1 or more, not -1"),
+        ("by-kind-sees-all", dict(granularity="sample", target_depth=2.0), "needs granularity token"),
+        ("worth-above-5", dict(target_depth=2.0), "routing worth-above-5 needs"),
+    ],
+)
+def test_a_setting_that_no_model_can_have_is_refused(make_model, routing, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(routing=routing, max_recursions=1, **changes)
+
+
+def test_a_task_takes_no_tokenizer():
+    with pytest.raises(ValueError, match="hops-8-6 is a task: it takes no tokenizer and no max_chars"):
+        texts.load_corpus("hops-8-6", tokenizer="char")
+
+
+def test_experiments_of_a_single_layer_can_be_set_up():
+    s = runs.settings(dict(preset="smoke", n_layers=1))
+    layers = runs.exp2_models(s, 1.0)["fixed-shallow"][0]["n_layers"]
+    assert layers == runs.bangla_models(s, 1.0, 1.0)["fixed-shallow"][0]["n_layers"] == 1

@@ -416,6 +416,8 @@ def test_a_plan_may_run_its_tokens_through_the_lower_layers_alone(make_model):
     assert torch.equal(whole(tokens).logits, make_model(**sizes)(tokens).logits)
     with pytest.raises(ValueError, match=r"needs layers in 0\.\.4 \(0: all\), not 5"):
         make_model(**sizes, options=dict(layers=5))
+    with pytest.raises(ValueError, match="option layers must be int, not float 2.5"):
+        make_model(**sizes, options=dict(layers=2.5))
 
 
 def test_the_front_is_drawn_from_both_kinds_of_records():

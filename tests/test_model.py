@@ -315,6 +315,22 @@ def test_a_threshold_keeps_clear_of_values_that_rounding_could_move():
     assert morlib.apart(values[1], values, step) == 1.0
 
 
+def test_a_threshold_among_values_that_lie_close_together_stays_where_it_is_asked():
+    step = morlib.StepInput(0, 0, *[torch.zeros(1)] * 2, 1, 0, torch.zeros(1), False, True, 0.0)
+    values = torch.linspace(0, 0.1, 20_000)  # no gap of 2e-5 anywhere
+    stands = morlib.apart(morlib.quantile(values, 0.5), values, step)
+    assert (values > stands).float().mean() == pytest.approx(0.5, abs=0.021)
+    values[10_100] += 4e-6  # the widest gap near it
+    stands = morlib.apart(morlib.quantile(values, 0.5), values.sort()[0], step)
+    assert (values - stands).abs().min() > 3e-6
+
+
+def test_a_policy_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setitem(morlib.POLICIES, "mine", torch.nn.Linear)
+    with pytest.raises(ValueError, match=r"routing mine: a policy must subclass morlib\.Policy"):
+        morlib.ModelConfig(vocab_size=5, routing="mine")
+
+
 @pytest.mark.parametrize("target", (6.0, 8.0, 12.0))
 @torch.no_grad()
 def test_a_large_batch_decodes_as_it_reads_and_its_cache_follows_the_depth(make_model, target):

@@ -400,6 +400,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         files.write_whole(path, b"second")
     assert path.read_bytes() == b"first" and list(tmp_path.glob(".record*")) == []
 
+    def read_only(*args, **how):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(files.Path, "unlink", read_only)
+    with pytest.raises(OSError, match="choose another folder|MORLIB_OUTPUTS|No space left"):
+        files.write_whole(path, b"second")
+
 
 def test_a_run_that_a_hook_stops_has_a_record_of_its_own(small_text, quick_training, tmp_path, monkeypatch):
     spec = specs(small_text, quick_training, ("mor",), target_depth=2.0)[0]
@@ -633,6 +640,17 @@ def test_what_a_policy_computes_is_part_of_its_code(monkeypatch):
     assert len(set(after)) == len(EDITS) + 1
 
 
+def test_a_version_raised_in_a_policy_that_ships_changes_what_is_built_on_it(monkeypatch):
+    class Mine(morlib.WorthRouter):
+        pass
+
+    Mine.__module__ = "__main__"
+    monkeypatch.setitem(morlib.POLICIES, "mine", Mine)
+    before = code_of("mine")
+    monkeypatch.setattr(morlib.WorthRouter, "version", "another")
+    assert code_of("mine") != before != ""
+
+
 def test_what_ships_has_no_code_in_its_identity(corpus, quick_training):
     cfg = config(corpus)
     assert [code_of(name) for name in ("none", "mor", "frozen", "random")] == [""] * 4
@@ -729,6 +747,8 @@ def test_settings_resolve_in_order(monkeypatch):
     assert paper.model(vocab_size=3) == morlib.ModelConfig(vocab_size=3)
     monkeypatch.delenv("MORLIB_PRESET")
     on_device(monkeypatch, "cpu")
+    assert runs.settings({}).preset == "quick"
+    monkeypatch.setenv("MORLIB_PRESET", "auto")
     assert runs.settings({}).preset == "quick"
     on_device(monkeypatch, "cuda")
     assert runs.settings({}).preset == "paper"

@@ -247,6 +247,20 @@ def test_an_interrupt_keeps_the_step_it_came_in(small_text, undisturbed, monkeyp
     assert results() == expected
 
 
+def test_an_interrupt_after_the_last_step_is_not_lost(small_text):
+    def stops(training):
+        if training.step == 5:
+            interrupt()
+        return training.step == 5
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runs.run(spec(small_text), hook=stops)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_interrupt_ends_at_once(small_text, undisturbed, monkeypatch):
     one = spec(small_text)
     expected, _ = undisturbed(one)

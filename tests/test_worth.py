@@ -315,7 +315,7 @@ def test_a_trained_model_is_held_to_any_depth(make, routing, R):
 @pytest.mark.parametrize("routing", ["none", "mor"])
 def test_a_model_without_a_budget_is_held_to_no_depth(make, routing):
     model = make(routing=routing, target_depth=None)
-    with pytest.raises(ValueError, match=f"routing {routing} was trained without a target"):
+    with pytest.raises(ValueError, match=f"routing {routing} holds no target depth"):
         morlib.evaluate(model, Sums(), "val", target_depth=2.0)
 
 

@@ -32,6 +32,8 @@ class Exits(System):
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
         self.holds_budget = cfg.target_depth is not None
+        if cfg.n_layers < 2:
+            raise ValueError(f"ModelConfig: routing {cfg.routing} needs two layers or more")
         self.outputs = 1  # of what scores a state
         if self.holds_budget and not 1 <= cfg.target_depth <= cfg.n_layers:
             wanted = f"a target_depth in 1..{cfg.n_layers}, or None"

@@ -26,6 +26,7 @@ class RelaxedBlock(Block):
         super().__init__(cfg)
         self.cycle = cfg.shared_blocks or 1
         rank, depths = morlib.POLICIES[cfg.routing].options_of(cfg)["rank"], -(-cfg.n_layers // self.cycle)
+        morlib.check_value("ModelConfig: option rank", rank, morlib.Count)
         self.down, self.up = nn.ParameterList(), nn.ParameterList()
         for name in MATRICES:
             linear = self.get_submodule(name)

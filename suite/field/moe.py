@@ -60,7 +60,7 @@ class ExpertBlock(Block):
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
         options = morlib.POLICIES[cfg.routing].options_of(cfg)
-        if cfg.d_ff % options["top"] or options["top"] > options["experts"]:
+        if not 1 <= options["top"] <= options["experts"] or cfg.d_ff % options["top"]:
             wanted = f"top in 1..{options['experts']} that divides d_ff ({cfg.d_ff})"
             raise ValueError(f"ModelConfig: routing {cfg.routing} needs {wanted}, not {options['top']}")
         self.feed_forward = Experts(cfg, options["experts"], options["top"])

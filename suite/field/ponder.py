@@ -37,6 +37,10 @@ class PonderNet(Universal):
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
         prior = self.options["prior"]
+        if not 0 < prior < 1 or cfg.n_layers < 2:
+            raise ValueError(
+                f"ModelConfig: routing {cfg.routing} needs a prior in (0, 1) and two layers or more"
+            )
         self.halt = nn.Linear(cfg.d_model, 1)
         nn.init.constant_(self.halt.bias, math.log(prior / (1 - prior)))
         self.register_buffer("dice", torch.rand(cfg.n_layers, cfg.max_len))

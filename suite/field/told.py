@@ -61,6 +61,11 @@ class SeesAll:
 
     block = AllKeys
 
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        if cfg.granularity != "token":
+            raise ValueError(f"ModelConfig: routing {cfg.routing} needs granularity token")
+
     def forward(self, step: StepInput) -> Decision:
         if step.layer < self.always:
             return Decision()

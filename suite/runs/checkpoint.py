@@ -25,7 +25,8 @@ def snapshot(training: Training) -> dict:
     """All that a training changes: weights, optimizer, counts, torch's generators."""
     state = {name: getattr(training, name).state_dict() for name in STATEFUL}
     state |= {name: getattr(training, name) for name in PLAIN}
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    on_card = training.device.type == "cuda"  # of the card in use: the next time it may be another
+    cuda = [torch.cuda.get_rng_state(training.device)] if on_card else []
     return state | dict(cpu=torch.get_rng_state(), cuda=cuda)
 
 
@@ -39,8 +40,8 @@ def restore(training: Training, state: dict) -> None:
     training.losses = [loss.to(training.device) for loss in training.losses]
     training.applications = training.applications.to(training.device)
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_initialized() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if training.device.type == "cuda" and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0], training.device)
 
 
 def save_state(path: Path, state: dict) -> None:

@@ -68,7 +68,8 @@ def parts_of_function(function: types.FunctionType, seen: set) -> list:
 
 def parts_of_class(kind: type, seen: set) -> list:
     own = {k: v for k, v in vars(kind).items() if not k.startswith("__") or isinstance(v, types.FunctionType)}
-    return described([sorted(own.items(), key=lambda item: item[0]), kind.__bases__], seen)
+    versions = [vars(base).get("version", "") for base in kind.__mro__]  # also of bases that ship
+    return described([sorted(own.items(), key=lambda item: item[0]), kind.__bases__, versions], seen)
 
 
 def source_of_module(module: types.ModuleType, seen: set) -> str:

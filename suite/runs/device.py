@@ -46,9 +46,10 @@ def pick_card(card: int | None) -> tuple[torch.device, torch.dtype, str]:
     if card is not None and card >= torch.cuda.device_count():
         return *cpu, f"CPU, float32: there are {torch.cuda.device_count()} GPUs, no number {card}."
     cuda = torch.device("cuda") if card is None else torch.device("cuda", card)
-    name, capability = torch.cuda.get_device_name(cuda), torch.cuda.get_device_capability(cuda)
-    label = f"{name} (sm_{capability[0]}{capability[1]})"
+    label, capability = "card", (9, 9)
     try:
+        name, capability = torch.cuda.get_device_name(cuda), torch.cuda.get_device_capability(cuda)
+        label = f"{name} (sm_{capability[0]}{capability[1]})"
         torch.ones(8, 8, device=cuda).matmul(torch.ones(8, 8, device=cuda)).sum().item()
     except torch.OutOfMemoryError:
         return (
@@ -93,7 +94,7 @@ def claim_card(worker: int, cards: int) -> Iterator[int | None]:
         lock = filelock.FileLock(Path(tempfile.gettempdir()) / f"morlib-card-{card}.lock")
         try:
             lock.acquire(timeout=0)
-        except filelock.Timeout:
+        except (filelock.Timeout, PermissionError):  # in use; or the file of another user
             continue
         try:
             yield card

@@ -136,7 +136,7 @@ def exp1_models(s: Settings, target: float | None) -> Changes:
 def exp2_models(s: Settings, target: float) -> Changes:
     """Experiment 2: MoR of N layers at the cost of N/2 in three protocols, and its controls."""
     N, tc = s.n_layers, s.train()
-    shallow = dict(routing="none", target_depth=None, n_layers=N // 2)
+    shallow = dict(routing="none", target_depth=None, n_layers=max(N // 2, 1))
     mor = dict(routing="mor", target_depth=target)
     long = dict(epochs=round(tc.epochs * 5 / 3))  # 50 epochs against 30 in the sources
     warmup = tc.depth_warmup / 2 * (N - target)  # mean depth that the warm-up adds, applications a token
@@ -179,7 +179,7 @@ def bangla_models(s: Settings, deep: float | None, half: float | None) -> Change
         "fixed-deep": (fixed, {}),
         "mor-deep": (dict(routing="mor", target_depth=deep), {}),
         "fixed-at-E": (fixed | dict(n_layers=max(round(2 * N / 3), 1)), {}),
-        "fixed-shallow": (fixed | dict(n_layers=N // 2), {}),
+        "fixed-shallow": (fixed | dict(n_layers=max(N // 2, 1)), {}),
         "mor-half": (dict(routing="mor", target_depth=half), {}),
         "frozen-deep": (dict(routing="frozen", target_depth=deep), {}),
         "frozen-half": (dict(routing="frozen", target_depth=half), {}),
@@ -205,7 +205,7 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
     models = {"exp1": exp1_models, "exp2": exp2_models, "bangla": bangla_models}[kind](long, *targets)
     fixed = dict(routing="none", target_depth=None)
     worth = dict(routing="worth", target_depth=targets[0], max_recursions=1)
-    models |= {"fixed-deep": (fixed, {}), "fixed-shallow": (fixed | dict(n_layers=N // 2), {})}
+    models |= {"fixed-deep": (fixed, {}), "fixed-shallow": (fixed | dict(n_layers=max(N // 2, 1)), {})}
     models |= {"worth": (worth, WORTH_TRAINING)}
     if experiment.endswith("-thin"):
         models |= whole_token_models(N, targets[0])
@@ -347,7 +347,7 @@ def source_models(s: Settings, target: float | None) -> Changes:
     fixed, cut = free | dict(routing="none"), free | dict(routing="mor", estimator="cut")
     return {
         f"fixed {N}": (fixed, {}),
-        f"fixed {N // 2}": (fixed | dict(n_layers=N // 2), {}),
+        f"fixed {N // 2}": (fixed | dict(n_layers=max(N // 2, 1)), {}),
         "mor, as published": (cut | dict(max_recursions=1), {}),
         "mor, per sample": (cut | dict(max_recursions=1, granularity="sample"), {}),
         "mor, recursing mended": (cut, {}),

@@ -31,6 +31,7 @@ class Planted(morlib.Policy):
         deep = [kind in self.DEEP for kind in self.TASK.kinds(cfg.max_len)]
         self.register_buffer("deep", torch.tensor(deep).long(), persistent=False)  # [max_len]
         self.layers = (self.OPTIONS | (cfg.options or {}))["layers"] or cfg.n_layers
+        morlib.check_value("ModelConfig: option layers", self.layers, int)
         if not 1 <= self.layers <= cfg.n_layers:
             wanted = f"layers in 0..{cfg.n_layers} (0: all)"
             raise ValueError(f"ModelConfig: routing {cfg.routing} needs {wanted}, not {self.layers}")

@@ -134,6 +134,8 @@ def trained(spec: Run, cfg: ModelConfig, corpus, files: Files, device: tuple, pr
     with checkpoint.finishing_steps():
         training = morlib.train(model, corpus, spec.train, progress and not quiet(), dtype,
                                 checkpoint.resume, after_step)  # fmt: skip
+    if checkpoint.interrupted:
+        raise KeyboardInterrupt("stopped after the last step; run it again to go on from what was kept")
     return training, checkpoint
 
 

@@ -106,7 +106,8 @@ def settings(namespace: dict, own: dict | None = None, only: tuple | None = None
     if preset == "auto" or "device" in given:
         on_card = pick_device(given.get("device"))[0].type == "cuda"
     if preset == "auto":
-        preset = os.environ.get("MORLIB_PRESET") or ("paper" if on_card else "quick")
+        preset = os.environ.get("MORLIB_PRESET", "auto")
+        preset = ("paper" if on_card else "quick") if preset in ("", "auto") else preset
     for name, value, table in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
         if value not in table:
             options = ["auto", *table] if name == "preset" else table

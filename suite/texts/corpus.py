@@ -153,14 +153,16 @@ def load_corpus(
     ValueError if the text is missing, empty, not UTF-8 or too short, if an argument is unknown, or if a given
     tokenizer lacks one of the text's characters.
     """
-    if isinstance(name, str) and (task := made(name)):
-        return task
     if split not in HELDOUT_SHARE:
         raise ValueError(f"split must be one of {', '.join(HELDOUT_SHARE)}, not {split!r}")
     if not isinstance(tokenizer, Tokenizer) and tokenizer not in ("char", "sentencepiece", None):
         raise ValueError(f"tokenizer must be char or sentencepiece, or a tokenizer, not {tokenizer!r}")
     subwords = _count("subwords", subwords)
     max_chars = None if max_chars is None else _count("max_chars", max_chars)
+    if isinstance(name, str) and (task := made(name)):
+        if tokenizer is not None or max_chars is not None:
+            raise ValueError(f"{name} is a task: it takes no tokenizer and no max_chars")
+        return task
     if isinstance(name, str) and name in CORPORA:
         known, folder = name, None
         paths = [path for filename in CORPORA[name].filenames for _, path in files.candidates(filename)]
