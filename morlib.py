@@ -707,11 +707,11 @@ def quantile(values: Tensor, share: float) -> Tensor:
 
 def apart(threshold: Tensor, values: Tensor, step: StepInput) -> Tensor:
     """A threshold that is one of the values [T], in inference raised to a gap that no rounding crosses: the
-    first of 2e-5, or the widest, above a fiftieth of the values at most."""
+    first of 2e-5, or the widest, above one in 200 of the values at most."""
     if step.sampling or not threshold.isfinite():
         return threshold
     above = values[values >= threshold].sort()[0]
-    gaps = above.diff(append=above.new_tensor([torch.inf]))[: max(len(values) // 50, 16)].clamp(max=2e-5)
+    gaps = above.diff(append=above.new_tensor([torch.inf]))[: max(len(values) // 200, 16)].clamp(max=2e-5)
     return above[gaps.argmax()] + gaps.max() / 2
 
 

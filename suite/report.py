@@ -39,7 +39,7 @@ HOPS = (
 )
 CHOICES = (
     "Which to choose, by what matters, without the plan, the controls, what trains on from a model of the "
-    "table, and routers that chose nothing in a seed:"
+    "table, routers that chose nothing in a seed, and rows of one seed:"
 )
 CHOICE = "Which to choose when: [notebook 08](notebooks/08_field.ipynb)."
 DECODING = "Decoding: [notebook 06](notebooks/06_deployment.ipynb)."

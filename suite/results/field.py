@@ -454,13 +454,14 @@ def choices_table(records: pd.DataFrame, costs: pd.DataFrame, without=()) -> pd.
     """Which system to choose by what matters: of all that learn who is deep, and of those without a choice.
 
     Of equals it is the one of the lowest loss. Left out are the labels in `without`, those of ASIDE,
-    of which the plan written down is one that nobody has on another task, and routers that chose
-    nothing at some seed.
+    of which the plan written down is one that nobody has on another task, routers that chose nothing
+    at some seed, and rows of a single seed, which shows nothing.
     """
     columns = ["what matters", "system", "loss (nats)", "operations a token (thousands)"]
     scored = with_costs(records, costs)
     fallen = scored.groupby("model")["collapsed"].any()
     scored = scored[~scored["model"].isin([*ASIDE, *without, *fallen[fallen].index])]
+    scored = scored[scored.groupby("model")["seed"].transform("size") > 1]
     if not {"fixed-half", "fixed-deep"} <= set(scored["model"]):
         return pd.DataFrame(columns=columns)
     names, means = names_of(scored, list(NAMES)), scored.groupby("model").mean(numeric_only=True)
