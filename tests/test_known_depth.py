@@ -420,6 +420,23 @@ def test_a_plan_may_run_its_tokens_through_the_lower_layers_alone(make_model):
         make_model(**sizes, options=dict(layers=2.5))
 
 
+def test_what_notebook_07_says_of_fewer_layers_holds():
+    front = results.front_records()
+    first = front[(front["seed"] < 3) & (front["line"] != "held")]
+    hops = first.groupby("model")["hops"].agg(["min", "max"]).round()
+    said = {"worth-shallow": (54, 69), "planted 3": (58, 85), "fixed-between": (39, 62)}
+    said |= {"planted 2": (2, 45), "fixed-half": (28, 30), "worth 1.9": (4, 11)}
+    assert {model: tuple(hops.loc[model]) for model in said} == said
+    for record in front[front["model"] == "worth-shallow"]["record"]:
+        depth = record["metrics"]["details"]["depth_by_kind"]
+        assert min(depth["table"], depth["x"]) > 2.95 and max(depth["k"], depth["answer"]) < 1.15
+    E = first.groupby("model")["effective_depth"].mean()
+    assert E["worth-shallow"] == pytest.approx(1.87, abs=0.01) and E["planted 2"] == pytest.approx(
+        1.42, abs=0.01
+    )
+    assert E["fixed-between"] > 1.5 * E["worth-shallow"]
+
+
 def test_the_front_is_drawn_from_both_kinds_of_records():
     front = results.front_records()
     narrow = results.narrow_records()
