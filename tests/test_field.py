@@ -866,7 +866,7 @@ def test_a_setting_that_no_model_can_have_is_refused(make_model, routing, change
 
 
 def test_a_task_takes_no_tokenizer():
-    with pytest.raises(ValueError, match="hops-8-6 is a task: it takes no tokenizer and no max_chars"):
+    with pytest.raises(ValueError, match="hops-8-6 is a task: it takes no tokenizer"):
         texts.load_corpus("hops-8-6", tokenizer="char")
 
 

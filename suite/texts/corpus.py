@@ -139,7 +139,8 @@ def load_corpus(
 ) -> Corpus | Drawn:
     """A corpus by name ("tinyshakespeare", "balcony", "bangla"), or from UTF-8 text files of your own.
 
-    "hops-8-6" is the task of known depth with 8 symbols and up to 6 hops; it takes no other argument.
+    "hops-8-6" is the task of known depth with 8 symbols and up to 6 hops. It has a tokenizer of its own, and
+    makes no use of a split or of sizes.
 
     name: a corpus, a file, a folder (all its *.txt, sorted), a glob pattern, or a list of files. Several
         texts are joined by a newline.
@@ -160,8 +161,8 @@ def load_corpus(
     subwords = _count("subwords", subwords)
     max_chars = None if max_chars is None else _count("max_chars", max_chars)
     if isinstance(name, str) and (task := made(name)):
-        if tokenizer is not None or max_chars is not None:
-            raise ValueError(f"{name} is a task: it takes no tokenizer and no max_chars")
+        if tokenizer is not None:
+            raise ValueError(f"{name} is a task: it takes no tokenizer")
         return task
     if isinstance(name, str) and name in CORPORA:
         known, folder = name, None
