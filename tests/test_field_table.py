@@ -174,6 +174,11 @@ def test_the_way_is_from_half_of_the_layers_to_all_paired_by_seed():
     way = scored.groupby("model")["way"].apply(list)
     assert way["fixed-half"] == pytest.approx([0, 0]) and way["act"] == pytest.approx([50, 50])
     assert way["fixed-deep"] == pytest.approx([100, 100]) and way["ponder"] == pytest.approx([100])
+    losses = {"fixed-half": [1.5, 1.7], "fixed-deep": [1.2, 1.6], "act": [1.35], "mod": [1.35, 1.65]}
+    uneven = records_of(losses)
+    mean = with_costs(uneven, costs_of(uneven)).groupby("model")["way"].mean()
+    assert mean["act"] == pytest.approx(50), "of what all layers gain at its own seed, not on average"
+    assert mean["mod"] == pytest.approx(50)
     alone = records_of({"act": [1.0]})
     assert with_costs(alone, NO_COSTS)["way"].isna().all(), "nothing to compare with"
     table = results.field_table(alone, NO_COSTS, 3)
@@ -264,6 +269,9 @@ def test_the_best_by_each_price_is_named():
     losses = LOSSES | {"act": [1.31] * 2, "mod": [1.34] * 2, "worth": [1.7] * 2} | controls
     records = records_of(losses, run=(1.0, 0.5))
     costs = costs_of(records, act=190.0, mod=110.0, worth=90.0, planted=90.0, blind=90.0, frozen=90.0)
+    once = pd.concat([records, records_of({"ponder": [0.1]}, run=(1.0, 0.5))], ignore_index=True)
+    shown = results.choices_table(once, pd.concat([costs, costs_of(once, ponder=90.0)]))
+    assert NAMES["ponder"] not in set(shown["system"]), "one seed shows nothing"
     told = results.field_sentence(records, costs)
     assert "of three systems" in told and not any(NAMES[name] in told for name in controls)
     table = results.choices_table(records, costs).set_index("what matters")["system"]

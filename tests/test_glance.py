@@ -2,6 +2,7 @@
 
 import re
 
+import pandas as pd
 import pytest
 
 import morlib
@@ -190,3 +191,18 @@ def test_the_first_picture_s_caption_is_of_its_fixed_models():
 )
 def test_the_table_of_models_says_in_how_many_layers_there_is_a_choice(changes, who):
     assert tables.who_runs(morlib.ModelConfig(vocab_size=9, **changes)) == who
+
+
+def test_numbers_in_markdown_have_minus_signs():
+    table = pd.DataFrame({"whole": [-5, 3], "part": [-0.25, 1.0], "text": ["a-b", "c"], "yes": [True, False]})
+    assert "| \u22125 | \u22120.25 | a-b | True |" in tables.markdown(table)
+
+
+def test_a_page_begins_with_links_to_its_sections():
+    told = report.contents(["How to read", "## Does it, or not?", "text", "## And: more\n\nwords"])
+    assert told == "- [Does it, or not?](#does-it-or-not)\n- [And: more](#and-more)"
+
+
+def test_of_one_seed_that_trains_long_it_is_said_that_it_decides_nothing():
+    told = results.headlines.trained_longer("bangla", runs.stored_records("bangla"))
+    assert "one seed ships so far, and decides nothing: MoR is 0.59 points below twelve layers" in told

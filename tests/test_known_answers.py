@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import morlib
-from suite import results, runs, texts
+from suite import cost, results, runs, texts
 from suite.results import plan_found, worth_measured
-from suite.results.figures import few_colours
+from suite.results.figures import BLUE, few_colours
 from suite.results.known_depth import steps_of
 from suite.results.known_front import rank_with_k
 from suite.runs.runner import stored
@@ -534,3 +534,18 @@ def test_a_notebook_keeps_a_figure_in_128_colours_and_of_its_size():
     assert len(kept) < 0.6 * len(whole.getvalue())
     near = np.abs(np.asarray(image.convert("RGB"), int) - np.asarray(Image.open(whole).convert("RGB"), int))
     assert near.mean() < 2, "it looks the same"
+
+
+def test_a_notebook_keeps_a_colour_that_is_rare():
+    """A single mark of token worth among those of all systems."""
+    figure = results.loss_against_operations(results.stored_text_field(), cost.stored_systems())
+    kept = np.asarray(Image.open(io.BytesIO(few_colours(figure))).convert("RGB"), int)
+    blue = [int(BLUE[i : i + 2], 16) for i in (1, 3, 5)]
+    assert np.abs(kept - blue).sum(-1).min() < 16
+
+
+def test_a_goal_says_of_how_many_seeds_it_is_found():
+    goals = results.known_goals(results.known_settings())
+    deep = goals[goals.index.str.startswith("twelve layers, token worth, by windows")]
+    found = deep.set_index("goal")["found"]
+    assert found[found.index.str.startswith("90 %")].iloc[0].endswith("; one of six seeds")

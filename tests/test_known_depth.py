@@ -435,6 +435,7 @@ def test_what_notebook_07_says_of_fewer_layers_holds():
         1.42, abs=0.01
     )
     assert E["fixed-between"] > 1.5 * E["worth-shallow"]
+    assert set(front[front["line"] == "planted"]["asked"]) == {2, 3, 4}, "what a plan asks for"
 
 
 def test_the_front_is_drawn_from_both_kinds_of_records():

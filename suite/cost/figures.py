@@ -84,7 +84,8 @@ def _one_panel(ax: Axes, points: pd.DataFrame) -> None:
     }
     for kind, (label, look) in looks.items():
         own = points[points["kind"] == kind].sort_values("E")
-        ax.plot(own["E"], own["milliseconds"], label=label, **look)
+        if len(own):
+            ax.plot(own["E"], own["milliseconds"], label=label, **look)
 
 
 def shares_of_a_step(shares: dict[str, float]) -> Figure:

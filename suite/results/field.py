@@ -493,14 +493,9 @@ def questions_of(means: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, str]]:
 # ---- Figures ----
 
 
-def family_of(label: str) -> str:
-    """The key of FAMILIES that a system belongs to; "" for fixed models."""
-    return next((family for family, (_, own) in FAMILIES.items() if label in own), "")
-
-
 def field_look(label: str) -> Look:
     """How a system is drawn: fixed depth black, the others as their family is, in outline who is no rival."""
-    look = FAMILIES[family_of(label)][0] if label not in FIXED else Look(BLACK, "o")
+    look = next((look for look, own in FAMILIES.values() if label in own), Look(BLACK, "o"))
     return replace(look, filled=label not in ASIDE)
 
 

@@ -139,10 +139,10 @@ def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None =
     config = long[long["model"] == other].iloc[0]["record"]["config"]
     layers = count(config["model"]["n_layers"])
     after, before = (epochs_of(table, routed) for table in (long, records))
-    stands = as_words(c, f"{layers} {'fixed ' if experiment == 'exp2' else ''}layers")
     if c["pairs"] == 1:
         gap = f"{abs(c['mean']):.2f} points {'above' if c['mean'] > 0 else 'below'} {layers} layers"
         return f" Trained for {after} epochs, one seed ships so far, and decides nothing: MoR is {gap} there."
+    stands = as_words(c, f"{layers} {'fixed ' if experiment == 'exp2' else ''}layers")
     seeds = seeds_so_far(c["pairs"])
     return f" After {after} epochs in place of {before}, MoR is {stands} ({numbers(c)}; {seeds})."
 

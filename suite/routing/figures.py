@@ -69,12 +69,13 @@ def depth_panels(rates: pd.DataFrame, text: str) -> Figure:
     figure_style()
     figure, axes = plt.subplots(2, 4, figsize=(12, 6))
     of_text = rates[rates["text"] == text]
+    for ax in axes.flat[1:-1]:  # the last one is that of kinds
+        ax.sharey(axes[0, 0])
     for ax, (measure, label) in zip(axes.flat, MEASURES.items()):
         own = of_text[of_text["measure"] == measure]
         if measure == "kind":
             kind_panel(ax, own)
         else:
-            ax.sharey(axes[0, 0])
             for model, name in ROUTERS.items():
                 line(ax, own[own["model"] == model], "depth", look_of(model), name)
         if measure == "frequency":
