@@ -180,10 +180,15 @@ def about(records: pd.DataFrame) -> str:
 
 
 def glance() -> list[str]:
-    """The comparisons on which the answers rest, in one table."""
+    """The comparisons on which the answers rest, a table a text."""
     table = results.glance_table()
     told = "Differences in points of accuracy; on hops-8-6 of the hard questions of 4 to 6 hops."
-    return ["## At a glance", told, markdown(table)] if len(table) else []
+    parts = ["## At a glance", told] if len(table) else []
+    texts = table["setting"].str.partition(", width")[0]
+    for text, rows in table.groupby(texts, sort=False):
+        rest = rows["setting"].str.removeprefix(f"{text}, ")
+        parts += [f"*{text}*", markdown(rows.assign(setting=rest).reset_index(drop=True))]
+    return parts
 
 
 def experiments() -> list[str]:

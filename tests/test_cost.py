@@ -721,3 +721,68 @@ def test_what_the_notebook_says_of_numbers_comes_from_the_record():
     assert "to +0.20" in cost.beyond_operations(table)
     prose = " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert not any(f"{row['measured']:.2f}" in prose for row in record["rows"].values() if row["measured"])
+
+
+# ---- What the notebook measures on the reader's machine ----
+
+
+def test_tables_are_measured_once_and_read_back_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path))
+    measured, called = cost.Measured(runs.settings(dict(preset="smoke", device="cpu"))), []
+    nested = {
+        ("fixed", "int8"): {"size (MB)": 1.5, "E": None},
+        ("fixed", "float32"): {"size (MB)": 6.0, "E": 2.0},
+    }
+    tables = {
+        "turns": pd.DataFrame(
+            [dict(panel="step", model="fixed", E=3.0), dict(panel="step", model="b", E=None)]
+        ),
+        "int8": pd.DataFrame(nested).T.rename_axis(["model", "weights"]),
+        "energy": cost.NOT_MEASURABLE,
+    }
+    for name, table in tables.items():
+        for _ in range(2):
+            assert measured(name, lambda name=name, table=table: called.append(name) or table) is table
+    assert called == list(tables)
+    assert measured.save() == "deployment_smoke.json"
+
+    again = cost.Measured(runs.settings(dict(preset="stored", device="cpu")), folder=tmp_path)
+    assert "The stored record: preset smoke" in again.about() and "float32" in again.about()
+    for name, table in tables.items():
+        found = again(name, lambda: pytest.fail("nothing is measured under the preset stored"))
+        assert found == table if isinstance(table, str) else found.equals(table)
+    with pytest.raises(KeyError, match="no table 'served', only turns, int8, energy"):
+        again("served", dict)
+    with pytest.raises(FileNotFoundError, match="choose a preset to measure"):
+        cost.Measured(runs.settings(dict(preset="stored", device="cpu")), folder=tmp_path / "elsewhere")
+
+
+def test_models_are_timed_in_turn_against_the_fixed_one(make_model):
+    models = {"fixed": make_model(routing="none"), "blind": make_model(routing="even", target_depth=1.5)}
+    windows = torch.cat([TOKENS, TOKENS[:, :1]], dim=1)
+    table = cost.against_fixed(models, "fixed", windows, repeats=2).set_index(["panel", "model"])
+    assert [*table.index] == [(p, m) for p in ("training step", "forward pass") for m in models]
+    of_fixed, blind = (table.xs(name, level="model") for name in models)
+    assert of_fixed["time"].tolist() == [1.0, 1.0] and of_fixed["quartiles"].tolist() == ["1.00 to 1.00"] * 2
+    assert blind["kind"].tolist() == ["blind"] * 2 and (blind["milliseconds"] > 0).all()
+    assert blind["E"].tolist() == pytest.approx([1.5, 1.5], abs=0.1) and of_fixed["E"].tolist() == [3.0, 3.0]
+
+
+def test_the_record_that_ships_holds_what_the_notebook_shows():
+    (record,) = cost.speed_records(kind="deployment")
+    notebook = nbformat.read(ROOT / "notebooks" / "06_deployment.ipynb", 4)
+    asked = re.findall(
+        r'measured\("([^"]+)"', "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    )
+    assert asked == list(record["tables"])
+    assert record["preset"] == "cpu", "the size of experiment 1, as the notebook says"
+    printed = json.dumps([cell.get("outputs", []) for cell in notebook.cells], ensure_ascii=False)
+    assert cost.Measured(runs.settings(dict(preset="stored", device="cpu"))).about() in printed
+
+
+def test_what_the_notebook_says_of_the_record_s_turns_holds():
+    turns = cost.Measured(runs.settings(dict(preset="stored", device="cpu")))("turns", dict)
+    low, high = (turns["quartiles"].str.split(" to ").str[i].astype(float) for i in (0, 1))
+    kind = turns["kind"]
+    assert (low[kind == "with a router"] > 1).all() and (high[kind == "decided once"] < 1).all()
+    assert set(turns["panel"][kind == "decided once"]) == {"training step", "forward pass"}

@@ -11,6 +11,7 @@ from .figures import (
 from .flops import arithmetic, flops, training_flops
 from .goals import GOALS, Goal, misses, table
 from .grown import basis, estimate, findings, growth_records, show_growth, table_of
+from .live import Measured, against_fixed
 from .probes import (
     NOT_MEASURABLE,
     PARTS,
@@ -30,11 +31,9 @@ from .speed import (
     first_table,
     headline,
     kind_of,
-    live_milliseconds,
     machine,
     operations_and_time,
     ratios,
-    save_live,
     sentence,
     short,
     speed_records,

@@ -14,14 +14,14 @@ import torch
 
 import morlib
 
-from ..files import REFERENCE, ROOT, outputs, sha256, write_whole
+from ..files import REFERENCE, ROOT, sha256
 from ..results import show
 from ..results.tables import share_words, span
 from ..runs import pick_device
 from .figures import time_against_depth
 from .flops import flops, training_flops
 from .goals import GOALS
-from .timing import Timings, build
+from .timing import build
 
 # The rows of the first table: their key in a record, and what they measure
 SHOWN = {
@@ -101,16 +101,6 @@ def speed_records(folder: Path | None = None, kind: str = "speed") -> list[dict]
     paths = sorted((folder or REFERENCE).glob(f"{kind}_*.json"))
     whole = [path for path in paths if not path.stem.endswith(("_quick", "_tiny"))]
     return [json.loads(path.read_text(encoding="utf-8")) for path in whole]
-
-
-def save_live(tables: dict[str, pd.DataFrame | str], preset: str) -> str:
-    """Keep what was measured live as one JSON file in the outputs, with what it was measured on; its name."""
-    data = machine() | dict(preset=preset)
-    for name, table in tables.items():
-        is_text = isinstance(table, str)
-        data[name] = table if is_text else json.loads(table.reset_index().to_json(orient="records"))
-    path = outputs() / f"deployment_live_{preset}.json"
-    return write_whole(path, json.dumps(data, indent=1).encode()).name
 
 
 # ---- What a record says ----
@@ -310,16 +300,6 @@ def stored_milliseconds(record: dict) -> pd.DataFrame:
             if timing["E"] is not None:
                 point = dict(E=timing["E"], milliseconds=1000 * timing["median"])
                 rows.append(dict(panel=panel, kind=kind_of(model)) | point)
-    return pd.DataFrame(rows)
-
-
-def live_milliseconds(panels: dict[str, Timings]) -> pd.DataFrame:
-    """The same columns from timings of this machine, a panel each."""
-    rows = []
-    for panel, timings in panels.items():
-        for model, E in timings.depth.items():
-            point = dict(E=E, milliseconds=timings.milliseconds(model))
-            rows.append(dict(panel=panel, kind=kind_of(model)) | point)
     return pd.DataFrame(rows)
 
 
