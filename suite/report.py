@@ -252,6 +252,7 @@ def known_depth() -> list[str]:
         *stays_high(),
         f"### The wide setting: six layers of width 64\n\n{results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
+        *fewer_layers(),
         *harder(),
         f"### What token worth should reach, and what it does\n\n{results.known_goals_sentence(goals)}.",
         markdown(goals.reset_index()),
@@ -287,6 +288,16 @@ def stays_high() -> list[str]:
         tables = results.hops_table(records), results.hops_verdicts(records)
         return [f"### A learning rate that stays high\n\n{told}", *map(markdown, tables)]
     return []
+
+
+def fewer_layers() -> list[str]:
+    """The wide setting with fewer layers for less depth, where such records ship."""
+    records = results.wide_front_records()
+    if records.empty:
+        return []
+    told = "Fewer layers for less depth, in the wide setting; all models at the seeds of these:"
+    verdicts = results.hops_verdicts(records, "worth-shallow")
+    return [told, markdown(results.hops_table(records)), markdown(verdicts)]
 
 
 def harder() -> list[str]:

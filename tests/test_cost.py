@@ -728,7 +728,7 @@ def test_what_the_notebook_says_of_numbers_comes_from_the_record():
 
 def test_tables_are_measured_once_and_read_back_as_they_were(tmp_path, monkeypatch):
     monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path))
-    measured, called = cost.Measured(runs.settings(dict(preset="smoke", device="cpu"))), []
+    measured, called = cost.Measured(runs.settings(dict(preset="cpu", device="cpu"))), []
     nested = {
         ("fixed", "int8"): {"size (MB)": 1.5, "E": None},
         ("fixed", "float32"): {"size (MB)": 6.0, "E": 2.0},
@@ -744,15 +744,17 @@ def test_tables_are_measured_once_and_read_back_as_they_were(tmp_path, monkeypat
         for _ in range(2):
             assert measured(name, lambda name=name, table=table: called.append(name) or table) is table
     assert called == list(tables)
-    assert measured.save() == "deployment_smoke.json"
+    assert measured.save() == "deployment_cpu.json"
 
     again = cost.Measured(runs.settings(dict(preset="stored", device="cpu")), folder=tmp_path)
-    assert "The stored record: preset smoke" in again.about() and "float32" in again.about()
+    assert "The stored record: preset cpu" in again.about() and "float32" in again.about()
     for name, table in tables.items():
         found = again(name, lambda: pytest.fail("nothing is measured under the preset stored"))
         assert found == table if isinstance(table, str) else found.equals(table)
     with pytest.raises(KeyError, match="no table 'served', only turns, int8, energy"):
         again("served", dict)
+    with pytest.raises(ValueError, match="the preset cpu, holds models of other settings: choose a preset"):
+        cost.Measured(runs.settings(dict(preset="stored", device="cpu", n_layers=8)))
     with pytest.raises(FileNotFoundError, match="choose a preset to measure"):
         cost.Measured(runs.settings(dict(preset="stored", device="cpu")), folder=tmp_path / "elsewhere")
 

@@ -459,6 +459,37 @@ def test_a_second_decision_half_way_makes_four_depths_and_holds_the_target(make_
         make_model(routing="worth-half-way", n_layers=2, target_depth=1.5)
 
 
+def test_each_step_up_is_taken_where_worth_less_price_sums_to_most(make_model):
+    model, out = measured(make_model, "worth: steps up")
+    policy = model.policy
+    worth = torch.tensor([[3.0, 1.0], [0.0, 9.0], [0.5, 0.5]])
+    assert policy.layers.tolist() == [1, 2], "a quarter of four layers is the first, and no step"
+    assert policy.climbed(worth, torch.tensor(1.0)).tolist() == [1, 2, 0], (
+        "the second is worth its first step"
+    )
+    assert set(out.depth.flatten().tolist()) == {1, 2, 4}
+    tokens = torch.randint(model.cfg.vocab_size, (64, 16))
+    morlib.calibrate(model.eval(), tokens)
+    used = model(tokens, sampling=False, calibrate=False)
+    assert used.depth.float().mean().item() == pytest.approx(2.2, abs=0.05)
+    cache = morlib.Cache()
+    steps = torch.cat([model(tokens[:2, t : t + 1], cache).logits for t in range(16)], dim=1)
+    assert torch.allclose(steps, used.logits[:2], atol=1e-4)
+
+    memory, T = out.memory, out.depth.numel()
+    policy.network[2].weight.data.zero_()
+    policy.network[2].bias.data.zero_()  # then the error is what was measured
+    wanted = 0.0
+    for s, w in enumerate(memory["weights"]):
+        chosen = memory["explored"] & (memory["at"] == s)
+        assert (w[~chosen] == 1).all() and (out.depth.flatten()[chosen] == policy.depths[s + 1]).all()
+        wanted += ((-w.grad[chosen] * T).clamp(-10, 10) ** 2).mean().item() / 2
+    loss = policy.own_loss(memory, 1.0)
+    assert loss.item() == pytest.approx(wanted, rel=1e-5) and wanted > 0
+    loss.backward()
+    assert policy.network[2].bias.grad.all(), "each step learns"
+
+
 def test_those_worth_least_leave_full_depth_first(make_model):
     model, _ = measured(make_model, "worth: least first")
     tokens, share = torch.randint(model.cfg.vocab_size, (64, 16)), (2.2 - 1) / 3

@@ -486,8 +486,10 @@ def test_what_notebook_07_says_of_leads_that_spoil_the_plan_holds():
     assert set(table.index[~deep]) == {
         "a key's slope of 1", "two layers for all", "a second decision half-way",
         "one block, run again in place of on", "two blocks, run again in place of on",
-        "what a token's own loss falls by is added",
+        "what a token's own loss falls by is added", "a depth between, each step up with a worth of its own",
     }  # fmt: skip
+    between = table.loc["a depth between, each step up with a worth of its own"]
+    assert between["table"] < 2.6 and between["number k"] > 1.3 and between["answer"] > 1.5
     best = table.index[0]
     right = table["right (%)"]
     assert best == "a constant learning rate" and right[best] > 2 * right.iloc[1]
@@ -656,11 +658,17 @@ def test_each_stored_record_can_be_trained_again_by_its_name():
     s = runs.settings(dict(preset="cpu", seeds=6))
     made = runs.wide_runs(s)
     own = ("front", "chains", "rates", "rates-4", "known-depth-rates", "known-depth-12", "known-depth-wsd")
-    own = (*own, "leads")
+    own = (*own, "leads", "front-wide")
     stored = [runs.stored_records(name) for name in ("known-depth", "known-depth-map", "field", *own)]
     made += runs.random_controls(stored[0], made, "worth")
     ids = set()
-    made += runs.front_runs(s) + runs.chains_runs(s) + runs.rate_runs(s) + runs.wsd_runs(s)
+    made += (
+        runs.front_runs(s)
+        + runs.wide_front_runs(s)
+        + runs.chains_runs(s)
+        + runs.rate_runs(s)
+        + runs.wsd_runs(s)
+    )
     made += runs.lead_runs(s)
     for spec in made + runs.map_runs(s) + runs.narrow_runs(s) + runs.deep_runs(s):
         corpus = texts.load_corpus(**dict(spec.corpus))

@@ -15,6 +15,7 @@ from morlib import Transformer
 
 from ..files import REFERENCE, outputs, write_whole
 from ..runs.settings import Settings
+from ..runs.settings import settings as make_settings
 from .speed import about, kind_of, machine, speed_records
 from .timing import forward_pass, in_turn, training_step
 
@@ -25,7 +26,7 @@ class Measured:
     """Tables by name: each is measured when it is first asked for. Under the preset `stored` nothing is
     measured: they are those of the record that ships.
 
-    Raises FileNotFoundError under `stored` where no record ships.
+    Raises FileNotFoundError under `stored` where no record ships, ValueError where its models are others.
     """
 
     def __init__(self, settings: Settings, dtype: torch.dtype = torch.float32, folder: Path = REFERENCE):
@@ -39,6 +40,10 @@ class Measured:
                     f"no record deployment_*.json in {folder}: choose a preset to measure"
                 )
             self.record = records[0]
+            preset = self.record["preset"]
+            if made_from(settings) != made_from(make_settings(dict(preset=preset))):
+                words = "holds models of other settings: choose a preset to measure yours"
+                raise ValueError(f"the stored record, of the preset {preset}, {words}")
             self.tables = {name: _unpacked(packed) for name, packed in self.record["tables"].items()}
 
     def __call__(self, name: str, measure: Callable[[], Table]) -> Table:
@@ -59,6 +64,11 @@ class Measured:
         tables = {name: _packed(table) for name, table in self.tables.items()}
         path = outputs() / f"deployment_{self.record['preset']}.json"
         return write_whole(path, json.dumps(self.record | dict(tables=tables), indent=1).encode()).name
+
+
+def made_from(settings: Settings) -> tuple:
+    """What the measured models are made from."""
+    return settings.model(vocab_size=1), settings.train()
 
 
 def _packed(table: Table) -> dict | str:

@@ -90,6 +90,7 @@ from .known_front import (
     other_depths_sentence,
     plan_sentence,
     who_is_deep,
+    wide_front_records,
 )
 from .known_goals import known_goals, known_goals_sentence, known_settings, text_goals
 from .live import LiveCurve

@@ -40,7 +40,10 @@ LABELS = {
     "fixed-deep": "{n} layers",
     "fixed-shared": "{n} layers of two blocks",
     "planted": "the plan written down",
+    "planted 3": "the plan in three layers",
+    "planted 4": "the plan in four layers",
     "worth": "token worth",
+    "worth-shallow": "token worth in {n} layers",
     "worth-by-windows": "token worth, by windows",
     "worth-whole-windows": "token worth, a tenth of the windows whole",
     "mor": "MoR of notebook 02",
@@ -174,7 +177,7 @@ def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
         c = compare(scored, model, other, metric="hops", margin=1.0)
         interval = "" if np.isnan(c["low"]) else f"{span(c['low'], c['high'], 1)} (95 %)"
         rows.append([names[other], signed(c["mean"], 1), interval, verdict_words(c)])
-    subject = f"{LABELS.get(model, model)} against"
+    subject = f"{names.get(model, model)} against"
     return pd.DataFrame(rows, columns=[subject, "difference (points)", "interval", "verdict"])
 
 

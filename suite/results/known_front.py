@@ -51,6 +51,17 @@ def front_records(folder: Path | None = None) -> pd.DataFrame:
     return pd.concat([both[both["line"].isin(FRONT_LINES)], held_rows(folder)], ignore_index=True)
 
 
+def wide_front_records(folder: Path | None = None) -> pd.DataFrame:
+    """The records that ship of `runs.wide_front_runs`, and at their seeds those of fixed models, of the plan
+    and of token worth in the same setting."""
+    own = stored_records("front-wide", folder)
+    if own.empty:
+        return own
+    others = pd.concat([stored_records(name, folder) for name in ("known-depth", "field-wide")])
+    chosen = others["model"].isin({*FIXED, "planted", "worth"}) & others["seed"].isin(own["seed"])
+    return pd.concat([own, others[chosen].assign(experiment="front-wide")], ignore_index=True)
+
+
 def held_rows(folder: Path | None = None) -> pd.DataFrame:
     """The table that ships of the dial in the narrow setting, as rows of `front_records`, without records."""
     table = stored_table(NARROW_DIAL, folder or REFERENCE)

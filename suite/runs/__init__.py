@@ -32,6 +32,7 @@ from .known_depth import (
     narrow_runs,
     rate_runs,
     size_of,
+    wide_front_runs,
     wide_runs,
     wsd_runs,
 )

@@ -137,6 +137,7 @@ NARROW_WSD = NARROW | dict(schedule="wsd")
 FRONT = (1.6, 1.9, 3.0)  # depths asked for beside NARROW's own
 SHORT_PLANS = (2, 3)  # layers that the plan's deep tokens run, beside all
 SHALLOW = dict(n_layers=3, target_depth=1.87)  # as the plan with three layers runs them, and a little more
+WIDE_SHALLOW = dict(n_layers=4, target_depth=2.3)  # the same of four layers, for the wide setting
 
 
 def size_of(s: Settings) -> dict:
@@ -284,6 +285,15 @@ def wide_runs(s: Settings) -> list[Run]:
     """The models of the known depth in the preset's own setting, and token worth that learns `ByWindows`."""
     models = known_depth_models(s)
     return known_depth_runs(s, models | {"worth-by-windows": by_windows(models)})
+
+
+def wide_front_runs(s: Settings) -> list[Run]:
+    """In the preset's own setting: the plan in three and four layers, token worth in a model of four."""
+    made = known_depth_models(s)
+    (model, training), (plan, _) = made["worth"], made["planted"]
+    models = {f"planted {layers}": (plan | dict(options=dict(layers=layers)), {}) for layers in (3, 4)}
+    models["worth-shallow"] = (model | WIDE_SHALLOW, training)
+    return known_depth_runs(s, models, "front-wide")
 
 
 def deep_runs(s: Settings) -> list[Run]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import deque
 from dataclasses import replace
 
@@ -55,6 +56,7 @@ POLICIES = {
     "the router learns from its last four batches": "worth: four batches",
     "what a token's own loss falls by is added": "worth: own loss",
     "a second decision half-way": "worth-half-way",
+    "a depth between, each step up with a worth of its own": "worth: steps up",
 }
 SEEDS = (10, 11)  # none that a claim is made on
 
@@ -160,7 +162,86 @@ class FourBatches(morlib.WorthRouter):
         return super().error(*(torch.cat(parts) for parts in zip(*self.seen)))
 
 
+class StepsUp(morlib.WorthRouter):
+    """Decides once among more depths than two: the first layers, a quarter, half, or all. Each step up has a
+    worth of its own. A token runs to the depth at which worth less price, a layer at a time, sums to most.
+
+    An explored token runs to a step drawn by lot, that one with a random weight.
+    """
+
+    version = "steps-up"
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
+        N, first = cfg.n_layers, self.ALWAYS
+        self.depths = [first, *sorted({depth for depth in (N // 4, N // 2, N) if depth > first})]
+        self.register_buffer("layers", torch.tensor(self.depths).diff(), persistent=False)  # [S] of each step
+        self.network[2] = torch.nn.Linear(self.network[2].in_features, len(self.layers))
+
+    def forward(self, step: StepInput) -> Decision:
+        if step.layer < self.ALWAYS:
+            return Decision()
+        if "decisions" not in step.memory:
+            step.memory["decisions"] = self.decisions(step)
+        return step.memory["decisions"][bisect(self.depths, step.layer) - 1]
+
+    def decisions(self, step: StepInput) -> list[Decision]:
+        """One a step up, for all layers of that step."""
+        T, S = len(step.states), len(self.layers)
+        states = F.layer_norm(step.states.detach(), step.states.shape[-1:])
+        with torch.no_grad():
+            worth = self.network(states).float()  # [T, S]
+        learning = step.sampling and torch.is_grad_enabled()
+        price = self.price[int(learning)]
+        if step.calibrate:
+            price.lerp_(self.price_that_holds(worth), self.RATE if learning and price else 1.0)
+        climbed = self.climbed(worth, price)
+        if not learning:
+            return [Decision((climbed > s).long()) for s in range(S)]
+        draw, w, stays = torch.rand(3, T, device=worth.device).unbind()
+        explored, at = draw < self.explored(step.done), torch.randint(S, (T,), device=worth.device)
+        climbed = torch.where(explored, at + 1, torch.where(stays < step.full, S, climbed))
+        weights = [torch.where(explored & (at == s), w, 1.0).requires_grad_() for s in range(S)]
+        step.memory |= dict(weights=weights, explored=explored, at=at, states=states)
+        return [
+            Decision((climbed > s).long(), None, torch.stack([w, w]), self.SLOPE * (w - 1))
+            for s, w in enumerate(weights)
+        ]
+
+    def climbed(self, worth: Tensor, price: Tensor) -> Tensor:
+        """How many steps up [T] each token takes at a price a layer."""
+        gain = (worth - price * self.layers).cumsum(1)
+        return F.pad(gain, (1, 0)).argmax(1)
+
+    def price_that_holds(self, worth: Tensor) -> Tensor:
+        """The price at which worth [T, S] runs the target depth on average: the middle of a gap, found by
+        halving."""
+        depths = torch.tensor(self.depths, device=worth.device, dtype=torch.float)
+
+        def least(most: Tensor | float) -> Tensor:  # the least price at which it runs so much or less
+            low, high = worth.new_tensor(-1e3), worth.new_tensor(1e3)
+            for _ in range(50):
+                middle = (low + high) / 2
+                too_deep = depths[self.climbed(worth, middle)].mean() > most
+                low, high = (middle, high) if too_deep else (low, middle)
+            return high
+
+        price = least(self.cfg.target_depth)
+        runs = depths[self.climbed(worth, price)].mean()
+        return (price + least(runs - 0.5 / len(worth))) / 2
+
+    def own_loss(self, memory: dict, scale: float) -> Tensor | None:
+        losses, predicted = [], self.network(memory["states"]).float()  # [T, S]
+        for s, w in enumerate(memory["weights"]):
+            chosen = memory["explored"] & (memory["at"] == s)
+            if w.grad is not None and chosen.any():
+                measured = (-w.grad * len(w) / scale)[chosen].clamp(-self.CLIP, self.CLIP)
+                losses.append(((predicted[chosen, s] - measured) ** 2).mean() / 2)
+        return sum(losses) if losses else None
+
+
 morlib.POLICIES |= {
+    "worth: steps up": StepsUp,
     "worth: least first": LeastFirst,
     "worth: huber": Huber,
     "worth: four batches": FourBatches,
