@@ -295,7 +295,7 @@ def fewer_layers() -> list[str]:
     records = results.wide_front_records()
     if records.empty:
         return []
-    told = "Fewer layers for less depth, in the wide setting; all models at the seeds of these:"
+    told = "Fewer layers for less depth, in the wide setting; each model at the seeds that these have:"
     verdicts = results.hops_verdicts(records, "worth-shallow")
     return [told, markdown(results.hops_table(records)), markdown(verdicts)]
 

@@ -782,9 +782,24 @@ def test_the_record_that_ships_holds_what_the_notebook_shows():
     assert cost.Measured(runs.settings(dict(preset="stored", device="cpu"))).about() in printed
 
 
-def test_what_the_notebook_says_of_the_record_s_turns_holds():
-    turns = cost.Measured(runs.settings(dict(preset="stored", device="cpu")))("turns", dict)
+def test_what_the_notebook_says_of_its_stored_tables_holds():
+    measured = cost.Measured(runs.settings(dict(preset="stored", device="cpu")))
+    notebook = nbformat.read(ROOT / "notebooks" / "06_deployment.ipynb", 4)
+    prose = " ".join(" ".join(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+    assert measured.record["threads"] == 1 and "with one thread" in prose
+
+    turns = measured("turns", dict).set_index(["panel", "kind"])
     low, high = (turns["quartiles"].str.split(" to ").str[i].astype(float) for i in (0, 1))
-    kind = turns["kind"]
-    assert (low[kind == "with a router"] > 1).all() and (high[kind == "decided once"] < 1).all()
-    assert set(turns["panel"][kind == "decided once"]) == {"training step", "forward pass"}
+    assert "MoR's router makes a training step and a forward pass slower" in prose
+    assert "Where chance decides once for all layers, both are faster" in prose
+    for panel in ("training step", "forward pass"):
+        assert (low[panel, "with a router"] > 1).all() and (high[panel, "decided once"] < 1).all()
+
+    int8 = measured("int8", dict)
+    small, whole = (int8.xs(kind, level="weights") for kind in ("int8", "float32"))
+    assert "In the stored record int8 is smaller, and slower" in prose
+    assert (small["size (MB)"] < whole["size (MB)"]).all()
+    for time in ("prompt (ms)", "decoded token (ms)"):
+        assert (small[time] > whole[time]).all()
+    (bench,) = cost.speed_records()
+    assert "at width 256 it decodes faster than float32" in prose and bench["rows"]["int8"]["measured"] < 1

@@ -479,15 +479,36 @@ def test_each_step_up_is_taken_where_worth_less_price_sums_to_most(make_model):
     memory, T = out.memory, out.depth.numel()
     policy.network[2].weight.data.zero_()
     policy.network[2].bias.data.zero_()  # then the error is what was measured
-    wanted = 0.0
+    measured_worth = []
     for s, w in enumerate(memory["weights"]):
         chosen = memory["explored"] & (memory["at"] == s)
         assert (w[~chosen] == 1).all() and (out.depth.flatten()[chosen] == policy.depths[s + 1]).all()
-        wanted += ((-w.grad[chosen] * T).clamp(-10, 10) ** 2).mean().item() / 2
+        measured_worth.append((-w.grad[chosen] * T).clamp(-10, 10))
     loss = policy.own_loss(memory, 1.0)
-    assert loss.item() == pytest.approx(wanted, rel=1e-5) and wanted > 0
+    assert loss.item() == pytest.approx(
+        sum((worth**2).mean().item() / 2 for worth in measured_worth), rel=1e-5
+    )
     loss.backward()
-    assert policy.network[2].bias.grad.all(), "each step learns"
+    up = [
+        -worth.mean().item() for worth in measured_worth
+    ]  # each step's prediction moves to what was measured
+    assert policy.network[2].bias.grad.tolist() == pytest.approx(up, rel=1e-4) and all(up)
+
+
+@pytest.mark.parametrize(
+    "n_layers, depths", [(2, [1, 2]), (4, [1, 2, 4]), (6, [1, 3, 6]), (12, [1, 3, 6, 12])]
+)
+def test_a_price_holds_the_depth_of_any_number_of_steps_up(make_model, n_layers, depths):
+    sizes = dict(routing="worth: steps up", n_layers=n_layers, max_recursions=1)
+    torch.manual_seed(0)
+    for target in (1.05, (1 + n_layers) / 2, n_layers - 0.05):
+        policy = make_model(**sizes, target_depth=target).policy
+        assert policy.depths == depths
+        worth = torch.randn(2000, len(depths) - 1)
+        climbed = policy.climbed(worth, policy.price_that_holds(worth))
+        assert torch.tensor(depths).float()[climbed].mean().item() == pytest.approx(target, abs=0.02)
+    few = torch.randn(3, len(depths) - 1)  # too few for any to take a step
+    assert not policy.climbed(few, make_model(**sizes, target_depth=1.05).policy.price_that_holds(few)).any()
 
 
 def test_those_worth_least_leave_full_depth_first(make_model):

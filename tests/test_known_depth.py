@@ -438,6 +438,23 @@ def test_what_notebook_07_says_of_fewer_layers_holds():
     assert set(front[front["line"] == "planted"]["asked"]) == {2, 3, 4}, "what a plan asks for"
 
 
+def test_fewer_layers_in_the_wide_setting_stand_beside_the_others_at_their_seeds(tmp_path):
+    records = results.wide_front_records()
+    shallow = records[records["model"] == "worth-shallow"]
+    seeds = set(records[records["experiment"] == "front-wide"]["seed"])
+    assert len(shallow) and set(records["seed"]) == seeds
+    sizes = {(r["config"]["model"]["d_model"], r["config"]["train"]["epochs"]) for r in records["record"]}
+    assert len(sizes) == 1, "one setting"
+    layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records["record"]}
+    models = ("fixed-half", "fixed-between", "fixed-deep", "worth-shallow", "planted 4")
+    assert [layers[model] for model in models] == [3, 4, 6, 4, 6]
+    assert results.wide_front_records(tmp_path).empty
+    for record in [*shallow["record"], *records[records["model"] == "planted 4"]["record"]]:
+        (tmp_path / f"{record['id']}.json").write_text(json.dumps(record), encoding="utf-8")
+    assert results.wide_front_records(tmp_path).empty, "nothing to stand beside"
+    assert results.hops_table(results.wide_front_records(tmp_path)).empty
+
+
 def test_the_front_is_drawn_from_both_kinds_of_records():
     front = results.front_records()
     narrow = results.narrow_records()

@@ -15,9 +15,8 @@ from morlib import Transformer
 
 from ..files import REFERENCE, outputs, write_whole
 from ..runs.settings import Settings
-from ..runs.settings import settings as make_settings
 from .speed import about, kind_of, machine, speed_records
-from .timing import forward_pass, in_turn, training_step
+from .timing import decoding, forward_pass, in_turn, training_step
 
 Table = pd.DataFrame | str  # words where it could not be measured
 
@@ -26,25 +25,21 @@ class Measured:
     """Tables by name: each is measured when it is first asked for. Under the preset `stored` nothing is
     measured: they are those of the record that ships.
 
+    dtype: of autocast in training steps. how: what else the measurements depend on, kept in the record.
     Raises FileNotFoundError under `stored` where no record ships, ValueError where its models are others.
     """
 
-    def __init__(self, settings: Settings, dtype: torch.dtype = torch.float32, folder: Path = REFERENCE):
-        self.tables: dict[str, Table] = {}
-        self.record = machine() | dict(preset=settings.preset, dtype=str(dtype).removeprefix("torch."))
+    def __init__(
+        self, settings: Settings, dtype: torch.dtype = torch.float32, folder: Path = REFERENCE, **how
+    ):
         self.stored = settings.stored
+        self.tables: dict[str, Table] = {}
         if self.stored:
-            records = speed_records(folder, "deployment")
-            if not records:
-                raise FileNotFoundError(
-                    f"no record deployment_*.json in {folder}: choose a preset to measure"
-                )
-            self.record = records[0]
-            preset = self.record["preset"]
-            if made_from(settings) != made_from(make_settings(dict(preset=preset))):
-                words = "holds models of other settings: choose a preset to measure yours"
-                raise ValueError(f"the stored record, of the preset {preset}, {words}")
+            self.record = stored_record(folder, made_from(settings))
             self.tables = {name: _unpacked(packed) for name, packed in self.record["tables"].items()}
+        else:
+            own = dict(preset=settings.preset, dtype=str(dtype).removeprefix("torch."), how=how)
+            self.record = machine() | own | dict(made_from=made_from(settings))
 
     def __call__(self, name: str, measure: Callable[[], Table]) -> Table:
         """The table of this name. Raises KeyError where it is not in the record that ships."""
@@ -57,7 +52,8 @@ class Measured:
     def about(self) -> str:
         """Where the tables come from, in a sentence."""
         source = "The stored record" if self.stored else "Measured now"
-        return f"{source}: preset {self.record['preset']}, {about(self.record)}."
+        how = "".join(f", {name} {value}" for name, value in self.record["how"].items())
+        return f"{source}: preset {self.record['preset']}{how}; {about(self.record)}."
 
     def save(self) -> str:
         """Keep all tables as one file in the outputs, with what they were measured on; its name."""
@@ -66,9 +62,28 @@ class Measured:
         return write_whole(path, json.dumps(self.record | dict(tables=tables), indent=1).encode()).name
 
 
-def made_from(settings: Settings) -> tuple:
-    """What the measured models are made from."""
-    return settings.model(vocab_size=1), settings.train()
+def made_from(settings: Settings) -> dict:
+    """What the measured models are made from, as a record holds it."""
+    text = dict(max_chars=settings.max_chars, text=settings.text, tokenizer=settings.tokenizer)
+    made = dict(model=vars(settings.model(vocab_size=1)), train=vars(settings.train()), text=text)
+    return json.loads(json.dumps(made))
+
+
+def stored_record(folder: Path, made: dict) -> dict:
+    """The record deployment_*.json in a folder whose models were made from this.
+
+    Raises FileNotFoundError without any, ValueError where all are of others.
+    """
+    records = speed_records(folder, "deployment")
+    if not records:
+        words = "holds no record deployment_*.json: choose a preset to measure"
+        raise FileNotFoundError(f"{folder} {words}")
+    for record in records:
+        if record["made_from"] == made:
+            return record
+    presets = ", ".join(record["preset"] for record in records)
+    words = "holds models of other settings: choose a preset to measure yours"
+    raise ValueError(f"the stored record, of the preset {presets}, {words}")
 
 
 def _packed(table: Table) -> dict | str:
@@ -76,25 +91,32 @@ def _packed(table: Table) -> dict | str:
 
 
 def _unpacked(packed: dict | str) -> Table:
-    return (
-        packed if isinstance(packed, str) else pd.read_json(io.StringIO(json.dumps(packed)), orient="table")
-    )
+    if isinstance(packed, str):
+        return packed
+    return pd.read_json(io.StringIO(json.dumps(packed)), orient="table")
 
 
 def against_fixed(models: dict[str, Transformer], fixed: str, windows: Tensor, repeats: int = 7,
                   dtype: torch.dtype = torch.float32) -> pd.DataFrame:  # fmt: skip
-    """Training steps and forward passes of models in turn on windows [B, L + 1], a row each.
+    """A training step and a forward pass on windows [B, L + 1], and cached decoding of a quarter of a window
+    after half of one, for one sequence and for B: all models in turn, a row each.
 
-    fixed: the name of the model whose time is 1. Columns panel, kind, model, E, milliseconds, time (the
-    median of the ratios to the fixed model's) and quartiles, as text.
+    fixed: the name of the model whose time is 1, one of those in models. dtype: of autocast in training
+    steps; the rest runs in the weights' own type. Columns panel, kind (by the name: `kind_of`), model, E
+    (applications a token), milliseconds, time (the median of the ratios to the fixed model's) and quartiles,
+    as text.
     """
-    calls = {
-        "training step": {name: training_step(model, windows, dtype) for name, model in models.items()},
-        "forward pass": {name: forward_pass(model, windows[:, :-1]) for name, model in models.items()},
+    B, L = len(windows), windows.shape[1] - 1
+    prompts, inputs = windows[:, : L // 2], windows[:, :-1]
+    panels = {
+        "training step": lambda model: training_step(model, windows, dtype),
+        "forward pass": lambda model: forward_pass(model, inputs),
+        "decoding, 1 sequence": lambda model: decoding(model, prompts[:1], L // 4),
+        f"decoding, {B} sequences": lambda model: decoding(model, prompts, L // 4),
     }
     rows = []
-    for panel, timed in calls.items():
-        timings = in_turn(timed, repeats)
+    for panel, timed in panels.items():
+        timings = in_turn({name: timed(model) for name, model in models.items()}, repeats)
         for name in models:
             ratio = timings.ratio(name, fixed)
             low, high = ratio["quartiles"]

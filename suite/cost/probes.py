@@ -339,7 +339,7 @@ def int8_table(models: dict[str, Transformer], corpus, repeats: int = 7) -> pd.D
             seen = morlib.evaluate(version, corpus, "val", 64)
             rows[name, kind] = {
                 "size (MB)": stored_bytes(version) / 1e6,
-                "validation loss": seen["loss"],
+                "validation loss (nats)": seen["loss"],
                 "E": seen["effective_depth"],
                 "prompt (ms)": prefill.milliseconds(kind),
                 "decoded token (ms)": decode.milliseconds(kind) / tokens,

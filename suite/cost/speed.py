@@ -89,11 +89,15 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip() or None
+        commit, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "-uno")
     except (OSError, subprocess.TimeoutExpired):
         return None
+    return f"{commit}, changed" if commit and changed else commit or None
 
 
 def speed_records(folder: Path | None = None, kind: str = "speed") -> list[dict]:
@@ -123,12 +127,17 @@ def ratios(record: dict) -> pd.DataFrame:
         if row.get("measured") is None:
             continue
         low, high = row.get("quartiles") or (None, None)
-        rows[goal.named(record["sizes"])] = dict(
+        rows[goal.named(record["sizes"]) + threads_of(row)] = dict(
             ratio=f"{row['measured']:.2f}",
             quartiles="" if low is None else f"{low:.2f} to {high:.2f}",
             E="" if row.get("E") is None else f"{row['E']:.1f}",
         )
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("what")
+
+
+def threads_of(row: dict) -> str:
+    """What stands behind the name of a row that was measured with one thread."""
+    return ", one thread" if row.get("note") == "one thread" else ""
 
 
 def verdict(row: dict) -> str:
@@ -148,7 +157,7 @@ def first_table(record: dict) -> pd.DataFrame:
         if row is None:
             continue
         low, high = row["quartiles"]
-        measured = f"{what}, {share_words(1 - row['E'] / N)} skipped"
+        measured = f"{what}, {share_words(1 - row['E'] / N)} skipped{threads_of(row)}"
         columns = {"measured": measured, "time": f"{row['measured']:.2f}"}
         rows.append(columns | {"quartiles": f"{low:.2f} to {high:.2f}", "verdict": verdict(row)})
     return pd.DataFrame(rows)

@@ -53,11 +53,11 @@ def front_records(folder: Path | None = None) -> pd.DataFrame:
 
 def wide_front_records(folder: Path | None = None) -> pd.DataFrame:
     """The records that ship of `runs.wide_front_runs`, and at their seeds those of fixed models, of the plan
-    and of token worth in the same setting."""
+    and of token worth in the same setting; none as long as token worth with fewer layers has none."""
     own = stored_records("front-wide", folder)
-    if own.empty:
-        return own
     others = pd.concat([stored_records(name, folder) for name in ("known-depth", "field-wide")])
+    if "worth-shallow" not in set(own.get("model", ())) or others.empty:
+        return own.head(0)
     chosen = others["model"].isin({*FIXED, "planted", "worth"}) & others["seed"].isin(own["seed"])
     return pd.concat([own, others[chosen].assign(experiment="front-wide")], ignore_index=True)
 

@@ -163,10 +163,12 @@ class FourBatches(morlib.WorthRouter):
 
 
 class StepsUp(morlib.WorthRouter):
-    """Decides once among more depths than two: the first layers, a quarter, half, or all. Each step up has a
-    worth of its own. A token runs to the depth at which worth less price, a layer at a time, sums to most.
+    """Decides once among more depths than two: the first layers, a quarter, half, or all of them. (A quarter
+    or half that is not above the first layers is left out.)
 
-    An explored token runs to a step drawn by lot, that one with a random weight.
+    Each step up has a worth of its own. A token runs to the depth at which the worth of its steps (nats),
+    less a price for each of their layers, is largest. An explored token runs to a step drawn by lot, and that
+    one has a random weight.
     """
 
     version = "steps-up"
@@ -186,7 +188,7 @@ class StepsUp(morlib.WorthRouter):
         return step.memory["decisions"][bisect(self.depths, step.layer) - 1]
 
     def decisions(self, step: StepInput) -> list[Decision]:
-        """One a step up, for all layers of that step."""
+        """One a step up, for all layers of that step: actions [T], and in training weights [2, T]."""
         T, S = len(step.states), len(self.layers)
         states = F.layer_norm(step.states.detach(), step.states.shape[-1:])
         with torch.no_grad():
@@ -194,7 +196,7 @@ class StepsUp(morlib.WorthRouter):
         learning = step.sampling and torch.is_grad_enabled()
         price = self.price[int(learning)]
         if step.calibrate:
-            price.lerp_(self.price_that_holds(worth), self.RATE if learning and price else 1.0)
+            price.lerp_(self.price_that_holds(worth).to(price), self.RATE if learning and price else 1.0)
         climbed = self.climbed(worth, price)
         if not learning:
             return [Decision((climbed > s).long()) for s in range(S)]
@@ -209,13 +211,15 @@ class StepsUp(morlib.WorthRouter):
         ]
 
     def climbed(self, worth: Tensor, price: Tensor) -> Tensor:
-        """How many steps up [T] each token takes at a price a layer."""
+        """How many steps up [T] each token takes, by the worth [T, S] of each, at a price a layer."""
         gain = (worth - price * self.layers).cumsum(1)
         return F.pad(gain, (1, 0)).argmax(1)
 
     def price_that_holds(self, worth: Tensor) -> Tensor:
-        """The price at which worth [T, S] runs the target depth on average: the middle of a gap, found by
-        halving."""
+        """The price at which worth [T, S] runs the target depth on average, found by halving.
+
+        It lies in the middle of a gap, so that a token's rounding seldom decides.
+        """
         depths = torch.tensor(self.depths, device=worth.device, dtype=torch.float)
 
         def least(most: Tensor | float) -> Tensor:  # the least price at which it runs so much or less
@@ -228,6 +232,8 @@ class StepsUp(morlib.WorthRouter):
 
         price = least(self.cfg.target_depth)
         runs = depths[self.climbed(worth, price)].mean()
+        if runs <= depths[0]:  # nobody takes a step
+            return price
         return (price + least(runs - 0.5 / len(worth))) / 2
 
     def own_loss(self, memory: dict, scale: float) -> Tensor | None:
