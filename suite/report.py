@@ -124,7 +124,8 @@ def readme_part() -> str:
     if results.answerable(known):
         stays_high = results.wsd_sentence(stored_records("known-depth-wsd"), results.FIXED)
         told = [results.known_depth_answer(known), results.again_sentence(results.front_records())]
-        told += [stays_high, results.text_sentence()]
+        fewer = results.fewer_layers_sentence(results.wide_front_records())
+        told += [stays_high, fewer, results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     fields = results.stored_field(), results.stored_text_field()
     if told := results.short_field(*fields, cost.stored_systems()):
@@ -295,7 +296,10 @@ def fewer_layers() -> list[str]:
     records = results.wide_front_records()
     if records.empty:
         return []
-    told = "Fewer layers for less depth, in the wide setting; each model at the seeds that these have:"
+    told = (
+        f"Fewer layers for less depth. {results.fewer_layers_sentence(records)} Each model at the seeds that "
+        "token worth has so:"
+    )
     verdicts = results.hops_verdicts(records, "worth-shallow")
     return [told, markdown(results.hops_table(records)), markdown(verdicts)]
 

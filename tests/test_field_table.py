@@ -590,8 +590,9 @@ def test_what_notebook_08_says_of_six_layers_holds():
     assert all("worth" in results.field.ahead_of_fixed(table, costs)[1] for table in (wide, narrow))
     right = results.known_depth.with_hops(wide).set_index(["model", "seed"])["hops"].round()
     first = dict.fromkeys(["fixed-between", "fixed-deep"], 99) | {"fixed-half": 18, "mor-expert": 95}
-    first |= {"mor-moe": 94, "mod": 93, "moe-top2": 89, "exit": 68, "mor-token": 59, "act": 4}
+    first |= {"mor-moe": 94, "mod": 93, "moe-top2": 89, "exit": 68, "mor-token": 59, "act": 4, "sliced": 12}
     assert {label: right[label, 0] for label in first} == first
+    assert (right["fixed-between", 1], right["fixed-deep", 1]) == (77, 69)
     assert right["mor-expert"].tolist() == [95, 88, 22] and right["worth"].min() == 97
     assert (right["fixed-deep"].min(), right["fixed-deep"].max()) == (50, 99)
     record = wide[(wide["model"] == "mor-expert") & (wide["seed"] == 1)].iloc[0]["record"]

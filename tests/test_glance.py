@@ -143,7 +143,7 @@ def test_a_brief_answer_is_differences_of_the_records(experiment, routed, untrai
     }
     told = results.brief(experiment, records)
     assert all(difference in told for difference in by_hand) and "nan" not in told
-    assert ("one of six seeds" in told) == (experiment == "bangla"), "long training has one seed there"
+    assert ("two of six seeds" in told) == (experiment == "bangla"), "long training has two seeds there"
     assert "untrained" not in results.brief(experiment, records[records["model"] != untrained])
 
 
@@ -203,6 +203,9 @@ def test_a_page_begins_with_links_to_its_sections():
     assert told == "- [Does it, or not?](#does-it-or-not)\n- [And: more](#and-more)"
 
 
-def test_of_one_seed_that_trains_long_it_is_said_that_it_decides_nothing():
+def test_of_one_seed_that_trains_long_it_is_said_that_it_decides_nothing(monkeypatch):
+    long = runs.stored_records("bangla-long")
+    long = long[long["seed"] == 0]
+    monkeypatch.setattr(headlines, "stored_records", lambda name, folder=None: long)
     told = results.headlines.trained_longer("bangla", runs.stored_records("bangla"))
     assert "one seed ships so far, and decides nothing: MoR is 0.59 points below twelve layers" in told

@@ -455,6 +455,17 @@ def test_fewer_layers_in_the_wide_setting_stand_beside_the_others_at_their_seeds
     assert results.hops_table(results.wide_front_records(tmp_path)).empty
 
 
+def test_fewer_layers_are_told_by_their_means():
+    records = results.wide_front_records()
+    told = results.fewer_layers_sentence(records)
+    hops = results.known_depth.with_hops(records).groupby("model")["hops"].mean()
+    E = records[records["model"] == "worth-shallow"]["effective_depth"].mean()
+    assert f"token worth in four layers {hops['worth-shallow']:.0f} % at E {E:.1f}" in told
+    assert f"three layers {hops['fixed-half']:.0f} %, six layers {hops['fixed-deep']:.0f} %" in told
+    assert told.startswith("At width 64, hard questions of 4 to 6 hops right: ")
+    assert results.fewer_layers_sentence(records.head(0)) == ""
+
+
 def test_the_front_is_drawn_from_both_kinds_of_records():
     front = results.front_records()
     narrow = results.narrow_records()

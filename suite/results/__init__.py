@@ -84,6 +84,7 @@ from .known_depth import (
 from .known_front import (
     again_sentence,
     draw_known_front,
+    fewer_layers_sentence,
     front_records,
     known_front_table,
     less_depth_sentence,

@@ -13,7 +13,18 @@ from ..files import REFERENCE
 from ..runs import stored_records
 from .dial import NARROW_DIAL
 from .figures import BLACK, BLUE, GREEN, Look, figure_style, legend_of, marker_of
-from .known_depth import DRAWN, FIXED, narrow_records, points_of, shares, upper_half, with_hops
+from .known_depth import (
+    DRAWN,
+    FIXED,
+    by_hops,
+    names_of,
+    narrow_records,
+    points_of,
+    seeds_of,
+    shares,
+    upper_half,
+    with_hops,
+)
 from .stats import compare
 from .tables import count, stored_table
 
@@ -60,6 +71,27 @@ def wide_front_records(folder: Path | None = None) -> pd.DataFrame:
         return own.head(0)
     chosen = others["model"].isin({*FIXED, "planted", "worth"}) & others["seed"].isin(own["seed"])
     return pd.concat([own, others[chosen].assign(experiment="front-wide")], ignore_index=True)
+
+
+def fewer_layers_sentence(records: pd.DataFrame) -> str:
+    """What token worth with fewer layers reaches on average, and half and all of the layers; nothing without
+    records.
+
+    records: `wide_front_records`.
+    """
+    if records.empty:
+        return ""
+    scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
+    asked = ["worth-shallow", "fixed-half", "fixed-deep"]
+    scored = scored[scored["model"].isin(asked)]
+    right = scored.groupby("model")["hops"].mean()
+    first, *others = (f"{names[label]} {right[label]:.0f} %" for label in asked if label in right)
+    own = scored[scored["model"] == "worth-shallow"]
+    E, width = own["effective_depth"].mean(), own.iloc[0]["record"]["config"]["model"]["d_model"]
+    return (
+        f"At width {width}, hard questions of {most // 2 + 1} to {most} hops right: {first} at "
+        f"E {E:.1f}, {', '.join(others)} ({seeds_of(scored)})."
+    )
 
 
 def held_rows(folder: Path | None = None) -> pd.DataFrame:
