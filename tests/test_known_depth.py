@@ -455,6 +455,23 @@ def test_fewer_layers_in_the_wide_setting_stand_beside_the_others_at_their_seeds
     assert results.hops_table(results.wide_front_records(tmp_path)).empty
 
 
+def test_what_notebook_07_says_of_fewer_layers_in_the_wide_setting_holds():
+    records = results.wide_front_records()
+    scored = results.known_depth.with_hops(records)
+    right = scored.groupby("model")["hops"].mean().round()
+    assert (right["worth-shallow"], right["worth"]) == (92, 99)
+    for record in records[records["model"] == "worth-shallow"]["record"]:
+        depth = record["metrics"]["details"]["depth_by_kind"]
+        assert min(depth["table"], depth["x"]) > 3.9 and max(depth["k"], depth["answer"]) < 1.15
+    told = results.hops_verdicts(records, "worth-shallow").set_index("token worth in four layers against")
+    assert told["verdict"][["three layers", "six layers", "token worth"]].tolist() == [
+        "better", "no difference shown", "undecided: two tests disagree"]  # fmt: skip
+    E = records.groupby("model")["effective_depth"].mean()
+    assert E["worth-shallow"] < E["fixed-deep"] / 2.5 and round(E["planted 4"], 2) == 2.27
+    own = scored[scored["model"] == "planted 4"]["record"]
+    assert len(own) == 3 and all(of["accuracy"] > 99 for record in own for of in record["metrics"]["details"]["by_hops"])
+
+
 def test_fewer_layers_are_told_by_their_means():
     records = results.wide_front_records()
     told = results.fewer_layers_sentence(records)

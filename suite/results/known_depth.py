@@ -40,7 +40,6 @@ LABELS = {
     "fixed-deep": "{n} layers",
     "fixed-shared": "{n} layers of two blocks",
     "planted": "the plan written down",
-    "planted 3": "the plan in three layers",
     "planted 4": "the plan in four layers",
     "worth": "token worth",
     "worth-shallow": "token worth in {n} layers",

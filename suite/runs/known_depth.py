@@ -288,10 +288,11 @@ def wide_runs(s: Settings) -> list[Run]:
 
 
 def wide_front_runs(s: Settings) -> list[Run]:
-    """In the preset's own setting: the plan in three and four layers, token worth in a model of four."""
+    """In the preset's own setting: the plan in four of the six layers, and token worth in a model of four."""
     made = known_depth_models(s)
     (model, training), (plan, _) = made["worth"], made["planted"]
-    models = {f"planted {layers}": (plan | dict(options=dict(layers=layers)), {}) for layers in (3, 4)}
+    shallow = WIDE_SHALLOW["n_layers"]
+    models = {f"planted {shallow}": (plan | dict(options=dict(layers=shallow)), {})}
     models["worth-shallow"] = (model | WIDE_SHALLOW, training)
     return known_depth_runs(s, models, "front-wide")
 
