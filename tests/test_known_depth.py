@@ -468,8 +468,9 @@ def test_what_notebook_07_says_of_fewer_layers_in_the_wide_setting_holds():
         "better", "no difference shown", "undecided: two tests disagree"]  # fmt: skip
     E = records.groupby("model")["effective_depth"].mean()
     assert E["worth-shallow"] < E["fixed-deep"] / 2.5 and round(E["planted 4"], 2) == 2.27
-    own = scored[scored["model"] == "planted 4"]["record"]
-    assert len(own) == 3 and all(of["accuracy"] > 99 for record in own for of in record["metrics"]["details"]["by_hops"])
+    plans = scored[scored["model"] == "planted 4"]["record"]
+    right = [of["accuracy"] for record in plans for of in record["metrics"]["details"]["by_hops"]]
+    assert len(plans) == 3 and min(right) > 99
 
 
 def test_fewer_layers_are_told_by_their_means():
