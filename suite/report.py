@@ -185,7 +185,7 @@ def glance() -> list[str]:
     table = results.glance_table()
     told = "Differences in points of accuracy; on hops-8-6 of the hard questions of 4 to 6 hops."
     parts = ["## At a glance", told] if len(table) else []
-    texts = table["setting"].str.partition(", width")[0]
+    texts = table["setting"].map(lambda setting: setting.partition(", width")[0])
     for text, rows in table.groupby(texts, sort=False):
         rest = rows["setting"].str.removeprefix(f"{text}, ")
         parts += [f"*{text}*", markdown(rows.assign(setting=rest).reset_index(drop=True))]

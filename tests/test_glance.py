@@ -47,8 +47,26 @@ def test_a_row_is_the_comparison_of_its_models():
     assert table["setting"].str.startswith("hops-8-6, width 32, 8,000 steps").sum() >= 6
 
 
-def test_without_records_there_is_no_row(tmp_path):
-    assert results.glance_table(tmp_path).empty
+def test_without_records_there_is_no_row(tmp_path, monkeypatch):
+    nothing = results.glance_table(tmp_path)
+    assert nothing.empty
+    monkeypatch.setattr(results, "glance_table", lambda: nothing)
+    assert report.glance() == []
+
+
+def test_the_page_has_a_table_a_text_with_each_row_once():
+    table, parts = results.glance_table(), report.glance()
+    texts = [part.strip("*") for part in parts[2::2]]
+    assert texts == ["tinyshakespeare", "tinyshakespeare, halves", "bangla-wikipedia, 90/10", "hops-8-6"]
+    rows = [line for part in parts[3::2] for line in part.splitlines()[2:]]
+    assert len(rows) == len(table) and len(parts) == 2 + 2 * len(texts)
+    shown = []
+    for row in rows:
+        setting, _, points, *_ = (cell.strip() for cell in row.strip("| ").split(" | "))
+        shown.append((setting, points))
+    settings = table["setting"].str.extract(r"^(.*), (width .*)$")
+    told = [*zip(settings[1], table["points"])]
+    assert sorted(shown) == sorted(told)
 
 
 def test_counting_is_named_where_it_is_ahead():
