@@ -723,6 +723,34 @@ def test_what_the_notebook_says_of_numbers_comes_from_the_record():
     assert not any(f"{row['measured']:.2f}" in prose for row in record["rows"].values() if row["measured"])
 
 
+def test_a_record_says_from_which_commit_it_is_and_whether_that_was_changed(tmp_path, monkeypatch):
+    def git(*words):
+        own = ("-c", "user.name=someone", "-c", "user.email=someone@example.org")
+        subprocess.run(["git", "-C", str(tmp_path), *own, *words], check=True, capture_output=True)
+
+    monkeypatch.setattr(speed, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert cost.machine()["commit"] is None, "no checkout"
+    git("init")
+    (tmp_path / "file").write_text("one", encoding="utf-8")
+    git("add", "file")
+    git("commit", "-m", "first")
+    assert re.fullmatch("[0-9a-f]{12}", cost.machine()["commit"])
+    (tmp_path / "other").touch()  # not in git: no change of what it holds
+    assert re.fullmatch("[0-9a-f]{12}", cost.machine()["commit"])
+    (tmp_path / "file").write_text("two", encoding="utf-8")
+    assert re.fullmatch("[0-9a-f]{12}, changed", cost.machine()["commit"])
+
+
+def test_rows_of_one_thread_say_so():
+    (record,) = cost.speed_records()
+    alone = {key for key, row in record["rows"].items() if row.get("note") == "one thread"}
+    assert {"once-8", "worth-8", "train-small"} <= alone
+    assert sum(what.endswith(", one thread") for what in cost.ratios(record).index) == len(alone)
+    first = cost.first_table(record)["measured"]
+    assert sum(first.str.endswith("skipped, one thread")) == len(alone & set(speed.SHOWN))
+
+
 # ---- What the notebook measures on the reader's machine ----
 
 
