@@ -23,6 +23,7 @@ from suite.cost import (
     bench,
     benched,
     goals,
+    live,
     others,
     probes,
     speed,
@@ -787,10 +788,18 @@ def test_tables_are_measured_once_and_read_back_as_they_were(tmp_path, monkeypat
         cost.Measured(runs.settings(dict(preset="stored", device="cpu")), folder=tmp_path / "elsewhere")
 
 
-def test_models_are_timed_in_turn_against_the_fixed_one(make_model):
+def test_models_are_timed_in_turn_against_the_fixed_one(make_model, monkeypatch):
     models = {"fixed": make_model(routing="none"), "blind": make_model(routing="even", target_depth=1.5)}
     windows = torch.cat([TOKENS, TOKENS[:, :1]], dim=1)
+    decoded = []
+
+    def decoding(model, prompts, tokens):
+        decoded.append((len(prompts), tokens))
+        return cost.decoding(model, prompts, tokens)
+
+    monkeypatch.setattr(live, "decoding", decoding)
     table = cost.against_fixed(models, "fixed", windows, repeats=2).set_index(["panel", "model"])
+    assert decoded == [(1, 3), (1, 3), (4, 3), (4, 3)], "a quarter of a window of 12 tokens"
     panels = ("training step", "forward pass", "decoding, 1 sequence", "decoding, 4 sequences")
     assert [*table.index] == [(panel, model) for panel in panels for model in models]
     of_fixed, blind = (table.xs(name, level="model") for name in models)

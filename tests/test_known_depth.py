@@ -449,10 +449,24 @@ def test_fewer_layers_in_the_wide_setting_stand_beside_the_others_at_their_seeds
     models = ("fixed-half", "fixed-between", "fixed-deep", "worth-shallow", "planted 4")
     assert [layers[model] for model in models] == [3, 4, 6, 4, 6]
     assert results.wide_front_records(tmp_path).empty
-    for record in [*shallow["record"], *records[records["model"] == "planted 4"]["record"]]:
-        (tmp_path / f"{record['id']}.json").write_text(json.dumps(record), encoding="utf-8")
+    for seed in (0, 1):
+        for path in files.REFERENCE.glob(f"front-wide_*_s{seed}_*.json"):
+            shutil.copy(path, tmp_path)
+    assert len(runs.stored_records("front-wide", tmp_path)) == 4
     assert results.wide_front_records(tmp_path).empty, "nothing to stand beside"
     assert results.hops_table(results.wide_front_records(tmp_path)).empty
+    for path in files.REFERENCE.glob("known-depth_*.json"):
+        shutil.copy(path, tmp_path)
+    beside = results.wide_front_records(tmp_path)
+    assert set(beside["seed"]) == {0, 1}
+    assert set(beside["model"]) == {
+        "worth-shallow",
+        "planted 4",
+        "fixed-half",
+        "fixed-deep",
+        "planted",
+        "worth",
+    }
 
 
 def test_what_notebook_07_says_of_fewer_layers_in_the_wide_setting_holds():
