@@ -841,6 +841,11 @@ def test_what_the_notebook_says_of_its_stored_tables_holds():
     many = time.loc["decoding, 16 sequences"].drop("fixed")
     assert len(many) == 3 and (many["min"] > 1).all()
 
+    assert "where it decides once, times are lower (above)" in prose
+    by_name = measured("turns", dict).set_index(["panel", "model"])["time"]
+    for panel in by_name.index.unique("panel"):
+        assert all(by_name[panel, f"once E = {E}"] < by_name[panel, f"blind E = {E}"] for E in (6, 8))
+
     int8 = measured("int8", dict)
     small, whole = (int8.xs(kind, level="weights") for kind in ("int8", "float32"))
     assert "In the stored record int8 is smaller, and slower" in prose

@@ -381,6 +381,17 @@ def measured(make_model, policy):
     return model, out
 
 
+def check_depth_and_cache(model):
+    """A model of `measured`, calibrated, holds its depth, and a pass token by token is the whole one."""
+    tokens = torch.randint(model.cfg.vocab_size, (64, 16))
+    morlib.calibrate(model.eval(), tokens)
+    used = model(tokens, sampling=False, calibrate=False)
+    assert used.depth.float().mean().item() == pytest.approx(2.2, abs=0.05)
+    cache = morlib.Cache()
+    steps = torch.cat([model(tokens[:2, t : t + 1], cache).logits for t in range(16)], dim=1)
+    assert torch.allclose(steps, used.logits[:2], atol=1e-4)
+
+
 def test_a_huber_loss_is_half_the_square_below_a_nat_and_the_error_beyond(make_model):
     model, out = measured(make_model, "worth: huber")
     model.policy.error = lambda states, worth: (states, worth.clamp(-100, 100))
@@ -445,13 +456,7 @@ def test_the_fall_of_a_token_s_own_loss_is_added_to_what_is_measured(make_model)
 def test_a_second_decision_half_way_makes_four_depths_and_holds_the_target(make_model):
     model, out = measured(make_model, "worth-half-way")
     assert set(out.depth.flatten().tolist()) == {1, 2, 3, 4}
-    tokens = torch.randint(model.cfg.vocab_size, (64, 16))
-    morlib.calibrate(model.eval(), tokens)
-    used = model(tokens, sampling=False, calibrate=False)
-    assert used.depth.float().mean().item() == pytest.approx(2.2, abs=0.05)
-    cache = morlib.Cache()
-    steps = torch.cat([model(tokens[:2, t : t + 1], cache).logits for t in range(16)], dim=1)
-    assert torch.allclose(steps, used.logits[:2], atol=1e-4)
+    check_depth_and_cache(model)
     loss = model.policy.own_loss(out.memory, 1.0)
     loss.backward()
     assert all(router.network[0].weight.grad.any() for router in model.policy.routers)
@@ -468,13 +473,7 @@ def test_each_step_up_is_taken_where_worth_less_price_sums_to_most(make_model):
         "the second is worth its first step"
     )
     assert set(out.depth.flatten().tolist()) == {1, 2, 4}
-    tokens = torch.randint(model.cfg.vocab_size, (64, 16))
-    morlib.calibrate(model.eval(), tokens)
-    used = model(tokens, sampling=False, calibrate=False)
-    assert used.depth.float().mean().item() == pytest.approx(2.2, abs=0.05)
-    cache = morlib.Cache()
-    steps = torch.cat([model(tokens[:2, t : t + 1], cache).logits for t in range(16)], dim=1)
-    assert torch.allclose(steps, used.logits[:2], atol=1e-4)
+    check_depth_and_cache(model)
 
     memory, T = out.memory, out.depth.numel()
     policy.network[2].weight.data.zero_()

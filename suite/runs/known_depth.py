@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -225,12 +226,19 @@ def front_runs(s: Settings) -> list[Run]:
     Fixed models of two layers and more are in `narrow_runs` and in the field.
     """
     made = known_depth_models(s, NARROW)
-    (model, training), (plan, _) = made["worth"], made["planted"]
+    model, training = made["worth"]
     models = {f"worth {E:g}": (model | dict(target_depth=E), training) for E in FRONT}
-    models |= {f"planted {layers}": (plan | dict(options=dict(layers=layers)), {}) for layers in SHORT_PLANS}
-    models["worth-shallow"] = (model | SHALLOW, training)
+    models |= fewer_layers(made, SHORT_PLANS, SHALLOW)
     models["fixed 1"] = (dict(routing="none", n_layers=1), {})
     return known_depth_runs(s, models, "front", NARROW)
+
+
+def fewer_layers(made: Changes, plans: Sequence[int], shallow: dict) -> Changes:
+    """Of Changes that hold both: the plan whose deep tokens run so many layers, and token worth in a model
+    that is `shallow`."""
+    (model, training), (plan, _) = made["worth"], made["planted"]
+    models = {f"planted {layers}": (plan | dict(options=dict(layers=layers)), {}) for layers in plans}
+    return models | {"worth-shallow": (model | shallow, training)}
 
 
 def rate_runs(s: Settings) -> list[Run]:
@@ -289,11 +297,7 @@ def wide_runs(s: Settings) -> list[Run]:
 
 def wide_front_runs(s: Settings) -> list[Run]:
     """In the preset's own setting: the plan in four of the six layers, and token worth in a model of four."""
-    made = known_depth_models(s)
-    (model, training), (plan, _) = made["worth"], made["planted"]
-    shallow = WIDE_SHALLOW["n_layers"]
-    models = {f"planted {shallow}": (plan | dict(options=dict(layers=shallow)), {})}
-    models["worth-shallow"] = (model | WIDE_SHALLOW, training)
+    models = fewer_layers(known_depth_models(s), [WIDE_SHALLOW["n_layers"]], WIDE_SHALLOW)
     return known_depth_runs(s, models, "front-wide")
 
 
