@@ -321,3 +321,13 @@ def test_equality_stands_beside_the_interval_that_decides_it():
     told = results.depth_sentence("exp1")
     assert f"{equality}{results.signed(c['low90'])} to {results.signed(c['high90'])}; six seeds)" in told
     assert "better, +0.80 points (95 % interval " in told
+
+
+def test_what_notebook_04_says_of_long_training_holds():
+    records = results.long_records("bangla")
+    floors = [record["floors"][order]["heldout"] for record in records["record"] for order in ("2", "3")]
+    assert (records["loss"] < min(floor["loss"] for floor in floors)).all()
+    ahead = (records["accuracy"] - max(floor["accuracy"] for floor in floors)).round(1)
+    assert ahead[records["model"] == "fixed-deep"].tolist() == [0.1, 0.3]
+    assert (ahead[records["model"] != "fixed-deep"] < 0).all()
+    assert records.groupby("model").size().between(1, 2).all(), "one or two seeds of each"
