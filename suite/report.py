@@ -123,8 +123,9 @@ def readme_part() -> str:
     known = results.main_records()
     if results.answerable(known):
         stays_high = results.wsd_sentence(stored_records("known-depth-wsd"), results.FIXED)
-        told = [results.known_depth_answer(known), results.again_sentence(results.front_records())]
+        told = [results.known_depth_answer(known), results.weakest_sentence(results.front_records())]
         fewer = results.fewer_layers_sentence(results.wide_front_records())
+        fewer += results.longer_sentence(stored_records("known-depth")) if fewer else ""
         told += [stays_high, fewer, results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     fields = results.stored_field(), results.stored_text_field()
@@ -256,7 +257,7 @@ def known_depth() -> list[str]:
         *fewer_layers(),
         *harder(),
         f"### What token worth should reach, and what it does\n\n{results.known_goals_sentence(goals)}.",
-        markdown(goals.reset_index()),
+        *(markdown(results.goals_side_by_side(goals, router).reset_index()) for router in results.ROUTERS),
         "### Accuracy against depth\n\nIn the narrow setting, held to other depths too; hard answers right "
         "at the upper half of k:",
         markdown(results.known_front_table(front)),
@@ -266,14 +267,15 @@ def known_depth() -> list[str]:
         f"### A task of another kind: chains\n\n{results.chains_sentence()} Hard answers right (%), by the "
         "assignments k to follow:",
         *(markdown(table(stored_records("chains"))) for table in (results.hops_table, results.hops_verdicts)),
-        "### Fixed depth, the dial, leads and recursion\n\nFixed depth on hops-8-6 at width 64, by steps of "
-        "training, one seed:",
+        "### Fixed depth by steps of training\n\nOn hops-8-6 at width 64, one seed:",
         markdown(results.map_table(stored_records("known-depth-map"))),
-        *(results.dial_sentence(dial), markdown(results.dial_table(dial))),
+        f"### Held to other depths after training\n\n{results.dial_sentence(dial)}",
+        markdown(results.dial_table(dial)),
         *text_dial(),
-        "Token worth with one change at a time, in the narrow setting at half of its steps, one seed; last, "
-        "the mean depth of each kind of token:",
+        "### How the router learns: what was tried\n\nToken worth with one change at a time, in the narrow "
+        "setting at half of its steps, one seed; last, the mean depth of each kind of token:",
         markdown(results.leads_table(stored_records("leads"))),
+        *worth_measured(),
         *recursion(),
         f"### Token worth on text\n\n{results.text_sentence()} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
@@ -310,8 +312,28 @@ def harder() -> list[str]:
     if records.empty:
         return []
     tables = (results.hops_table, results.hops_verdicts)
-    told = f"### A harder task: twelve layers\n\n{results.harder_sentence(records)}"
-    return [told, *(markdown(table(records)) for table in tables)]
+    parts = [f"### A harder task: twelve layers\n\n{results.harder_sentence(records)}"]
+    parts += [markdown(table(records)) for table in tables]
+    dial, leads = results.stored_table(results.DEEP_DIAL), stored_records("known-depth-12-leads")
+    if len(dial):
+        parts += ["Token worth, held to other depths after training:", markdown(results.dial_table(dial))]
+    if len(leads):
+        table = results.early_table(pd.concat([records, leads], ignore_index=True))
+        parts += [
+            "Validation loss on the way, with one change at a time (the changes at one seed of their own, "
+            "most of them stopped early):",
+            markdown(table),
+        ]
+    return parts
+
+
+def worth_measured() -> list[str]:
+    """How far what training measures is from what skipping a token costs, where the table ships."""
+    table = results.stored_table(results.WORTH_MEASURED)
+    if table.empty:
+        return []
+    told = "What it costs to skip a token, to give it weight 0, and what is measured while exploring:"
+    return [told, markdown(results.worth_table(table))]
 
 
 def text_dial() -> list[str]:
@@ -330,7 +352,8 @@ def recursion() -> list[str]:
     table = results.stored_recursion()
     if table.empty:
         return []
-    return [results.recursion_sentence(table), markdown(results.recursion_table(table).reset_index())]
+    told = f"### A block run more often than in training\n\n{results.recursion_sentence(table)}"
+    return [told, markdown(results.recursion_table(table).reset_index())]
 
 
 def field() -> list[str]:

@@ -703,7 +703,7 @@ def test_of_a_rate_that_stays_high_only_the_schedule_is_another():
         assert replace(run, experiment=same.experiment, train=same.train) == same
 
 
-def test_at_four_times_the_rate_each_model_answers_less_at_two_of_three_seeds_as_notebook_07_says():
+def test_what_notebook_07_says_of_higher_rates_holds():
     usual, fast = (
         results.known_depth.with_hops(records).set_index(["model", "seed"])["hops"]
         for records in (results.narrow_records(), runs.stored_records("rates-4"))
@@ -712,6 +712,9 @@ def test_at_four_times_the_rate_each_model_answers_less_at_two_of_three_seeds_as
     assert less.T.to_dict() == dict.fromkeys(
         ["fixed-between", "fixed-deep", "fixed-half", "worth"], dict(sum=2, size=3)
     )
+    twice = results.known_depth.with_hops(runs.stored_records("rates")).groupby("model")["hops"]
+    assert twice.mean().round().to_dict() == {"worth": 91, "fixed-half": 29, "fixed-deep": 83}
+    assert set(twice.size()) == {3}
 
 
 def test_each_stored_record_can_be_trained_again_by_its_name():

@@ -9,6 +9,7 @@ import pytest
 
 import morlib
 from suite import field, results, runs
+from suite.files import ROOT
 from suite.runs import records
 from suite.runs.experiments import LONG, ROUTED
 
@@ -77,14 +78,27 @@ def test_what_trains_long_is_what_the_experiment_trains_and_more():
         assert len(specs) == 6 * len(labels) and {"worth", "fixed-deep", "fixed-shallow"} <= labels
         assert {spec.experiment for spec in specs} == {f"{experiment}-long"}
         assert {spec.preset for spec in specs} == {"long"} and "fixed-shared" not in labels
-        longer = {25} if experiment == "exp2" else set()
+        longer = {25} if experiment.startswith("exp2") else set()
         wanted = 30 if experiment == "bangla" else 15
-        assert {spec.config.d_model for spec in specs} == {32 if experiment == "exp1-thin" else 64}
+        assert {spec.config.d_model for spec in specs} == {32 if experiment.endswith("-thin") else 64}
         assert {spec.train.epochs for spec in specs} == {wanted, *longer}
         blind = {"random", "random-deep"}
         assert {label for pair in results.long_pairs(experiment) for label in pair} - blind <= labels
     [target] = {spec.config.target_depth for spec in runs.long_runs(s, "exp2") if spec.config.target_depth}
     assert target == 6.0
+
+
+def test_a_notebook_may_change_what_a_preset_means_and_its_reader_may_still_choose():
+    longer = dict(long=dict(epochs=30))
+    for given, epochs in (
+        (dict(preset="long"), 30),
+        (dict(preset="cpu"), 6),
+        (dict(preset="long", epochs=7), 7),
+    ):
+        assert runs.settings(given, changed=longer).train().epochs == epochs
+    assert runs.settings(dict(preset="long")).train().epochs == LONG["exp1"] == 15
+    source = (ROOT / "notebooks" / "04_bangla.ipynb").read_text(encoding="utf-8")
+    assert f"dict(long=dict(epochs={LONG['bangla']}))" in source and "changed=longer" in source
 
 
 def test_what_depth_is_worth_is_asked_of_longer_training_and_of_other_sizes():

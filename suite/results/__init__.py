@@ -8,7 +8,6 @@ from .dial import (
     dial_sentence,
     dial_table,
     draw_dial,
-    draw_line,
     measure_dial,
     measure_text_dial,
     text_dial_table,
@@ -73,6 +72,7 @@ from .known_depth import (
     known_depth_answer,
     known_depth_headline,
     leads_table,
+    longer_sentence,
     main_records,
     map_table,
     narrow_records,
@@ -90,10 +90,18 @@ from .known_front import (
     less_depth_sentence,
     other_depths_sentence,
     plan_sentence,
+    weakest_sentence,
     who_is_deep,
     wide_front_records,
 )
-from .known_goals import known_goals, known_goals_sentence, known_settings, text_goals
+from .known_goals import (
+    ROUTERS,
+    goals_side_by_side,
+    known_goals,
+    known_goals_sentence,
+    known_settings,
+    text_goals,
+)
 from .live import LiveCurve
 from .long import (
     WHO_PAIRS,

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 import morlib
@@ -28,8 +27,7 @@ SHARES = (0.1, 0.2, 0.28, 0.34, 0.38, 0.42, 0.6)
 
 
 def measure_dial(specs: list[Run], shares: tuple[float, ...] = SHARES) -> pd.DataFrame:
-    """One row a run and depth asked for: E, loss, `by_hops`, the rank correlation `r` of depth with k, and
-    the depths of one `line`'s tokens.
+    """One row a run and depth asked for: E, loss, `by_hops`, and the rank correlation `r` of depth with k.
 
     Measured on held-out lines; the price is set on validation lines. Runs that are not finished are trained.
     shares: of the tokens that run more than the first layer.
@@ -44,8 +42,7 @@ def measure_dial(specs: list[Run], shares: tuple[float, ...] = SHARES) -> pd.Dat
             found = morlib.metrics(seen)
             row = dict(run=record["id"], model=spec.model, seed=spec.train.seed, target=target)
             row |= {name: found[name] for name in ("loss", "effective_depth")}
-            row |= dict(r=follows(seen, lines, task), by_hops=task.by_hops(seen, lines))
-            rows.append(row | dict(line=seen["depth"][0].tolist()))
+            rows.append(row | dict(r=follows(seen, lines, task), by_hops=task.by_hops(seen, lines)))
     return pd.DataFrame(rows)
 
 
@@ -156,20 +153,4 @@ def draw_dial(table: pd.DataFrame) -> Figure:
     axes[0].set(ylabel="hard answers right (%)", ylim=(-3, 103), title="What is answered")
     axes[1].set(ylabel="depth at x (applications)", ylim=(0, None), title="Who is deep")
     axes[1].legend(title="E asked for", loc="center left", bbox_to_anchor=(1, 0.5))
-    return figure
-
-
-def draw_line(table: pd.DataFrame, text: str) -> Figure:
-    """The depth of each token of a held-out line, for each depth asked for: of the first run."""
-    figure_style()
-    own = table[table["run"] == table["run"].iloc[0]].sort_values("target")
-    depth = np.array(own["line"].tolist())  # [targets, L]
-    figure, ax = plt.subplots(figsize=(10.5, 2.6))
-    image = ax.imshow(depth, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
-    ax.set_xticks(range(depth.shape[1]), list(text[: depth.shape[1]]), fontsize=7)
-    ax.set_yticks(range(len(own)), [f"{target:g}" for target in own["target"]])
-    ax.set(xlabel="the tokens of a line", ylabel="E asked for", title="One line: how deep each token runs")
-    ax.tick_params(length=0)
-    ax.grid(False)
-    figure.colorbar(image, ax=ax, label="depth (applications)", pad=0.01, ticks=MaxNLocator(integer=True))
     return figure

@@ -198,6 +198,16 @@ def again_sentence(front: pd.DataFrame) -> str:
     )
 
 
+def weakest_sentence(front: pd.DataFrame) -> str:
+    """What the weakest of all trainings of token worth reaches, at the depth that it is trained for; nothing
+    where none was repeated."""
+    if front.empty or not {"worth", "held"} <= set(front["model"]):
+        return ""
+    asked = front[front["model"] == "worth"]["asked"].iloc[0]
+    own = front[front["model"].isin(["worth", "held"]) & (front["asked"] == asked)]["hops"]
+    return f"Of {count(len(own))} trainings of token worth the weakest answers {own.min():.0f} %."
+
+
 def plan_sentence(front: pd.DataFrame) -> str:
     """The plan written down against all layers for everyone."""
     own = front[front["model"].isin(["planted", "fixed-deep"])]

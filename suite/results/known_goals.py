@@ -18,7 +18,6 @@ from .known_depth import (
     SOLVED,
     by_hops,
     deep_records,
-    names_of,
     narrow_records,
     steps_of,
     upper_half,
@@ -34,6 +33,12 @@ CLOSE, AHEAD, SURE = 1.0, 25.0, 15.0  # points: behind all layers, ahead of half
 DEEP, SHALLOW = 0.8, 0.3  # shares of the layers that the plan's deep tokens, and the others, run
 GAIN = 0.9  # share of what the plan gains over half of the layers
 ROUTERS = ("worth", "worth-by-windows")
+# Of each fixed model that a router should leave behind: the same in every setting
+BEHIND = {
+    "fixed-half": "half of the layers",
+    "fixed-half-long": "half of the layers in twice the steps",
+    "fixed-between": "three of four layers",
+}
 Row = tuple[str, str, bool, int]  # the goal, what is found, whether that is it, and over how many seeds
 # On text, of models that train long: MoR's experiments, and by how many points a router may be behind what
 TEXT_GOALS = {
@@ -46,6 +51,8 @@ TEXT_GOALS = {
 def known_goals(settings: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """A row a setting, router of token worth and goal: what is found, and whether the goal is reached.
 
+    Goals are named alike in each setting. *router* is one of ROUTERS.
+
     settings: of each name, its records. Those without token worth are left out. Fewer than six seeds, which
     must be those of the models that it is compared with too, decide nothing: "so far".
     """
@@ -56,8 +63,20 @@ def known_goals(settings: dict[str, pd.DataFrame]) -> pd.DataFrame:
         for goal, found, met, seeds in goals_of(records, model) if len(own) else ():
             so_far = "" if seeds >= LEAST_SEEDS else " so far"
             found += "" if seeds == len(own) else f"; {seeds_so_far(seeds)}"
-            rows.append([told, goal, found, ("yes" if met else "no") + so_far])
-    return pd.DataFrame(rows, columns=["setting", "goal", "found", "reached"]).set_index("setting")
+            reached = ("yes" if met else "no") + so_far
+            rows.append([told, model, goal, found, reached])
+    columns = ["setting", "router", "goal", "found", "reached"]
+    return pd.DataFrame(rows, columns=columns).set_index("setting")
+
+
+def goals_side_by_side(goals: pd.DataFrame, router: str = "worth") -> pd.DataFrame:
+    """A row a goal and a column a setting, of one of ROUTERS: whether it is reached, and what is found."""
+    own = goals[goals["router"] == router].reset_index()
+    own["told"] = own["reached"] + ": " + own["found"]
+    wide = own.pivot(index="goal", columns="setting", values="told").fillna("")
+    in_order = max((goals["goal"].tolist() for _, goals in own.groupby("setting")), key=len, default=[])
+    wide = wide.reindex(index=in_order, columns=own["setting"].unique())
+    return wide.rename_axis(index="goal", columns=None)
 
 
 def known_settings() -> dict[str, pd.DataFrame]:
@@ -72,31 +91,29 @@ def known_settings() -> dict[str, pd.DataFrame]:
 
 def goals_of(records: pd.DataFrame, model: str) -> Iterator[Row]:
     """Each goal that the records allow to judge of a model."""
-    scored, names = with_hops(records), names_of(records)
+    scored = with_hops(records)
     own = scored[scored["model"] == model]
     paired = set(scored[scored["seed"].isin(own["seed"])]["model"])  # who shares a seed with it
     yield depth_goal(own)
     yield plan_goal(own)
     if "fixed-deep" in paired:
-        yield every_k_goal(records, model, names["fixed-deep"])
-    for label in ("fixed-half", "fixed-half-long", "fixed-between"):
-        if label in paired:
-            yield ahead_goal(scored, model, label, names[label])
+        yield every_k_goal(records, model)
+    yield from (ahead_goal(scored, model, label) for label in BEHIND if label in paired)
     solved, n = int(own["solved"].sum()), len(own)
     yield f"{SOLVED:g} % at every k, at every seed", f"{solved} of {n}", solved == n, n
-    yield from speed_goal(records, model, names)
+    yield from speed_goal(records, model)
 
 
 def depth_goal(own: pd.DataFrame) -> Row:
-    """Whether the depth that is asked for is held."""
+    """Whether the depth that is asked for is held: in the mean within NEAR, at each seed within EACH."""
     E, asked = own["effective_depth"], asked_depth(own.iloc[0]["record"]["config"]["model"])
     met = abs(E.mean() - asked) <= NEAR and (E - asked).abs().max() <= EACH
-    goal = f"E {asked:g}: the mean within {NEAR:g}, each seed within {EACH:g}"
-    return goal, f"{E.mean():.2f} ({E.min():.2f} to {E.max():.2f})", met, len(own)
+    found = f"{E.mean():.2f} ({E.min():.2f} to {E.max():.2f}) of {asked:g}"
+    return "the depth asked for is held", found, met, len(own)
 
 
 def plan_goal(own: pd.DataFrame) -> Row:
-    """At how many seeds the table and x run nearly all layers, and the other tokens few."""
+    """At how many seeds the table and x run nearly all layers (DEEP), and the other tokens few (SHALLOW)."""
     found = 0
     for record in own["record"]:
         N, depth = record["config"]["model"]["n_layers"], record["metrics"]["details"]["depth_by_kind"]
@@ -104,30 +121,28 @@ def plan_goal(own: pd.DataFrame) -> Row:
         found += all(depth[kind] >= DEEP * N for kind in deep) and all(
             depth[kind] <= SHALLOW * N for kind in others
         )
-    goal = f"the plan: table and x run {DEEP:g} N or more, others {SHALLOW:g} N or less, at every seed"
-    return goal, f"{found} of {len(own)}", found == len(own), len(own)
+    return "the plan is found at every seed", f"{found} of {len(own)}", found == len(own), len(own)
 
 
-def every_k_goal(records: pd.DataFrame, model: str, name: str) -> Row:
+def every_k_goal(records: pd.DataFrame, model: str) -> Row:
     """How far a model is behind all layers at the k where it is furthest behind, in means of paired seeds."""
     wide = by_hops(records).pivot_table(index=["k", "seed"], columns="model", values="accuracy")
     gaps = (wide[model] - wide["fixed-deep"]).dropna().groupby("k")
     behind = gaps.mean()
     found = f"{signed(behind.min(), 1)} points at k = {behind.idxmin()}"
-    goal = f"within {CLOSE:g} point of {name} at every k"
+    goal = f"within {CLOSE:g} point of all layers at every k"
     return goal, found, behind.min() >= -CLOSE, int(gaps.size().min())
 
 
-def ahead_goal(scored: pd.DataFrame, model: str, label: str, name: str) -> Row:
-    """How far a model is ahead of a fixed one at the upper half of k."""
+def ahead_goal(scored: pd.DataFrame, model: str, label: str) -> Row:
+    """How far a model is ahead of a fixed one at the upper half of k, its interval above SURE."""
     c = compare(scored, model, label, metric="hops", margin=CLOSE)
     interval = "" if pd.isna(c["low"]) else f" ({span(c['low'], c['high'], 1)})"
     met = c["mean"] >= AHEAD and c["low"] > SURE
-    goal = f"{AHEAD:g} points ahead of {name}, interval above {SURE:g}"
-    return goal, signed(c["mean"], 1) + interval, met, c["pairs"]
+    return f"{AHEAD:g} points ahead of {BEHIND[label]}", signed(c["mean"], 1) + interval, met, c["pairs"]
 
 
-def speed_goal(records: pd.DataFrame, model: str, names: dict[str, str]) -> Iterator[Row]:
+def speed_goal(records: pd.DataFrame, model: str) -> Iterator[Row]:
     """Which share of what the plan gains over half of the layers a model has in half of the steps, and the
     plan itself; at the upper half of k, on validation lines, over the seeds that all three share. Nothing
     without a gain."""
@@ -146,7 +161,7 @@ def speed_goal(records: pd.DataFrame, model: str, names: dict[str, str]) -> Iter
 
     if seeds and mean("planted", 1) > (half := mean("fixed-half", 1)):
         own, plan = ((mean(m, 0.5) - half) / (mean("planted", 1) - half) for m in (model, "planted"))
-        goal = f"{100 * GAIN:.0f} % of the plan's gain over {names['fixed-half']}, in half of the steps"
+        goal = f"{100 * GAIN:.0f} % of the plan's gain in half of the steps"
         found = f"{share_of_gain(own)} (the plan itself: {share_of_gain(plan)})"
         yield goal, found, own >= GAIN, len(seeds)
 

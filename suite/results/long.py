@@ -38,13 +38,14 @@ WHO = ("worth-above", "blind-tokens", "by-position", "by-kind", "by-kind-sees-al
 def long_pairs(experiment: str) -> list[tuple[str, str]]:
     """What is compared: what depth is worth, then MoR and token worth against fixed depth and controls."""
     mor, blind = ROUTED[experiment]
-    as_cheap = "fixed-shallow" if experiment == "exp2" else "fixed-at-E"
+    halved = experiment.startswith("exp2")  # at the cost of half of the layers
+    as_cheap = "fixed-shallow" if halved else "fixed-at-E"
     pairs = [("fixed-deep", "fixed-shallow"), (mor, "fixed-deep"), (mor, as_cheap)]
     if as_cheap != "fixed-shallow":
         pairs[1:1] = [(as_cheap, "fixed-shallow")]
         pairs += [(mor, "fixed-shallow")]
     pairs += [(mor, other) for other in (blind, blind.replace("random", "frozen"))]
-    if experiment == "exp2":
+    if halved:
         pairs += [("mor-source-protocol", "fixed-long")]
     return pairs + [("worth", "fixed-deep"), ("worth", as_cheap), ("worth", mor)]
 

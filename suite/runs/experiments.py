@@ -49,13 +49,14 @@ TEXTS = {
 }
 # Epochs of models that train long: enough for fixed models to have a lower loss than the best table of counts
 EPOCHS = PRESETS["long"]["epochs"]
-LONG = {"exp1": EPOCHS, "exp1-thin": EPOCHS, "exp2": EPOCHS, "bangla": 30}
-THIN = dict(d_model=32, d_ff=128)  # of "exp1-thin": models to which depth is worth more
+LONG = {"exp1": EPOCHS, "exp1-thin": EPOCHS, "exp2": EPOCHS, "exp2-thin": EPOCHS, "bangla": 30}
+THIN = dict(d_model=32, d_ff=128)  # of "-thin": models to which depth is worth more
 # Of each experiment the MoR that matters most, and what its blind control is called
 ROUTED = {
     "exp1": ("mor", "random"),
     "exp1-thin": ("mor", "random"),
     "exp2": ("mor-equal-epochs", "random"),
+    "exp2-thin": ("mor-equal-epochs", "random"),
     "bangla": ("mor-deep", "random-deep"),
 }
 # Of token worth, on each task: its router learns as fast as everything else, and all begins at full depth
@@ -192,8 +193,8 @@ def bangla_models(s: Settings, deep: float | None, half: float | None) -> Change
 def long_runs(s: Settings, experiment: str) -> list[Run]:
     """The main models of an experiment trained long: "exp1-long" for "exp1", with the preset `long`.
 
-    experiment: a key of LONG. With token worth and fixed models of N and N/2 layers, and where models are
-    narrow also those of `whole_token_models`. Blind routing is added by `long_controls`. Only the seeds and
+    experiment: a key of LONG. With token worth and fixed models of N and N/2 layers; "exp1-thin" also with
+    those of `whole_token_models`. Blind routing is added by `long_controls`. Only the seeds and
     the device of s are used.
     """
     kind, changes = experiment.removesuffix("-thin"), THIN if experiment.endswith("-thin") else {}
@@ -207,7 +208,7 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
     worth = dict(routing="worth", target_depth=targets[0], max_recursions=1)
     models |= {"fixed-deep": (fixed, {}), "fixed-shallow": (fixed | dict(n_layers=max(N // 2, 1)), {})}
     models |= {"worth": (worth, WORTH_TRAINING)}
-    if experiment.endswith("-thin"):
+    if experiment == "exp1-thin":
         models |= whole_token_models(N, targets[0])
     for label in ("fixed-shared", "mor-equal-compute", "mor-half", "frozen-half"):
         models.pop(label, None)

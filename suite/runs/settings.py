@@ -88,11 +88,14 @@ def hints_of(config_class: type) -> dict[str, Any]:
 OWN_TEXT = {name: hint for name, hint in hints_of(Settings).items() if name in ("text", "tokenizer")}
 
 
-def settings(namespace: dict, own: dict | None = None, only: tuple | None = None) -> Settings:
+def settings(
+    namespace: dict, own: dict | None = None, only: tuple | None = None, changed: dict | None = None
+) -> Settings:
     """Settings from a notebook's `globals()`: its preset, then its recipe, then every parameter not None.
 
     own: name to type of the parameters that are this notebook's alone; OWN_TEXT are those of a notebook that
-    takes a text of the reader's own. only: the names that a notebook without training uses.
+    takes a text of the reader's own. only: the names that a notebook without training uses. changed: by name
+    of a preset, values that are others in this notebook.
     In a notebook, parameters are what the parameters cell sets and what papermill's
     cell sets; otherwise all plain values of the namespace. None means: as the preset says. The word "none"
     means None, where a parameter may be None. MORLIB_JOBS stands in for a `jobs` of None.
@@ -112,7 +115,7 @@ def settings(namespace: dict, own: dict | None = None, only: tuple | None = None
         if value not in table:
             options = ["auto", *table] if name == "preset" else table
             raise ValueError(f"parameter {name} must be one of {', '.join(options)}, not {value!r}")
-    values = PRESETS[preset] | RECIPES[recipe] | given
+    values = PRESETS[preset] | (changed or {}).get(preset, {}) | RECIPES[recipe] | given
     if "jobs" not in given:
         if preset == "paper":
             values["jobs"] = max(torch.cuda.device_count(), 1)  # one run a card
