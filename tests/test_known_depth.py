@@ -515,7 +515,7 @@ def test_the_front_is_drawn_from_both_kinds_of_records():
         assert own["effective_depth"].mean() == pytest.approx(asked, abs=0.05)
     told, right = results.other_depths_sentence(front), front.groupby(["line", "asked"])["hops"]
     low, high = (f"{value:.0f}" for value in right.agg(["min", "max"]).loc["worth", 3.0])
-    assert told.startswith("Trained for other depths it answers ")
+    assert told.startswith("Trained for other depths token worth answers ")
     at_three = f"{low} to {high} % at E 3 (three layers {right.mean()['fixed', 3.0]:.0f} %)"
     assert told.endswith(f"{at_three} (three seeds each; in brackets all seeds of fixed layers).")
     assert results.other_depths_sentence(front[front["line"] == "fixed"]) == ""
@@ -865,3 +865,46 @@ def test_the_dial_s_sentence_says_no_more_than_the_seeds(r, told):
     dial["r"] = [r[seed] for seed in dial["seed"]]
     held = "Held to less depth after training (the wide setting of notebook 07), "
     assert results.dial_sentence(dial).startswith(held + told)
+
+
+def by_seed(experiment, metric):
+    """A table of a metric by seed and model, of records that ship."""
+    return runs.stored_records(experiment).pivot_table(index="seed", columns="model", values=metric)
+
+
+def test_two_layers_in_twice_the_steps_are_behind_four_as_notebooks_07_and_08_say():
+    for experiment, behind, losses in (("field", 5, (1.383, 1.338)), ("known-depth-wsd", 6, (1.357, 1.290))):
+        own = by_seed(experiment, "loss")[["fixed-half-long", "fixed-deep"]].dropna()
+        assert len(own) == 6 and tuple(own.mean().round(3)) == losses
+        assert (own["fixed-half-long"] > own["fixed-deep"]).sum() == behind
+
+
+def test_what_notebook_07_says_of_mor_and_of_three_layers_at_twice_the_rate_holds():
+    told = results.hops_verdicts(runs.stored_records("known-depth"), "mor").set_index(
+        "MoR of notebook 02 against"
+    )
+    assert told.loc["six layers", "interval"] == "\u221255.6 to \u22122.1 (95 %)"
+    assert told.loc["six layers", ["difference (points)", "verdict"]].tolist() == ["\u221228.9", "worse"]
+    spread = runs.stored_records("field")
+    depths = [r["metrics"]["details"]["depth_by_kind"]
+              for r in spread[spread["model"] == "mor-spread"]["record"]]  # fmt: skip
+    both = [round(depth[kind], 1) for depth in depths for kind in ("table", "x")]
+    assert (min(both), max(both)) == (1.4, 2.5)
+    hops = {name: results.known_depth.with_hops(runs.stored_records(name)).pivot_table(
+        index="seed", columns="model", values="hops")["fixed-half"]
+        for name in ("known-depth", "known-depth-rates")}  # fmt: skip
+    fast = hops["known-depth-rates"].dropna().round()
+    usual = hops["known-depth"][fast.index].round()
+    assert len(fast) == 3 and (fast.min(), fast.max(), usual.min(), usual.max()) == (41, 76, 18, 88)
+
+
+WORTH_AND_RIVALS = ["token worth", "worth above 5 layers", "fixed-shallow", "blind above 5 layers"]
+
+
+def test_what_notebook_07_says_that_layers_for_all_bring_back_on_text_holds():
+    records = results.worth_on_text("exp2")
+    for metric, percent in (("accuracy", 55), ("loss", 48)):
+        own = records.pivot_table(index="seed", columns="model", values=metric)
+        worth, above, six, blind = own[WORTH_AND_RIVALS].dropna().mean()
+        assert round(100 * (above - worth) / (six - worth)) == percent
+    assert round(above - blind, 3) == 0.012

@@ -71,7 +71,7 @@ def several(seeds):
 
 
 def test_what_trains_long_is_what_the_experiment_trains_and_more():
-    s = runs.settings(dict(preset="cpu"))
+    s, widths = runs.settings(dict(preset="cpu")), {"exp1-thin": 32, "exp2-thin": 48}
     for experiment in LONG:
         specs = runs.long_runs(s, experiment)
         labels = {spec.model for spec in specs}
@@ -80,7 +80,7 @@ def test_what_trains_long_is_what_the_experiment_trains_and_more():
         assert {spec.preset for spec in specs} == {"long"} and "fixed-shared" not in labels
         longer = {25} if experiment.startswith("exp2") else set()
         wanted = 30 if experiment == "bangla" else 15
-        assert {spec.config.d_model for spec in specs} == {32 if experiment.endswith("-thin") else 64}
+        assert {spec.config.d_model for spec in specs} == {widths.get(experiment, 64)}
         assert {spec.train.epochs for spec in specs} == {wanted, *longer}
         blind = {"random", "random-deep"}
         assert {label for pair in results.long_pairs(experiment) for label in pair} - blind <= labels

@@ -16,9 +16,9 @@ from .tables import Text, count, markdown, share_words, signed, span, verdicts
 
 TEXT_NAMES = {
     "exp1": "Tiny Shakespeare",
-    "exp1-thin": f"Tiny Shakespeare, at width {THIN['d_model']}",
+    "exp1-thin": f"Tiny Shakespeare, at width {THIN['exp1-thin']['d_model']}",
     "exp2": "half of Tiny Shakespeare",
-    "exp2-thin": f"half of Tiny Shakespeare, at width {THIN['d_model']}",
+    "exp2-thin": f"half of Tiny Shakespeare, at width {THIN['exp2-thin']['d_model']}",
     "bangla": "Bangla Wikipedia",
 }
 AHEAD = {"better": "better", "equal": "no better", "worse": "no better", "open": "not shown to be better"}

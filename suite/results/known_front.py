@@ -134,7 +134,7 @@ def other_depths_sentence(front: pd.DataFrame) -> str:
         beside = f" ({count(round(E))} layers {layers.mean():.0f} %)" if len(layers) else ""
         told.append(f"{shares(hops)} % at E {E:g}{beside}")
     seeds = count(own.groupby("asked").size().min())
-    told = f"Trained for other depths it answers {', '.join(told)}"
+    told = f"Trained for other depths token worth answers {', '.join(told)}"
     return f"{told} ({seeds} seeds each{'; in brackets all seeds of fixed layers' if '(' in told else ''})."
 
 

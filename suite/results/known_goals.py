@@ -45,6 +45,7 @@ TEXT_GOALS = {
     "exp1": {"fixed-deep": 0.5, "fixed-at-E": 0.2},
     "exp1-thin": {"fixed-deep": 0.5, "fixed-at-E": 0.2},
     "exp2": {"fixed-shallow": 0.3},
+    "exp2-thin": {"fixed-shallow": 0.0},  # where depth is worth a point, a router should be ahead
 }
 
 
@@ -187,7 +188,8 @@ def text_goals(folder: Path | None = None) -> pd.DataFrame:
                 interval = f" ({span(c['low90'], c['high90'])})" if decided else ""
                 met = (c["low90"] if decided else c["mean"]) >= -c["margin"]
                 told = f"{TEXT_NAMES[experiment]}, {name}, {seeds_so_far(c['pairs'])}"
-                goal = f"{c['margin']:g} points behind {count(layers[other])} fixed layers at most"
+                most = f"{c['margin']:g} points behind {{}} at most" if c["margin"] else "ahead of {}"
+                goal = most.format(f"{count(layers[other])} fixed layers")
                 reached = ("yes" if met else "no") + ("" if decided else " so far")
                 rows.append([told, goal, signed(c["mean"]) + interval, reached])
     return pd.DataFrame(rows, columns=["setting", "goal", "found", "reached"]).set_index("setting")

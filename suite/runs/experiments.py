@@ -50,7 +50,8 @@ TEXTS = {
 # Epochs of models that train long: enough for fixed models to have a lower loss than the best table of counts
 EPOCHS = PRESETS["long"]["epochs"]
 LONG = {"exp1": EPOCHS, "exp1-thin": EPOCHS, "exp2": EPOCHS, "exp2-thin": EPOCHS, "bangla": 30}
-THIN = dict(d_model=32, d_ff=128)  # of "-thin": models to which depth is worth more
+# Narrower models, to which depth is worth more, if not so narrow that counts have a lower loss than they
+THIN = {"exp1-thin": dict(d_model=32, d_ff=128), "exp2-thin": dict(d_model=48, d_ff=192)}
 # Of each experiment the MoR that matters most, and what its blind control is called
 ROUTED = {
     "exp1": ("mor", "random"),
@@ -197,7 +198,7 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
     those of `whole_token_models`. Blind routing is added by `long_controls`. Only the seeds and
     the device of s are used.
     """
-    kind, changes = experiment.removesuffix("-thin"), THIN if experiment.endswith("-thin") else {}
+    kind, changes = experiment.removesuffix("-thin"), THIN.get(experiment, {})
     given = dict(preset="long", epochs=LONG[experiment], seeds=s.seeds, device=s.device)
     long = settings(given | changes)
     N = long.n_layers
