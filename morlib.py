@@ -57,14 +57,16 @@ Share, BelowOne = Annotated[float, 0, 1], Annotated[float, 0, math.nextafter(1, 
 Positive, NotNegative = Annotated[float, TINY, HUGE], Annotated[float, 0, HUGE]
 
 
-def check_value(name: str, value, hint) -> None:
-    """Raises ValueError unless a value has a hint's type and range. An int is a float too, a bool is not."""
+def check_value(name: str, value, hint):
+    """The value, numpy's numbers as Python's. Raises ValueError unless it has a hint's type and range; an int
+    is a float too, a bool is not."""
+    value = value.item() if isinstance(value, np.generic) else value
     if type(None) in get_args(hint):
-        return value is None or check_value(name, value, get_args(hint)[0])
+        return value if value is None else check_value(name, value, get_args(hint)[0])
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise ValueError(f"{name} must be one of {', '.join(get_args(hint))}, not {value!r}")
-        return None
+        return value
     kind, *ends = get_args(hint) or (hint,)
     allowed = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
@@ -73,7 +75,7 @@ def check_value(name: str, value, hint) -> None:
         low = "above 0" if ends[0] == TINY else f"{ends[0]} or more"
         high = "" if ends[1] == HUGE else f", {ends[1]:g} at most"
         raise ValueError(f"{name} must be {low}{high}, not {value!r}")
-    return None
+    return value
 
 
 class Checked:
@@ -82,10 +84,8 @@ class Checked:
     def __post_init__(self):
         """Raises ValueError that says which field is wrong and what would be right."""
         for name, hint in get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
-            if isinstance(value, np.generic):  # numpy's numbers become Python's
-                object.__setattr__(self, name, value := value.item())
-            check_value(f"{type(self).__name__}: {name}", value, hint)
+            value = check_value(f"{type(self).__name__}: {name}", getattr(self, name), hint)
+            object.__setattr__(self, name, value)
         for holds, message in self.rules():
             if not holds:
                 raise ValueError(f"{type(self).__name__}: {message}")
@@ -1231,8 +1231,8 @@ def generate(model: Transformer, prompt: Tensor, max_new_tokens: int, use_cache:
     """
     if not isinstance(prompt, Tensor):
         raise ValueError(f"the prompt must be an int64 tensor of token ids, not {type(prompt).__name__}")
-    check_value("temperature", temperature, NotNegative)
-    check_value("max_new_tokens", max_new_tokens, Whole)
+    temperature = check_value("temperature", temperature, NotNegative)
+    max_new_tokens = check_value("max_new_tokens", max_new_tokens, Whole)
     tokens = torch.atleast_2d(prompt).to(next(model.parameters()).device)
     model.check(tokens)
     was_training, most = model.training, model.cfg.max_len

@@ -267,8 +267,8 @@ def known_depth() -> list[str]:
         f"### A task of another kind: chains\n\n{results.chains_sentence()} Hard answers right (%), by the "
         "assignments k to follow:",
         *(markdown(table(stored_records("chains"))) for table in (results.hops_table, results.hops_verdicts)),
-        "### Fixed depth by steps of training\n\nOn hops-8-6 at width 64, one seed:",
-        markdown(results.map_table(stored_records("known-depth-map"))),
+        "### Fixed depth by steps of training\n\nOn hops-8-6 at width 64:",
+        markdown(results.map_table(results.map_records())),
         f"### Held to other depths after training\n\n{results.dial_sentence(dial)}",
         markdown(results.dial_table(dial)),
         *text_dial(),

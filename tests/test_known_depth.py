@@ -908,3 +908,16 @@ def test_what_notebook_07_says_that_layers_for_all_bring_back_on_text_holds():
         worth, above, six, blind = own[WORTH_AND_RIVALS].dropna().mean()
         assert round(100 * (above - worth) / (six - worth)) == percent
     assert round(above - blind, 3) == 0.012
+
+
+def test_the_map_of_fixed_models_holds_each_training_once():
+    found = results.map_records()
+    table, known = results.map_table(found), runs.stored_records("known-depth")
+    for label, model in (("fixed 3, 4000 steps", "fixed-half"), ("fixed 6, 4000 steps", "fixed-deep")):
+        own = known[known["model"] == model]
+        assert table.at[label, "trainings"] == len(own) == 6
+        assert table.at[label, "loss (nats)"] == round(own["loss"].mean(), 3)
+    four = found[(found["model"] == "fixed 4, 4000 steps") & (found["seed"] == 0)]["record"]
+    right = [results.known_depth.upper_half(r["metrics"]["details"]["by_hops"]) for r in four]
+    assert sorted(map(round, right)) == [81, 99], "one run, trained on two machines"
+    assert not found["model"].str.contains("moe|lora|sliced").any() and len(table) == 7

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -400,6 +401,17 @@ def test_cached_generation_equals_uncached_past_the_context(make_model, routing,
         for cached in (True, False)
     ]
     assert made[0].shape == (2, 35) and torch.equal(made[0], made[1]) and torch.equal(made[0][:, :5], prompt)
+
+
+def test_numbers_of_numpy_are_taken_by_generate(make_model):
+    model, prompt = make_model(routing="mor"), torch.tensor([[1, 2, 3]])
+    mine, theirs = (
+        morlib.generate(model, prompt, kind(4), temperature=half, generator=torch.Generator().manual_seed(0))
+        for kind, half in ((int, 0.5), (np.int64, np.float32(0.5)))
+    )
+    assert mine.shape == (1, 7) and torch.equal(mine, theirs)
+    with pytest.raises(ValueError, match="max_new_tokens must be int, not float 2.5"):
+        morlib.generate(model, prompt, np.float64(2.5))
 
 
 def test_random_draws_the_asked_depth(make_model):

@@ -74,6 +74,7 @@ from .known_depth import (
     leads_table,
     longer_sentence,
     main_records,
+    map_records,
     map_table,
     narrow_records,
     plan_curves,

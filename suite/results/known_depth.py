@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..runs import stored_records
+from ..runs import stored_records, table_of
 from .figures import (
     AMBER,
     BLACK,
@@ -526,11 +526,26 @@ def early_table(
     return pd.DataFrame(rows).set_index("model")
 
 
+def map_records(folder: Path | None = None) -> pd.DataFrame:
+    """Fixed models of the wide setting, by layers and steps: those of the map, and the same models elsewhere.
+
+    A run that was trained twice, with two results, stands twice.
+    """
+    found = {}
+    for experiment in ("known-depth-map", "known-depth", "field-wide"):
+        for record in stored_records(experiment, folder).get("record", ()):
+            model = record["config"]["model"]
+            if model["routing"] == "none":
+                label = f"fixed {model['n_layers']}, {steps_of(record['config'])} steps"
+                found[record["id"], record["metrics"]["loss"]] = record | dict(model=label)
+    return table_of(list(found.values()))
+
+
 def map_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a fixed model and length of training: seeds, loss, accuracy at the hard answers by k (%)."""
+    """One row a fixed model and length of training: trainings, loss, hard answers right by k (%)."""
     wide = by_hops(records).pivot_table(index="model", columns="k", values="accuracy")
     groups = records.groupby("model")
-    table = pd.DataFrame({"seeds": groups.size(), "loss (nats)": groups["loss"].mean().round(3)})
+    table = pd.DataFrame({"trainings": groups.size(), "loss (nats)": groups["loss"].mean().round(3)})
     for k in wide:
         table[f"k = {k}"] = wide[k].round(0).astype(int)
     table["applications (M)"] = (groups["train_applications"].mean() / 1e6).round(0).astype(int)
