@@ -470,6 +470,10 @@ def price_of_many(runs: int = 10_000) -> list[str]:
         f"one core on average (nine in ten between {low:.0f} and {high:.0f}), {runs:,} runs for "
         f"{runs * mean / 3600:,.0f} core hours; the evaluations come on top."
     )
+    if cost.growth_records():
+        told += (
+            " *How cost grows* estimates the same from a sweep on one machine, so it comes to another number."
+        )
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("where")
     return ["## What many runs cost", told, markdown(table)]
 

@@ -10,6 +10,7 @@ import pytest
 import morlib
 from suite import field, results, runs
 from suite.files import ROOT
+from suite.results import stats
 from suite.runs import records
 from suite.runs.experiments import LONG, ROUTED
 
@@ -280,10 +281,13 @@ def test_goals_on_text_are_judged_by_the_whole_interval_and_by_six_seeds(tmp_pat
         ("exp1", "mor", "fixed-deep", 0.5, "twelve"), ("exp1", "mor", "fixed-at-E", 0.2, "eight"),
         ("exp2", "mor-equal-epochs", "fixed-shallow", 0.3, "six"),
         ("exp1-thin", "mor", "fixed-at-E", 0.2, "eight"),
+        ("exp2-thin", "mor-equal-epochs", "fixed-shallow", 0.0, "six"),
     ):  # fmt: skip
         c = results.compare(results.long_records(experiment), mor, other)
         name = results.TEXT_NAMES[experiment]
-        goal = f"{most:g} points behind {layers} fixed layers at most"
+        goal = (
+            f"{most:g} points behind {layers} fixed layers at most" if most else "ahead of six fixed layers"
+        )
         (row,) = table[(table["setting"] == f"{name}, MoR, six seeds") & (table["goal"] == goal)].itertuples()
         assert row.found.startswith(f"{results.signed(c['mean'])} (")
         if experiment == "exp1-thin":
@@ -345,3 +349,19 @@ def test_what_notebook_04_says_of_long_training_holds():
     assert ahead[records["model"] == "fixed-deep"].tolist() == [0.1, 0.3]
     assert (ahead[records["model"] != "fixed-deep"] < 0).all()
     assert records.groupby("model").size().between(1, 2).all(), "one or two seeds of each"
+
+
+def test_what_notebook_03_says_of_width_48_holds():
+    records = results.long_records("exp2-thin")
+    depth = results.compare(records, "fixed-deep", "fixed-shallow")
+    assert depth["pairs"] == 6 and 0.9 < depth["mean"] < 1.1 and stats.judged(depth) == "better"
+    assert stats.judged(results.compare(records, "mor-equal-epochs", "fixed-shallow")) == "equal"
+    loss = results.compare(records, "mor-equal-epochs", "fixed-shallow", "loss")
+    assert loss["low"] < 0 < loss["high"]
+    mean = records.groupby("model")["loss"].mean().round(3)
+    assert (mean["mor-equal-epochs"], mean["fixed-shallow"]) == (1.811, 1.808)
+    assert not {"worth", "frozen"} & set(records["model"])
+    told = results.brief("exp2", runs.stored_records("exp2"))
+    mor = results.compare(records, "mor-equal-epochs", "fixed-shallow")
+    gain, gets = (f"{results.signed(c['mean'])} points against" for c in (depth, mor))
+    assert told.endswith(f" At width 48 twelve layers are worth {gain} six, and MoR gets {gets} these.")

@@ -27,6 +27,7 @@ COMPARED = {
     ],
     "exp2": [(MOR, "fixed-shallow"), (MOR, "frozen"), (EQUAL, "fixed-shallow"), (EQUAL, "fixed-long")],
     "exp2-long": [(MOR, "fixed-shallow")],
+    "exp2-thin-long": [("fixed-deep", "fixed-shallow"), (MOR, "fixed-shallow")],
     "exp2-worth": [(WORTH, "fixed-shallow")],
     "bangla": [
         ("mor-deep", "fixed-deep"),

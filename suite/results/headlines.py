@@ -112,7 +112,19 @@ def brief(experiment: str, records: pd.DataFrame, folder: Path | None = None) ->
     if after:
         epochs = f"{epochs_of(long, other)} epochs in place of {epochs_of(records, other)}"
         told += f" After {epochs}: {after}."
-    return told
+    return told + (narrower(experiment, routed, other, folder) if experiment == "exp2" else "")
+
+
+def narrower(experiment: str, routed: str, other: str, folder: Path | None = None) -> str:
+    """What all layers are worth to narrower models that train long, and what MoR gets of it, against a fixed
+    model of its cost; nothing without such records."""
+    thin = stored_records(f"{experiment}-thin-long", folder)
+    if not {routed, other, "fixed-deep"} <= set(thin.get("model", ())):
+        return ""
+    configs = {record["model"]: record["config"]["model"] for record in thin["record"]}
+    deep, few = (count(configs[label]["n_layers"]) for label in ("fixed-deep", other))
+    gain, gets = differences(thin, "fixed-deep", {other: few}), differences(thin, routed, {other: "these"})
+    return f" At width {configs[other]['d_model']} {deep} layers are worth {gain}, and MoR gets {gets}."
 
 
 def differences(records: pd.DataFrame, routed: str, against: dict[str, str]) -> str:

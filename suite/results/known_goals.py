@@ -45,7 +45,7 @@ TEXT_GOALS = {
     "exp1": {"fixed-deep": 0.5, "fixed-at-E": 0.2},
     "exp1-thin": {"fixed-deep": 0.5, "fixed-at-E": 0.2},
     "exp2": {"fixed-shallow": 0.3},
-    "exp2-thin": {"fixed-shallow": 0.0},  # where depth is worth a point, a router should be ahead
+    "exp2-thin": {"fixed-shallow": 0.0},  # where depth is worth about a point, a router should be ahead
 }
 
 
