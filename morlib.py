@@ -58,9 +58,9 @@ Positive, NotNegative = Annotated[float, TINY, HUGE], Annotated[float, 0, HUGE]
 
 
 def check_value(name: str, value, hint):
-    """The value, numpy's numbers as Python's. Raises ValueError unless it has a hint's type and range; an int
-    is a float too, a bool is not."""
+    """The value, numpy's numbers as Python's. Raises ValueError unless it has a hint's type and range."""
     value = value.item() if isinstance(value, np.generic) else value
+    value = {k: check_value(k, v, object) for k, v in value.items()} if isinstance(value, dict) else value
     if type(None) in get_args(hint):
         return value if value is None else check_value(name, value, get_args(hint)[0])
     if get_origin(hint) is Literal:
@@ -69,7 +69,7 @@ def check_value(name: str, value, hint):
         return value
     kind, *ends = get_args(hint) or (hint,)
     allowed = {float: (int, float), tuple: (tuple, list)}.get(kind, kind)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind in (int, float)):
         raise ValueError(f"{name} must be {kind.__name__}, not {type(value).__name__} {value!r}")
     if ends and not ends[0] <= value <= ends[1]:
         low = "above 0" if ends[0] == TINY else f"{ends[0]} or more"

@@ -1,10 +1,12 @@
 """The systems of the field: each against its equations written out, and what every model keeps."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -874,3 +876,11 @@ def test_experiments_of_a_single_layer_can_be_set_up():
     s = runs.settings(dict(preset="smoke", n_layers=1))
     layers = runs.exp2_models(s, 1.0)["fixed-shallow"][0]["n_layers"]
     assert layers == runs.bangla_models(s, 1.0, 1.0)["fixed-shallow"][0]["n_layers"] == 1
+
+
+def test_numbers_of_numpy_among_options_are_python_s(make_model):
+    """Else a run of them could not be written down."""
+    model = make_model(routing="act", options=dict(tau=np.float32(0.5)))
+    assert type(model.cfg.options["tau"]) is float and json.dumps(model.cfg.options) == '{"tau": 0.5}'
+    with pytest.raises(ValueError, match="must be float, not bool True"):
+        make_model(routing="act", options=dict(tau=True))

@@ -5,6 +5,7 @@ import dataclasses
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -70,6 +71,10 @@ def test_goals_stand_side_by_side_in_one_order_and_one_router_a_table():
         assert int(table.ne("").sum().sum()) == len(own), "what has no goal is empty"
         assert table.index[3:6].str.contains("points ahead of").all()
     assert results.goals_side_by_side(goals.head(0)).empty
+    rows = [("a", "g1", "x"), ("a", "g2", "y"), ("b", "g1", "z"), ("b", "g3", "w")]
+    made = pd.DataFrame(rows, columns=["setting", "goal", "found"]).assign(router="worth", reached="no")
+    table = results.goals_side_by_side(made.set_index("setting"))
+    assert set(table.index) == {"g1", "g2", "g3"} and table.at["g3", "b"] == "no: w", "no goal is lost"
 
 
 def test_a_goal_that_is_missed_is_said_to_be():
@@ -103,6 +108,10 @@ def test_a_goal_rests_on_the_seeds_that_both_models_have():
     table = results.known_goals({"wide": few})
     assert reached(table, "the depth asked for")[1] == "yes"
     assert reached(table, "points ahead of half")[1].endswith(" so far")
+    assert reached(table, "within 1 point of all layers")[1].endswith(" so far")
+    one = wide[(wide["model"] == "worth") | (wide["seed"] < 1)]
+    told = reached(results.known_goals({"wide": one}), "points ahead of half")
+    assert told[1] == "no so far" and "(" not in told[0], "no interval"
 
 
 def test_few_seeds_reach_a_goal_only_so_far_and_no_records_no_goal():
@@ -343,6 +352,8 @@ def test_one_model_that_is_held_to_each_depth_stands_in_the_front():
         f"Of nine trainings of token worth the weakest answers {least:.0f} %."
     )
     assert results.weakest_sentence(front[front["line"] != "held"]) == ""
+    elsewhere = front[(front["line"] != "held") | (front["asked"] == 1.6)]
+    assert results.weakest_sentence(elsewhere) == "", "none was repeated at the depth it is trained for"
 
 
 # ---- Twelve layers: how fast models learn ----

@@ -920,4 +920,8 @@ def test_the_map_of_fixed_models_holds_each_training_once():
     four = found[(found["model"] == "fixed 4, 4000 steps") & (found["seed"] == 0)]["record"]
     right = [results.known_depth.upper_half(r["metrics"]["details"]["by_hops"]) for r in four]
     assert sorted(map(round, right)) == [81, 99], "one run, trained on two machines"
-    assert not found["model"].str.contains("moe|lora|sliced").any() and len(table) == 7
+    configs = [record["config"]["model"] for record in found["record"]]
+    assert all(
+        c["routing"] == "none" and not c.get("shared_blocks") and not c.get("options") for c in configs
+    )
+    assert len(table) == 7 and results.map_table(found.head(0)).empty

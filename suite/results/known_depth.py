@@ -535,14 +535,17 @@ def map_records(folder: Path | None = None) -> pd.DataFrame:
     for experiment in ("known-depth-map", "known-depth", "field-wide"):
         for record in stored_records(experiment, folder).get("record", ()):
             model = record["config"]["model"]
-            if model["routing"] == "none":
+            if model["routing"] == "none" and not model.get("shared_blocks"):
                 label = f"fixed {model['n_layers']}, {steps_of(record['config'])} steps"
                 found[record["id"], record["metrics"]["loss"]] = record | dict(model=label)
     return table_of(list(found.values()))
 
 
 def map_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a fixed model and length of training: trainings, loss, hard answers right by k (%)."""
+    """One row a fixed model and length of training: trainings, loss, hard answers right by k (%). No
+    records give no rows."""
+    if records.empty:
+        return pd.DataFrame({"trainings": []}).rename_axis("model")
     wide = by_hops(records).pivot_table(index="model", columns="k", values="accuracy")
     groups = records.groupby("model")
     table = pd.DataFrame({"trainings": groups.size(), "loss (nats)": groups["loss"].mean().round(3)})

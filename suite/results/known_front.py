@@ -204,7 +204,10 @@ def weakest_sentence(front: pd.DataFrame) -> str:
     if front.empty or not {"worth", "held"} <= set(front["model"]):
         return ""
     asked = front[front["model"] == "worth"]["asked"].iloc[0]
-    own = front[front["model"].isin(["worth", "held"]) & (front["asked"] == asked)]["hops"]
+    own = front[front["model"].isin(["worth", "held"]) & (front["asked"] == asked)]
+    if "held" not in set(own["model"]):
+        return ""
+    own = own["hops"]
     return f"Of {count(len(own))} trainings of token worth the weakest answers {own.min():.0f} %."
 
 

@@ -25,7 +25,7 @@ from .known_depth import (
 )
 from .known_front import asked_depth
 from .long import long_records
-from .stats import LEAST_SEEDS, compare
+from .stats import LEAST_SEEDS, MARGIN, compare, judged
 from .tables import count, signed, span
 
 NEAR, EACH = 0.05, 0.15  # how far the mean of E, and each seed's, may be from what is asked for
@@ -37,7 +37,7 @@ ROUTERS = ("worth", "worth-by-windows")
 BEHIND = {
     "fixed-half": "half of the layers",
     "fixed-half-long": "half of the layers in twice the steps",
-    "fixed-between": "three of four layers",
+    "fixed-between": "a fixed depth between half and all",
 }
 Row = tuple[str, str, bool, int]  # the goal, what is found, whether that is it, and over how many seeds
 # On text, of models that train long: MoR's experiments, and by how many points a router may be behind what
@@ -75,8 +75,9 @@ def goals_side_by_side(goals: pd.DataFrame, router: str = "worth") -> pd.DataFra
     own = goals[goals["router"] == router].reset_index()
     own["told"] = own["reached"] + ": " + own["found"]
     wide = own.pivot(index="goal", columns="setting", values="told").fillna("")
-    in_order = max((goals["goal"].tolist() for _, goals in own.groupby("setting")), key=len, default=[])
-    wide = wide.reindex(index=in_order, columns=own["setting"].unique())
+    of_setting = sorted((group["goal"].tolist() for _, group in own.groupby("setting")), key=len)
+    in_order = dict.fromkeys(itertools.chain(*reversed(of_setting)))  # the setting with the most goals first
+    wide = wide.reindex(index=list(in_order), columns=own["setting"].unique())
     return wide.rename_axis(index="goal", columns=None)
 
 
@@ -173,9 +174,11 @@ def share_of_gain(share: float) -> str:
 
 
 def text_goals(folder: Path | None = None) -> pd.DataFrame:
-    """A row an experiment that trains long, router and goal: behind fixed layers by so many points at most.
+    """A row an experiment that trains long, router and goal: behind fixed layers by so many points at most,
+    or ahead of them (0 points).
 
-    A goal is reached where the whole 90 % interval says so; fewer than six seeds decide nothing: "so far".
+    The first is reached where the whole 90 % interval says so, the second where the comparison is judged
+    better, by its 95 % interval. Fewer than six seeds decide nothing: "so far".
     """
     rows = []
     for experiment, rivals in TEXT_GOALS.items():
@@ -183,13 +186,14 @@ def text_goals(folder: Path | None = None) -> pd.DataFrame:
         layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records.get("record", ())}
         for label, name in ((ROUTED[experiment][0], "MoR"), ("worth", "token worth")):
             for other in [other for other in rivals if {label, other} <= set(layers)]:
-                c = compare(records, label, other, margin=rivals[other])
+                most, c = rivals[other], compare(records, label, other, margin=rivals[other] or MARGIN)
                 decided = c["pairs"] >= LEAST_SEEDS
-                interval = f" ({span(c['low90'], c['high90'])})" if decided else ""
-                met = (c["low90"] if decided else c["mean"]) >= -c["margin"]
+                low, high = ("low90", "high90") if most else ("low", "high")
+                interval = f" ({span(c[low], c[high])})" if decided else ""
+                met = (c[low] if decided else c["mean"]) >= -most if most else judged(c) == "better"
                 told = f"{TEXT_NAMES[experiment]}, {name}, {seeds_so_far(c['pairs'])}"
-                most = f"{c['margin']:g} points behind {{}} at most" if c["margin"] else "ahead of {}"
-                goal = most.format(f"{count(layers[other])} fixed layers")
+                fixed = f"{count(layers[other])} fixed layers"
+                goal = f"{most:g} points behind {fixed} at most" if most else f"ahead of {fixed}"
                 reached = ("yes" if met else "no") + ("" if decided else " so far")
                 rows.append([told, goal, signed(c["mean"]) + interval, reached])
     return pd.DataFrame(rows, columns=["setting", "goal", "found", "reached"]).set_index("setting")

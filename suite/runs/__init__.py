@@ -3,6 +3,7 @@
 from .checkpoint import Checkpoint
 from .device import keep_memory, pick_device, quiet
 from .experiments import (
+    LONG,
     PAIRS,
     STUDIES,
     TEXTS,

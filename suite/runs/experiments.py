@@ -50,7 +50,7 @@ TEXTS = {
 # Epochs of models that train long: enough for fixed models to have a lower loss than the best table of counts
 EPOCHS = PRESETS["long"]["epochs"]
 LONG = {"exp1": EPOCHS, "exp1-thin": EPOCHS, "exp2": EPOCHS, "exp2-thin": EPOCHS, "bangla": 30}
-# Narrower models, to which depth is worth more, if not so narrow that counts have a lower loss than they
+# Narrower models, to which depth is worth more
 THIN = {"exp1-thin": dict(d_model=32, d_ff=128), "exp2-thin": dict(d_model=48, d_ff=192)}
 # Of each experiment the MoR that matters most, and what its blind control is called
 ROUTED = {

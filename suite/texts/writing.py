@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,7 +121,6 @@ def _check(n: int, temperature: float, seed: int, top_k: int | None, top_p: floa
         ("top_k", top_k, morlib.Count | None),
         ("top_p", top_p, ABOVE_ZERO_TO_ONE | None),
     ):
-        value = value.item() if isinstance(value, np.generic) else value
         morlib.check_value(name, value, hint)
 
 
