@@ -238,12 +238,11 @@ def trained_long(experiment: str) -> list[str]:
 
 
 def known_depth() -> list[str]:
-    """The task of known depth: its models, the map of fixed ones, the dial; and the same on text."""
+    """The task of known depth: models, rates, depths, goals, what was tried; and the same on text."""
     records, wide = results.main_records(), stored_records("known-depth")
     if not results.answerable(records):
         return []
     dial, front = results.stored_table(results.DIAL), results.front_records()
-    goals = results.known_goals(results.known_settings())
     return [
         *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
         *("Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))),
@@ -257,12 +256,7 @@ def known_depth() -> list[str]:
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         *fewer_layers(),
         *harder(),
-        f"### What token worth should reach, and what it does\n\n{results.known_goals_sentence(goals)}.",
-        *(
-            markdown(results.goals_side_by_side(goals, router).reset_index())
-            for router in results.ROUTERS
-            if (goals["router"] == router).any()
-        ),
+        *goals_reached(),
         "### Accuracy against depth\n\nIn the narrow setting, held to other depths too; hard answers right "
         "at the upper half of k:",
         markdown(results.known_front_table(front)),
@@ -282,6 +276,21 @@ def known_depth() -> list[str]:
         markdown(results.leads_table(stored_records("leads"))),
         *worth_measured(),
         *recursion(),
+        *worth_on_text(),
+    ]
+
+
+def goals_reached() -> list[str]:
+    """What token worth should reach in each setting, a table a router that has records."""
+    goals = results.known_goals(results.known_settings())
+    told = f"### What token worth should reach, and what it does\n\n{results.known_goals_sentence(goals)}."
+    routers = [router for router in results.ROUTERS if (goals["router"] == router).any()]
+    return [told, *(markdown(results.goals_side_by_side(goals, r).reset_index()) for r in routers)]
+
+
+def worth_on_text() -> list[str]:
+    """Token worth on text, and what a router should reach there."""
+    return [
         f"### Token worth on text\n\n{results.text_sentence()} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
         "What a router should reach on text, trained long, in points of accuracy (90 % interval; where it "
