@@ -585,6 +585,36 @@ def test_what_notebook_08_says_of_mor_and_the_line_of_fixed_depth_holds():
     assert [above[label] for label in ("mor", "frozen")] == [0.034, 0.033]
 
 
+def test_what_notebook_08_says_of_depth_and_of_memory_holds():
+    costs, narrow, text = cost.stored_systems(), results.stored_field(), results.stored_text_field()
+    E = narrow.groupby("model")["effective_depth"].mean()
+    held = E[["worth", "mor", "blind", "frozen", "exit", "exit-confidence"]]
+    assert set(held.round(1)) == {2.3} and round(E["planted"], 2) == 2.27
+    told = dict(act=1.8, ponder=2.5, mod=2.2) | {"mor-expert": 3.3, "mor-token": 3.5, "dr": 3.9}
+    told |= {"mor-expert-cycle": 2.5, "mor-token-cycle": 2.5}
+    assert E[list(told)].round(1).to_dict() == told
+    assert set(E[["lora", "lora-uptrained", "sliced", "moe-top1", "moe-top2"]]) == {2.0}
+    trials = results.trials_table(runs.stored_records("field-text-trials"))
+    prices = trials[(trials["system"] == "act") & trials["setting"].str.startswith("tau")]["E"]
+    assert (prices.min().round(1), prices.max().round(1)) == (1.8, 2.9)
+
+    known, on_text = (with_costs(records, costs).groupby("model").mean(numeric_only=True)
+                      for records in (narrow, text))  # fmt: skip
+    half_way = known[(known["way"] >= 50) & (known.index != "planted")]["cache"]
+    assert half_way.idxmin() == "worth" and (round(half_way.min()), known["cache"]["fixed-between"]) == (
+        589,
+        768,
+    )
+    shared, all_shared = (on_text.loc[f"mor-expert-{how}"] for how in ("sharing", "cycle"))
+    assert 3 * shared["cache"] == 2 * on_text["cache"]["fixed-half"] and all_shared["cache"] < shared["cache"]
+    assert on_text["loss"]["fixed-half"] < shared["loss"] < all_shared["loss"]
+
+    own = results.trials_table(runs.stored_records("field-trials"), narrow)
+    own = own[own["system"] == "moe-top1"].sort_values("validation loss (nats)")
+    gap = own["validation loss (nats)"].iloc[-1] - own["validation loss (nats)"].iloc[0]
+    assert len(own) == 4 and own["in use"].iloc[-1] == "yes" and round(gap, 3) == 0.017
+
+
 def test_what_notebook_08_says_of_six_layers_holds():
     costs, wide, narrow = cost.stored_systems(), results.stored_wide_field(), results.stored_field()
     assert all("worth" in results.field.ahead_of_fixed(table, costs)[1] for table in (wide, narrow))

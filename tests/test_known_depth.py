@@ -925,3 +925,33 @@ def test_the_map_of_fixed_models_holds_each_training_once():
         c["routing"] == "none" and not c.get("shared_blocks") and not c.get("options") for c in configs
     )
     assert len(table) == 7 and results.map_table(found.head(0)).empty
+
+
+def test_what_notebook_07_says_of_99_percent_at_each_k_holds():
+    solved = {}
+    for experiment in ("field", "front", "front-wide", "known-depth", "known-depth-wsd", "known-depth-12"):
+        scored = results.known_depth.with_hops(runs.stored_records(experiment))
+        for model, own in scored.groupby("model"):
+            solved[experiment, model] = own["effective_depth"].mean(), own["solved"].mean(), len(own)
+    whole = {
+        name: E for name, (E, share, _) in solved.items() if share == 1 and name[1].startswith("planted")
+    }
+    assert round(min(whole.values()), 2) == 2.27 and min(whole, key=whole.get) == ("front-wide", "planted 4")
+    assert not any(share == 1 for (_, model), (*_, share, _) in solved.items() if model.startswith("worth"))
+    wide = {
+        model: round(share * n) for (name, model), (_, share, n) in solved.items() if name == "known-depth"
+    }
+    assert (wide["planted"], wide["worth"], wide["fixed-deep"]) == (6, 1, 0)
+
+
+def test_what_notebook_07_says_of_twelve_layers_holds():
+    deep, leads = results.deep_records(), runs.stored_records("known-depth-12-leads")
+    assert len(leads) == 6 and not set(leads["seed"]) & set(deep["seed"])
+    six = results.known_depth.with_hops(deep[deep["model"] == "fixed-half"])["hops"].mean()
+    assert round(100 - six) == 16, "what six layers leave to win"
+    losses = [
+        next(point["val_loss"] for point in record["history"] if point["step"] == 3000)
+        for table, model in ((deep, "planted"), (leads, "the plan, with the warm-up"))
+        for record in table[table["model"] == model]["record"]
+    ]
+    assert len(losses) == 2 and round(losses[1] - losses[0], 2) == 0.11

@@ -181,17 +181,22 @@ def less_depth_sentence(front: pd.DataFrame) -> str:
     )
 
 
-def again_sentence(front: pd.DataFrame) -> str:
-    """What seeds of token worth reach that were trained a second time, at the depth they are trained for:
-    those of the dial. On another machine a seed is another training. Nothing without them."""
-    if front.empty or not {"worth", "held"} <= set(front["model"]):
-        return ""
+def trained_twice(front: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Token worth at the depth that it is trained for: its seeds, and those that were trained a second time,
+    for the dial. On another machine a seed is another training."""
+    if front.empty:
+        return front, front
     first = front[front["model"] == "worth"]
-    again = front[(front["model"] == "held") & (front["asked"] == first["asked"].iloc[0])]
+    return first, front[(front["model"] == "held") & front["asked"].isin(first["asked"])]
+
+
+def again_sentence(front: pd.DataFrame) -> str:
+    """What seeds of token worth reach that were trained a second time; nothing without them."""
+    first, again = trained_twice(front)
+    if again.empty:
+        return ""
     both = again.merge(first, on="seed", suffixes=("", "_first")).sort_values("seed")
     told = {name: ", ".join(f"{hops:.0f}" for hops in both[name]) for name in ("hops", "hops_first")}
-    if both.empty:
-        return ""
     return (
         f"Trained again, {count(len(both))} seeds of token worth reach {told['hops']} % in place of "
         f"{told['hops_first']} %."
@@ -199,16 +204,12 @@ def again_sentence(front: pd.DataFrame) -> str:
 
 
 def weakest_sentence(front: pd.DataFrame) -> str:
-    """What the weakest of all trainings of token worth reaches, at the depth that it is trained for; nothing
-    where none was repeated."""
-    if front.empty or not {"worth", "held"} <= set(front["model"]):
+    """What the weakest of all trainings of token worth reaches; nothing where none was repeated."""
+    first, again = trained_twice(front)
+    if again.empty:
         return ""
-    asked = front[front["model"] == "worth"]["asked"].iloc[0]
-    own = front[front["model"].isin(["worth", "held"]) & (front["asked"] == asked)]
-    if "held" not in set(own["model"]):
-        return ""
-    own = own["hops"]
-    return f"Of {count(len(own))} trainings of token worth the weakest answers {own.min():.0f} %."
+    hops = [*first["hops"], *again["hops"]]
+    return f"Of {count(len(hops))} trainings of token worth the weakest answers {min(hops):.0f} %."
 
 
 def plan_sentence(front: pd.DataFrame) -> str:

@@ -50,10 +50,9 @@ TEXT_GOALS = {
 
 
 def known_goals(settings: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row a setting, router of token worth and goal: what is found, and whether the goal is reached.
+    """A row a setting, router (one of ROUTERS) and goal: what is found, and whether the goal is reached.
 
-    Goals are named alike in each setting. *router* is one of ROUTERS.
-
+    Goals are named alike in each setting.
     settings: of each name, its records. Those without token worth are left out. Fewer than six seeds, which
     must be those of the models that it is compared with too, decide nothing: "so far".
     """
@@ -188,9 +187,12 @@ def text_goals(folder: Path | None = None) -> pd.DataFrame:
             for other in [other for other in rivals if {label, other} <= set(layers)]:
                 most, c = rivals[other], compare(records, label, other, margin=rivals[other] or MARGIN)
                 decided = c["pairs"] >= LEAST_SEEDS
-                low, high = ("low90", "high90") if most else ("low", "high")
-                interval = f" ({span(c[low], c[high])})" if decided else ""
-                met = (c[low] if decided else c["mean"]) >= -most if most else judged(c) == "better"
+                if most:
+                    low, high, shown = c["low90"], c["high90"], c["low90"] >= -most
+                else:
+                    low, high, shown = c["low"], c["high"], judged(c) == "better"
+                interval = f" ({span(low, high)})" if decided else ""
+                met = shown if decided else c["mean"] > -most
                 told = f"{TEXT_NAMES[experiment]}, {name}, {seeds_so_far(c['pairs'])}"
                 fixed = f"{count(layers[other])} fixed layers"
                 goal = f"{most:g} points behind {fixed} at most" if most else f"ahead of {fixed}"

@@ -195,8 +195,8 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
     """The main models of an experiment trained long: "exp1-long" for "exp1", with the preset `long`.
 
     experiment: a key of LONG. With token worth and fixed models of N and N/2 layers; "exp1-thin" also with
-    those of `whole_token_models`. Blind routing is added by `long_controls`. Only the seeds and
-    the device of s are used.
+    those of `whole_token_models`. Blind routing is added by `long_controls`. Only the seeds and the device of
+    s are used.
     """
     kind, changes = experiment.removesuffix("-thin"), THIN.get(experiment, {})
     given = dict(preset="long", epochs=LONG[experiment], seeds=s.seeds, device=s.device)
