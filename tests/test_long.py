@@ -79,6 +79,7 @@ def test_what_trains_long_is_what_the_experiment_trains_and_more():
         assert len(specs) == 6 * len(labels) and {"worth", "fixed-deep", "fixed-shallow"} <= labels
         assert {spec.experiment for spec in specs} == {f"{experiment}-long"}
         assert {spec.preset for spec in specs} == {"long"} and "fixed-shared" not in labels
+        assert ("by-kind" in labels) == (experiment == "exp1-thin"), "lots are drawn in one setting"
         longer = {25} if experiment.startswith("exp2") else set()
         wanted = 30 if experiment == "bangla" else 15
         assert {spec.config.d_model for spec in specs} == {widths.get(experiment, 64)}
