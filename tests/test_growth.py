@@ -238,7 +238,7 @@ def test_the_estimate_is_computed_from_the_curve(record):
     many, larger, longer = (table.iloc[i] for i in range(3))
     hours = 10_000 * tokens * 1e-8 * 64**2 * 2 / 3600  # on two threads
     assert float(many["core hours, fixed"].replace(",", "")) == pytest.approx(hours, rel=0.01)
-    assert float(many["core hours, routed"].replace(",", "")) == pytest.approx(0.6 * hours, rel=0.01)
+    assert float(many["core hours, blind routing"].replace(",", "")) == pytest.approx(0.6 * hours, rel=0.01)
     assert larger["width"] == "640" and larger["parameters"] == "59.0 million"
     assert float(larger["core hours, fixed"]) == pytest.approx(hours / 10_000 * 100, rel=0.01)
     assert float(longer["core hours, fixed"].replace(",", "")) == pytest.approx(hours, rel=0.01)

@@ -354,6 +354,34 @@ def test_equality_stands_beside_the_interval_that_decides_it():
     assert "better, +0.80 points (95 % interval " in told
 
 
+def test_what_notebooks_02_and_03_say_of_loss_holds():
+    cheap = {"exp1": ("mor", "fixed-at-E"), "exp2": ("mor-equal-epochs", "fixed-shallow")}
+    for experiment, pair in cheap.items():
+        c = stats.compare(results.long_records(experiment), *pair, "loss")
+        assert c["pairs"] == 6 and c["low"] > 0 and c["p"] < 0.05, "its loss is higher"
+    short = stats.compare(runs.stored_records("exp1"), "mor", "fixed-at-E", "loss")
+    assert short["low"] < 0 < short["high"], "after 6 epochs this is not shown"
+    untrained = stats.compare(results.long_records("exp2"), "mor-equal-epochs", "frozen", "loss")
+    assert untrained["low"] > 0 and untrained["p"] < 0.05 and round(untrained["mean"], 3) == 0.006
+    worth = results.worth_of_depth().loc[(6, 64, 64)]
+    assert (worth["seeds"], worth["difference (points)"]) == (3, "+0.15")
+
+
+def test_what_notebook_02_says_of_the_budget_and_of_memory_holds():
+    records = runs.stored_records("exp1").groupby("model").first()
+    mor, few = (records.loc[label, "record"] for label in ("mor", "fixed-at-E"))
+    models = [morlib.Transformer(morlib.ModelConfig(**record["config"]["model"])) for record in (mor, few)]
+    sizes = [sum(p.numel() for p in model.parameters()) for model in models]
+    assert round(sizes[0] / sizes[1], 2) == 1.55
+    given = [share == 1 for share, _ in morlib.depth_budget(models[0].cfg)]
+    assert given == [True] * 6 + [False] * 5 + [True]
+    tc, read = mor["config"]["train"], mor["data"]["tokens"]["train"]
+    epoch = tc["windows"] * mor["config"]["model"]["max_len"] / read
+    assert round(epoch, 1) == 0.2 and round(tc["epochs"] * epoch, 1) == 1.2
+    sources = runs.stored_records("sources").groupby("model")["accuracy"].mean().round(1)
+    assert sources[["mor, as published", "fixed 6", "fixed 12"]].tolist() == [30.0, 34.1, 35.9]
+
+
 def test_what_notebook_04_says_of_long_training_holds():
     records = results.long_records("bangla")
     floors = [record["floors"][order]["heldout"] for record in records["record"] for order in ("2", "3")]

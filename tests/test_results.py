@@ -13,7 +13,7 @@ import scipy.stats
 import morlib
 from suite import cost, report, results, routing, runs
 from suite.files import REFERENCE, ROOT
-from suite.results import figures, tables
+from suite.results import figures, headlines, tables
 from suite.routing import bangla_findings
 
 EXPERIMENTS = ("exp1", "exp2", "bangla")
@@ -219,6 +219,7 @@ def test_the_first_sentence_follows_the_records():
     assert "no better than six fixed layers" in results.sentence("exp2", exp2)
     less = "gains +2.45 points on them, but is a little less accurate than six layers that train as long"
     assert less in results.sentence("exp2", exp2)
+    assert "and in loss worse (+0.0097 nats" in results.sentence("exp2", exp2)
     assert "and is more accurate than six layers that train as long" in results.sentence(
         "exp2", scaled(exp2, "mor-source-protocol", 2.0)
     )
@@ -227,15 +228,30 @@ def test_the_first_sentence_follows_the_records():
     )
 
 
+def test_loss_is_told_where_it_shows_what_accuracy_does_not():
+    exp2 = runs.stored_records("exp2")
+    pair = "mor-equal-epochs", "fixed-shallow"
+    told = results.verdicts(exp2, [pair])["loss (nats)"].iloc[0]
+    assert told == "+0.0097 (+0.0063 to +0.0132), worse"
+    assert results.comparisons(exp2, [pair])["loss (nats)"].iloc[0] == told
+    turned = exp2.assign(loss=-exp2["loss"])
+    assert headlines.loss_apart(turned, *pair).startswith(", but in loss better (\u22120.0097 nats")
+    few = exp2[exp2["seed"] < 5]
+    assert headlines.loss_apart(few, *pair) == "", "five seeds show nothing"
+    assert results.verdicts(few, [pair])["loss (nats)"].iloc[0].endswith(")")
+    apart = exp2.assign(accuracy=exp2["accuracy"] - 5 * (exp2["model"] == pair[0]))
+    assert headlines.loss_apart(apart, *pair) == "", "accuracy says it already"
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_headline_shows_a_sentence_four_columns_and_a_picture(experiment, capsys):
+def test_the_headline_shows_a_sentence_five_columns_and_a_picture(experiment, capsys):
     results.headline(experiment)
     shown = capsys.readouterr().out
     lines = shown.strip().splitlines()
     assert lines[0].startswith("**") and lines[0].endswith(".**") and "interval" in lines[0]
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
-    assert rows[0] == ["against", "difference (points)", "interval", "verdict"]
-    assert len(rows) == 2 + len(runs.PAIRS[experiment]) and all(len(row) == 4 for row in rows)
+    assert rows[0] == ["against", "difference (points)", "interval", "verdict", "loss (nats)"]
+    assert len(rows) == 2 + len(runs.PAIRS[experiment]) and all(len(row) == 5 for row in rows)
     assert "beat its table" not in shown and "nan" not in shown
     assert len(plt.get_fignums()) == 1 and plt.gcf().axes[0].get_ylabel() == "held-out accuracy (%)"
 

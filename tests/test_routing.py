@@ -467,6 +467,25 @@ def test_what_ships_is_whole(stored):
     assert len(page.encode()) < 1_500_000
 
 
+def test_the_bend_by_surprisal_that_notebook_05_tells_is_there(stored):
+    rates = routing.rates(stored)
+    of_mor = rates[rates["model"] == "mor"]
+    deeper = {}
+    for (text, measure), part in of_mor.groupby(["text", "measure"]):
+        if measure in ("surprisal", "entropy"):
+            tenths = part.pivot_table(index="group", columns="seed", values="depth")
+            deeper[text, measure] = int((tenths.loc[9] > tenths.loc[1:8].mean()).sum())
+            if (text, measure) == ("Tiny Shakespeare", "surprisal"):
+                mean = tenths.mean(axis=1)
+    assert round(mean.loc[9], 2) == 8.36 == round(mean.max(), 2) and round(mean.loc[1:8].mean(), 2) == 7.99
+    assert deeper == {
+        ("Tiny Shakespeare", "surprisal"): 6,
+        ("Tiny Shakespeare", "entropy"): 1,
+        ("Bangla Wikipedia", "surprisal"): 0,
+        ("Bangla Wikipedia", "entropy"): 0,
+    }
+
+
 def test_the_verdicts_that_ship_follow_from_the_correlations(stored):
     found = findings.stored_findings()
     for subject in stored:

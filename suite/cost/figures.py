@@ -123,7 +123,7 @@ def parts_of_a_step(milliseconds: pd.DataFrame) -> Figure:
 def break_even_rates(even: pd.DataFrame, skipped: float) -> Figure:
     """The skip rate above which routing pays, against the batch; columns kind, batch, skip rate (NaN: never).
 
-    skipped: the share that a model in use skips, drawn as a line.
+    skipped: a share to compare with, drawn as a line.
     """
     figure_style()
     figure, ax = plt.subplots()
@@ -135,7 +135,7 @@ def break_even_rates(even: pd.DataFrame, skipped: float) -> Figure:
         never = group["batch"][rate.isna()] * aside  # side by side where they would hide each other
         ax.scatter(never, [110] * len(never), marker="x", color=colour)
     line = dict(color=GREY, linestyle=":", linewidth=1)
-    ax.axhline(100 * skipped, **line, label=f"skipped by MoR: {skipped:.0%}")
+    ax.axhline(100 * skipped, **line, label=f"{skipped:.0%}, for comparison")
     ax.set_xscale("log", base=2)
     ax.set_xticks(batches, batches)
     ticks = (0, 25, 50, 75, 100)

@@ -103,9 +103,9 @@ def estimate(record: dict, runs: int = 10_000, larger: int = 100) -> pd.DataFram
         rows[name] = {
             "width": f"{w:.0f}",
             "parameters": f"{parameters / 1e6:.1f} million",
-            "tokens": f"{read / 1e6:,.1f} million",
+            "tokens": f"{read / 1e9:.3g} billion" if read >= 1e9 else f"{read / 1e6:.3g} million",
             "core hours, fixed": f"{hours['fixed']:,.2f}",
-            "core hours, routed": f"{hours['routed']:,.2f}",
+            "core hours, blind routing": f"{hours['routed']:,.2f}",
             "GB of weights, gradients, moments": f"{BYTES * parameters / 1e9:.2f}",
         }
     return pd.DataFrame(rows).T.rename_axis("what")

@@ -40,6 +40,8 @@ SHOWN = {
     "decode-once-1": "decoding, 1 sequence, decided once",
     "decode-once-32": "decoding, 32 sequences, decided once",
     "train-small": "training step at experiment 1's size, MoR's router",
+    "once-8": "training step at experiment 1's size, decided once",
+    "once-6": "training step at experiment 1's size, decided once",
     "worth-8": "training step at experiment 1's size, token worth",
     "worth-6": "training step at experiment 1's size, token worth",
 }
@@ -238,9 +240,10 @@ def headline(folder: Path | None = None) -> None:
     if not records:
         print("No stored record of the bench ships with this copy: `make bench` makes one.")
     for record in records:
-        sizes = record["sizes"]["model"]
-        size = f"Models of {sizes['n_layers']} layers and width {sizes['d_model']}"
-        show(sentence(record), first_table(record), f"{size}, {about(record)}. {HOW_TO_READ}")
+        N, width = (record["sizes"]["model"][name] for name in ("n_layers", "d_model"))
+        size = f"Models of {N} layers and, but at experiment 1's size, width {width}"
+        answer = f"{short(record)} {sentence(record)}".strip()
+        show(answer, first_table(record), f"{size}; {about(record)}. {HOW_TO_READ}")
         time_against_depth(record)
 
 

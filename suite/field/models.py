@@ -86,6 +86,8 @@ def field_models(s: Settings, size: dict | None = None) -> Changes:
     models = {"fixed-half": known["fixed-half"], "fixed-between": fixed_between(N)}
     models |= {label: known[label] for label in KNOWN}
     own = systems_of(N, size["target"])
+    if s.preset == "smoke":  # a search that takes seconds
+        own["dr"] |= dict(options=dict(rounds=4))
     return models | {label: (changes, same_rate(RATE)) for label, changes in own.items()}
 
 

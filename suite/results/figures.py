@@ -30,8 +30,8 @@ LINES = ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))]
 MARKERS = "sDo^vPX*<>"
 METRICS = {"accuracy": "accuracy (%)", "loss": "loss (nats a token)"}
 UNITS = {"accuracy": "points", "loss": "nats a token"}  # of a difference
-# (E, accuracy in %) that the thesis and the paper report: both models of experiment 1, both of experiment 2
-SOURCE_POINTS = ((12, 22.76), (8.0, 22.76), (6, 39.87), (5.89, 49.67))
+# (model, E, accuracy in %) as the thesis and the paper report them: of experiment 1, then of experiment 2
+SOURCE_POINTS = (("fixed", 12, 22.76), ("MoR", 8.0, 22.76), ("fixed", 6, 39.87), ("MoR", 5.89, 49.67))
 
 
 @dataclass(frozen=True)
@@ -390,8 +390,11 @@ def draw_front(front: pd.DataFrame, sources: bool = True) -> Figure:
             ax.scatter(own["effective_depth"], own[metric], s=8, alpha=0.35, color=look.colour, linewidths=0)
         ax.set(xlabel="effective depth E (applications a token)", ylabel=f"held-out {METRICS[metric]}")
     if sources:
-        depths, accuracy = zip(*SOURCE_POINTS)
+        names, depths, accuracy = zip(*SOURCE_POINTS)
         style = dict(marker="x", color=VERMILLION, zorder=3)
         axes[2].scatter(depths, accuracy, label="as the sources report", **style)
+        beside = dict(xytext=(-6, -3), textcoords="offset points", ha="right", fontsize=8)
+        for name, *place in SOURCE_POINTS:
+            axes[2].annotate(name, place, **beside)
     legend_of(figure, axes[-1], 4)
     return figure

@@ -1,4 +1,4 @@
-"""The first thing a reader sees of an experiment: one sentence, four columns, one picture."""
+"""The first thing a reader sees of an experiment: one sentence, five columns, one picture."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ AHEAD = {"better": "better", "equal": "no better", "worse": "no better", "open":
 HOW_TO_READ = (
     "*Equal within half a point*: the 90 % interval lies between \u22120.5 and +0.5. *Better* or *worse*: "
     "the 95 % interval leaves out zero, and a test without assumptions about the spread of seeds "
-    "(sign-flip) agrees."
+    "(sign-flip) agrees. *Loss*: the difference with its 95 % interval; lower is better, and *better* or "
+    "*worse* stands where the same two tests show it."
 )
 
 
@@ -134,7 +135,8 @@ def differences(records: pd.DataFrame, routed: str, against: dict[str, str]) -> 
         if {routed, other} <= set(records.get("model", ())):
             c = compare(records, routed, other)
             few = "" if c["pairs"] >= LEAST_SEEDS else f" ({seeds_so_far(c['pairs'])})"
-            told.append(f"{signed(c['mean'])} points against {name}{few}")
+            apart = loss_apart(records, routed, other)
+            told.append(f"{signed(c['mean'])} points against {name}{few}{apart}")
     return "; ".join(told)
 
 
@@ -152,12 +154,12 @@ def trained_longer(experiment: str, records: pd.DataFrame, folder: Path | None =
     config = long[long["model"] == other].iloc[0]["record"]["config"]
     layers = count(config["model"]["n_layers"])
     after, before = (epochs_of(table, routed) for table in (long, records))
-    if c["pairs"] == 1:
+    if c["pairs"] < LEAST_SEEDS:
         gap = f"{abs(c['mean']):.2f} points {'above' if c['mean'] > 0 else 'below'} {layers} layers"
-        return f" Trained for {after} epochs, one seed ships so far, and decides nothing: MoR is {gap} there."
+        return f" After {after} epochs {seeds_so_far(c['pairs'])} ship, too few to say: MoR is {gap} there."
     stands = as_words(c, f"{layers} {'fixed ' if experiment == 'exp2' else ''}layers")
-    seeds = seeds_so_far(c["pairs"])
-    return f" After {after} epochs in place of {before}, MoR is {stands} ({numbers(c)}; {seeds})."
+    seeds, apart = seeds_so_far(c["pairs"]), loss_apart(long, routed, other)
+    return f" After {after} epochs in place of {before}, MoR is {stands} ({numbers(c)}; {seeds}){apart}."
 
 
 def early_sentence(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
@@ -228,9 +230,10 @@ def efficiency_sentence(records: pd.DataFrame, routed: str) -> str:
     ahead = AHEAD[judged(shallow)]
     layers, as_cheap = count(round(depth["fixed-deep"])), count(round(depth["fixed-at-E"]))
     stands, seeds = as_words(deep, f"{layers} layers"), f"{count(deep['pairs'])} seeds"
+    in_loss = loss_apart(records, routed, "fixed-at-E")
     return (
         f"With {less}, MoR is {stands} ({numbers(deep)}; {seeds}), and {ahead} than {as_cheap} fixed layers, "
-        f"which apply blocks as often ({numbers(shallow)})."
+        f"which apply blocks as often ({numbers(shallow)}){in_loss}."
     )
 
 
@@ -244,13 +247,25 @@ def equal_cost_sentence(records: pd.DataFrame) -> str:
     ahead = AHEAD[judged(equal_epochs)]
     first = (
         f"At equal cost MoR is {ahead} than {layers} fixed layers ({numbers(equal_epochs)}; {seeds} seeds)"
+        f"{loss_apart(records, 'mor-equal-epochs', 'fixed-shallow')}"
     )
     stands = as_words(as_long, f"{layers} layers that train as long")
     stands = f"{'and' if judged(as_long) == 'better' else 'but'} is {stands}"
     return (
         f"{first}. Trained for longer than these, as the thesis and the paper do, it gains "
-        f"{signed(published['mean'])} points on them, {stands} ({numbers(as_long)})."
+        f"{signed(published['mean'])} points on them, {stands} ({numbers(as_long)})"
+        f"{loss_apart(records, 'mor-source-protocol', 'fixed-long')}."
     )
+
+
+def loss_apart(records: pd.DataFrame, a: str, b: str) -> str:
+    """How model a stands to b in held-out loss, where that shows a difference and accuracy does not."""
+    loss, accuracy = compare(records, a, b, "loss", 0.01), compare(records, a, b)
+    if loss["claim"].startswith("none") or not different(loss) or different(accuracy):
+        return ""
+    worse = "and in loss worse" if loss["mean"] > 0 else "but in loss better"
+    apart = f"{signed(loss['mean'], 4)} nats, 95 % interval {span(loss['low'], loss['high'], 4)}"
+    return f", {worse} ({apart})"
 
 
 def seeds_so_far(n: int) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from ..runs import stored_records
 from ..runs.experiments import ROUTED
 from .figures import accuracy_against_depth
-from .headlines import HOW_TO_READ, TEXT_NAMES, best_count, epochs_of, show
+from .headlines import HOW_TO_READ, TEXT_NAMES, best_count, epochs_of, loss_apart, show
 from .known_depth import points_of
 from .stats import LEAST_SEEDS, compare, interval
 from .tables import count, share_words, signed, span, verdict_words, verdicts
@@ -105,10 +105,10 @@ def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
 
 def gap(records: pd.DataFrame, a: str, b: str) -> str:
     """A difference in points of accuracy with its interval and its seeds, and from six seeds on what it shows
-    in words."""
+    in words, in loss too where that shows more."""
     c = compare(records, a, b)
     shows = f"{verdict_words(c)}, " if c["pairs"] >= LEAST_SEEDS else ""
-    return shows + points_of(c, digits=2)
+    return shows + points_of(c, digits=2) + loss_apart(records, a, b)
 
 
 def depth_sentence(experiment: str, folder: Path | None = None) -> str:
@@ -177,4 +177,4 @@ def show_long(experiment: str, folder: Path | None = None) -> None:
         f"width {config['d_model']}, over the seeds that both models have. {HOW_TO_READ}"
     )
     show(told, verdicts(records, long_pairs(experiment)), note)
-    accuracy_against_depth(records, "fixed-deep")
+    accuracy_against_depth(records, "fixed-shallow" if experiment.startswith("exp2") else "fixed-deep")

@@ -214,7 +214,8 @@ def possible(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[tu
 def comparisons(
     records: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str = "accuracy", margin: float = 0.5
 ) -> pd.DataFrame:
-    """Each pair's `compare`, a row a pair: the difference a minus b with all that the claim rests on.
+    """Each pair's `compare`, a row a pair: the difference a minus b with all that the claim rests on. Beside
+    accuracy stands what the losses show (`loss_words`).
 
     Raises ValueError if no pair has records of both models.
     """
@@ -228,7 +229,19 @@ def comparisons(
             "90 % interval": brackets(c["low90"], c["high90"], digits),
             "sign-flip p": short(c["p"]), "p of equality": short(c["p_equivalent"]), "claim": c["claim"],
         })  # fmt: skip
+        if metric == "accuracy":
+            rows[-1]["loss (nats)"] = loss_words(records, a, b)
     return pd.DataFrame(rows).set_index("model")
+
+
+def loss_words(records: pd.DataFrame, a: str, b: str) -> str:
+    """Model a's held-out loss minus that of b in nats, with its 95 % interval, and what this shows, if so."""
+    c = compare(records, a, b, "loss", 0.01)
+    told = signed(c["mean"], 4)
+    if not math.isnan(c["low"]):
+        told += f" ({span(c['low'], c['high'], 4)})"
+    shown = different(c) and not c["claim"].startswith("none")
+    return f"{told}, {'worse' if c['mean'] > 0 else 'better'}" if shown else told
 
 
 def brackets(low: float, high: float, digits: int) -> str:
@@ -254,7 +267,8 @@ def differences(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.D
 
 
 def verdicts(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Four columns for a reader: against what, difference in points of accuracy, its interval, verdict.
+    """Five columns for a reader: against what, difference in points of accuracy, its interval, verdict, and
+    `loss_words`.
 
     Raises ValueError if no pair has records of both models.
     """
@@ -264,8 +278,9 @@ def verdicts(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
     for a, b in pairs:
         c = compare(records, a, b)
         against = f"{names[a]} against {names[b]}" if several else f"{names[b]} ({b})"
-        rows.append([against, signed(c["mean"]), deciding_interval(c), verdict_words(c)])
-    columns = ["against", "difference (points)", "interval", "verdict"]
+        told = deciding_interval(c), verdict_words(c), loss_words(records, a, b)
+        rows.append([against, signed(c["mean"]), *told])
+    columns = ["against", "difference (points)", "interval", "verdict", "loss (nats)"]
     return pd.DataFrame(rows, columns=columns).set_index("against")
 
 
@@ -286,7 +301,7 @@ def deciding_interval(c: dict) -> str:
 
 
 def verdict_words(c: dict) -> str:
-    """A comparison's claim for a reader who has the four-column table alone."""
+    """A comparison's claim for a reader who has the table of `verdicts` alone."""
     margin = {0.5: "half a point", 1: "a point"}.get(c["margin"], f"{c['margin']:g}")
     if c["claim"].startswith("none: "):
         return c["claim"].removeprefix("none: ")
@@ -326,10 +341,10 @@ def front_lines(front: pd.DataFrame) -> list[str]:
 def held_lines(mor: pd.DataFrame) -> list[str]:
     """How well models that are named "mor depth" hold it on held-out text, a line a way of holding."""
     asked = mor["model"].str.split().str[1].astype(float)
-    ways = {"the biases that validation text set": mor["effective_depth"]}
+    ways = {"the thresholds that validation text set": mor["effective_depth"]}
     if "followed" in mor and mor["followed"].notna().all():
         followed = mor["followed"].map(lambda metrics: metrics["effective_depth"])
-        ways["biases that follow the text read so far"] = followed
+        ways["thresholds that follow the text read so far"] = followed
     lines = []
     for way, E in ways.items():
         off = (E - asked).abs()
@@ -378,9 +393,9 @@ def by_validation(records: pd.DataFrame) -> pd.DataFrame:
 def collapse_table(records: pd.DataFrame) -> pd.DataFrame:
     """Whether routers took one action for every held-out token, one row a model.
 
-    Over all seeds: the range of E, and of E with biases that follow the text (`runs.evaluate_following`); of
-    the layers that the budget gives a choice how many there are, how many collapsed, and the share of each
-    action in them (%).
+    Over all seeds: the range of E, and of E with thresholds that follow the text
+    (`runs.evaluate_following`); of the layers that the budget gives a choice how many there are, how many
+    collapsed, and the share of each action in them (%).
     """
     rows = []
     for model, record, E in zip(records["model"], records["record"], records["effective_depth"]):
