@@ -75,7 +75,8 @@ How to read the tables:
   those with twice the steps), and those of equal depth with blocks of their own start from the same
   weights. *Higher* or *lower* needs a 95 % interval without
   zero and a sign-flip test that agrees (p below 0.05). *Equal within* a margin needs a 90 % interval
-  inside it, as two one-sided t tests at 5 % do. Under six seeds nothing is claimed: the studies, with
+  inside it, as two one-sided t tests at 5 % do. *Loss* beside points is the same difference in held-out
+  loss, *better* (lower) or *worse* where interval and sign-flip test agree. Under six seeds nothing is claimed: the studies, with
   three seeds a row or ten, suggest. *42 to 78 %* are the lowest and the highest of fewer than six seeds.
 - **Cost** is how often blocks are applied, not seconds: *applications* are those of a whole training, in
   millions. *A third less computation* and *equal cost* mean these.
