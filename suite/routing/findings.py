@@ -122,7 +122,8 @@ def check_settings(s: runs.Settings, subject: Subject, target_depth: float | Non
     """Raises ValueError that names what differs if stored findings are not of these settings."""
     V = subject.about["config"]["model"]["vocab_size"]
     asked = vars(s.model(vocab_size=V, routing="mor", target_depth=target_depth)) | vars(s.train())
-    found = subject.about["config"]["model"] | subject.about["config"]["train"]
+    asked |= dict(max_chars=s.max_chars)
+    found = subject.about["config"]["model"] | subject.about["config"]["train"] | dict(max_chars=None)
     differs = [name for name, value in found.items() if name != "seed" and asked[name] != value]
     if differs:
         raise ValueError(f"the findings that ship have another {', '.join(differs)}: choose another preset")
