@@ -145,9 +145,8 @@ def parameters(namespace: dict, known: dict[str, Any]) -> dict:
     for name, value in given.items():
         if value is None:
             continue
-        value = result[name] = as_meant(value, known[name])
         try:
-            check_value(f"parameter {name}", value, known[name])
+            result[name] = check_value(f"parameter {name}", as_meant(value, known[name]), known[name])
         except ValueError as error:
             raise ValueError(f"{error}; {allowed}") from None
     return result
@@ -171,7 +170,8 @@ def names_set(namespace: dict) -> set[str] | None:
             body = ast.parse(source).body
         except SyntaxError:  # a line for the shell, a cell magic
             continue
-        annotated = [node.target.id for node in body if isinstance(node, ast.AnnAssign)]
+        annotated = [node.target.id for node in body
+                     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]  # fmt: skip
         assigned = [t.id for node in body if isinstance(node, ast.Assign) for t in node.targets
                     if isinstance(t, ast.Name)]  # fmt: skip
         if "preset" in annotated:
@@ -195,11 +195,8 @@ def as_meant(value, hint):
                 return kind(value)
             except ValueError:
                 continue
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if kinds == {str}:
-            return str(value)
-        if float in kinds and int not in kinds:
-            return float(value)  # 8 and 8.0 are one run
+    if kinds == {str} and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
     if kinds & {list, tuple} and not kinds & {str, int, float}:
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return [value]
