@@ -289,9 +289,12 @@ def goals_reached() -> list[str]:
 
 
 def worth_on_text() -> list[str]:
-    """Token worth on text, and what a router should reach there."""
+    """Token worth on text, and what a router should reach there; nothing without records."""
+    told = results.text_sentence()
+    if not told:
+        return []
     return [
-        f"### Token worth on text\n\n{results.text_sentence()} In points of accuracy:",
+        f"### Token worth on text\n\n{told} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
         "What a router should reach on text, trained long, in points of accuracy (90 % interval; where it "
         "should be ahead, 95 %):",

@@ -131,6 +131,11 @@ def with_hops(records: pd.DataFrame) -> pd.DataFrame:
     return records.assign(hops=upper[keys].to_numpy(), solved=(least[keys] >= SOLVED).to_numpy())
 
 
+def compare_hops(scored: pd.DataFrame, a: str, b: str) -> dict[str, object]:
+    """`compare` at the upper half of k, where a point more or less is equal; scored: `with_hops`."""
+    return compare(scored, a, b, metric="hops", margin=1.0)
+
+
 def hops_table(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model: seeds, E, loss, `way_of` (where three seeds have both of its ends), accuracy at the
     hard answers by k (%), applications in training (millions), seeds that solve every k. No records give no
@@ -173,8 +178,8 @@ def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
     names, scored = names_of(records), with_hops(records)
     rows = []
     for other in [label for label in LABELS if label in names and label != model]:
-        c = compare(scored, model, other, metric="hops", margin=1.0)
-        interval = "" if np.isnan(c["low"]) else f"{span(c['low'], c['high'], 1)} (95 %)"
+        c = compare_hops(scored, model, other)
+        interval = f"{reach} (95 %)" if (reach := span(c["low"], c["high"], 1)) else ""
         rows.append([names[other], signed(c["mean"], 1), interval, verdict_words(c)])
     subject = f"{names.get(model, model)} against"
     return pd.DataFrame(rows, columns=[subject, "difference (points)", "interval", "verdict"])
@@ -195,7 +200,7 @@ def hops_sentence(records: pd.DataFrame) -> str:
     depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
     right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
     most = by_hops(records)["k"].max()
-    c = compare(scored, "worth", "fixed-half", metric="hops", margin=1.0)
+    c = compare_hops(scored, "worth", "fixed-half")
     so_far = c["pairs"] < LEAST_SEEDS and c["mean"] > 0
     start = "Yes so far" if so_far else "Not shown"
     if judged(c) == "better":
@@ -256,7 +261,7 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     scored, names = with_hops(records), names_of(records)
     right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
     fixed = [label for label in ("fixed-half-long", "fixed-deep") if label in names]
-    against = {label: compare(scored, "worth", label, metric="hops", margin=1.0) for label in fixed}
+    against = {label: compare_hops(scored, "worth", label) for label in fixed}
     most = by_hops(records)["k"].max()
     depth = records[records["model"] == "worth"]["effective_depth"].mean()
     said = {
@@ -282,7 +287,7 @@ def points_of(c: dict, digits: int = 0) -> str:
     level, low, high = 95, c["low"], c["high"]
     if by_equality_alone(c):
         level, low, high = 90, c["low90"], c["high90"]
-    interval = "" if np.isnan(low) else f"{level} % interval {span(low, high, digits)}; "
+    interval = f"{level} % interval {reach}; " if (reach := span(low, high, digits)) else ""
     return f"{signed(c['mean'], digits)} points ({interval}{seeds_so_far(c['pairs'])})"
 
 
@@ -357,9 +362,12 @@ def worth_on_text(experiment: str, folder: Path | None = None) -> pd.DataFrame:
     return pd.concat([own, added], ignore_index=True)
 
 
-def text_sentence() -> str:
-    """How token worth does on the text of experiment 2, against as many layers as it runs."""
-    records = worth_on_text("exp2")
+def text_sentence(folder: Path | None = None) -> str:
+    """How token worth does on the text of experiment 2, against as many layers as it runs; nothing without
+    records of both."""
+    records = worth_on_text("exp2", folder)
+    if not {WORTH, "fixed-shallow"} <= set(records.get("model", ())):
+        return ""
     c = compare(records, WORTH, "fixed-shallow")
     verb = "is not shown to differ from"
     if different(c):

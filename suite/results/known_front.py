@@ -17,6 +17,7 @@ from .known_depth import (
     DRAWN,
     FIXED,
     by_hops,
+    compare_hops,
     names_of,
     narrow_records,
     points_of,
@@ -25,7 +26,6 @@ from .known_depth import (
     upper_half,
     with_hops,
 )
-from .stats import compare
 from .tables import count, stored_table
 
 FRONT_LINES = {  # of models that differ in depth only
@@ -215,7 +215,7 @@ def weakest_sentence(front: pd.DataFrame) -> str:
 def plan_sentence(front: pd.DataFrame) -> str:
     """The plan written down against all layers for everyone."""
     own = front[front["model"].isin(["planted", "fixed-deep"])]
-    c = compare(own, "planted", "fixed-deep", metric="hops")
+    c = compare_hops(own, "planted", "fixed-deep")
     layers = max(record["config"]["model"]["n_layers"] for record in own["record"])
     return f"The plan written down against {count(layers)} layers for all tokens: {points_of(c)}."
 

@@ -17,6 +17,7 @@ from .known_depth import (
     LABELS,
     SOLVED,
     by_hops,
+    compare_hops,
     deep_records,
     narrow_records,
     steps_of,
@@ -137,8 +138,8 @@ def every_k_goal(records: pd.DataFrame, model: str) -> Row:
 
 def ahead_goal(scored: pd.DataFrame, model: str, label: str) -> Row:
     """How far a model is ahead of a fixed one at the upper half of k, its interval above SURE."""
-    c = compare(scored, model, label, metric="hops", margin=CLOSE)
-    interval = "" if pd.isna(c["low"]) else f" ({span(c['low'], c['high'], 1)})"
+    c = compare_hops(scored, model, label)
+    interval = f" ({reach})" if (reach := span(c["low"], c["high"], 1)) else ""
     met = c["mean"] >= AHEAD and c["low"] > SURE
     return f"{AHEAD:g} points ahead of {BEHIND[label]}", signed(c["mean"], 1) + interval, met, c["pairs"]
 
@@ -191,7 +192,7 @@ def text_goals(folder: Path | None = None) -> pd.DataFrame:
                     low, high, shown = c["low90"], c["high90"], c["low90"] >= -most
                 else:
                     low, high, shown = c["low"], c["high"], judged(c) == "better"
-                interval = f" ({span(low, high)})" if decided else ""
+                interval = f" ({reach})" if decided and (reach := span(low, high)) else ""
                 met = shown if decided else c["mean"] > -most
                 told = f"{TEXT_NAMES[experiment]}, {name}, {seeds_so_far(c['pairs'])}"
                 fixed = f"{count(layers[other])} fixed layers"
