@@ -328,11 +328,10 @@ def is_ahead(gaps: np.ndarray) -> bool:
 
 def lead(gaps: np.ndarray) -> str:
     """A system's mean gap to fixed depth in nats; of six seeds with its interval."""
-    told, n = f"{signed(gaps.mean(), 3)} nats", len(gaps)
-    if n < LEAST_SEEDS:
-        return f"{told}; {in_seeds(n)}"
-    _, low, high = interval(gaps)
-    return f"{told}, 95 % interval {span(low, high, 3)}; {count(n)} seeds"
+    told, reach = f"{signed(gaps.mean(), 3)} nats", span(*interval(gaps)[1:], 3)
+    if len(gaps) >= LEAST_SEEDS and reach:
+        told += f", 95 % interval {reach}"
+    return f"{told}; {in_seeds(len(gaps))}"
 
 
 def ahead_of_fixed(records: pd.DataFrame, costs: pd.DataFrame) -> tuple[dict, list[str], list[str]]:

@@ -95,7 +95,8 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def span(low: float, high: float, digits: int = 2) -> str:
-    return f"{signed(low, digits)} to {signed(high, digits)}"
+    """From low to high; nothing where there is no interval."""
+    return "" if math.isnan(low) else f"{signed(low, digits)} to {signed(high, digits)}"
 
 
 def with_interval(values: Iterable[float], digits: int = 2) -> str:
@@ -224,15 +225,11 @@ def comparisons(
         c = compare(records, a, b, metric, margin)
         rows.append({
             "model": a, "minus": b, "pairs": c["pairs"], "difference": signed(c["mean"], digits),
-            "95 % interval": brackets(c["low"], c["high"], digits),
-            "90 % interval": brackets(c["low90"], c["high90"], digits),
+            "95 % interval": span(c["low"], c["high"], digits),
+            "90 % interval": span(c["low90"], c["high90"], digits),
             "sign-flip p": short(c["p"]), "p of equality": short(c["p_equivalent"]), "claim": c["claim"],
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("model")
-
-
-def brackets(low: float, high: float, digits: int) -> str:
-    return "" if math.isnan(low) else span(low, high, digits)
 
 
 def short(p: float) -> str:
