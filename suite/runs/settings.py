@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import types
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -73,19 +73,14 @@ class Settings(Checked):
 
     def model(self, **changes) -> ModelConfig:
         """The model of these settings; needs vocab_size among the changes."""
-        return ModelConfig(**{k: v for k, v in self.values.items() if k in hints_of(ModelConfig)} | changes)
+        return ModelConfig(**{k: v for k, v in self.values.items() if k in FIELDS[ModelConfig]} | changes)
 
     def train(self, **changes) -> TrainConfig:
-        return TrainConfig(**{k: v for k, v in self.values.items() if k in hints_of(TrainConfig)} | changes)
+        return TrainConfig(**{k: v for k, v in self.values.items() if k in FIELDS[TrainConfig]} | changes)
 
 
-def hints_of(config_class: type) -> dict[str, Any]:
-    """Field names and type hints of a configuration class, in order."""
-    hints = get_type_hints(config_class, include_extras=True)
-    return {f.name: hints[f.name] for f in fields(config_class)}
-
-
-OWN_TEXT = {name: hint for name, hint in hints_of(Settings).items() if name in ("text", "tokenizer")}
+FIELDS = {kind: get_type_hints(kind, include_extras=True) for kind in (Settings, ModelConfig, TrainConfig)}
+OWN_TEXT = {name: FIELDS[Settings][name] for name in ("text", "tokenizer")}
 
 
 def settings(
@@ -101,7 +96,7 @@ def settings(
     means None, where a parameter may be None. MORLIB_JOBS stands in for a `jobs` of None.
     Raises ValueError that names the allowed parameters if one is unknown, ill-typed or out of range.
     """
-    known = hints_of(Settings) | hints_of(ModelConfig) | hints_of(TrainConfig)
+    known = FIELDS[Settings] | FIELDS[ModelConfig] | FIELDS[TrainConfig]
     hidden = ("vocab_size", "seed", "values", *OWN_TEXT)
     known = {k: v for k, v in known.items() if k not in hidden and (only is None or k in only)} | (own or {})
     given = parameters(namespace, known)
@@ -121,7 +116,7 @@ def settings(
             values["jobs"] = max(torch.cuda.device_count(), 1)  # one run a card
         if jobs := os.environ.get("MORLIB_JOBS"):
             values["jobs"] = as_meant(jobs, int)
-    names = {k: v for k, v in values.items() if k in hints_of(Settings)}
+    names = {k: v for k, v in values.items() if k in FIELDS[Settings]}
     result = Settings(**names | dict(preset=preset, recipe=recipe, values=values))
     result.model(vocab_size=2)
     result.train()
