@@ -63,16 +63,6 @@ def test_where_a_new_seed_is_expected():
     assert np.isnan(results.new_seed_range([1.0, 2.0])).all()
 
 
-def test_intervals_by_group():
-    seeds = pd.DataFrame(dict(text="a", model=["x"] * 3 + ["y"], value=[1.0, 2.0, 4.0, 5.0]))
-    found = results.intervals(seeds, ["text", "model"], "value")
-    assert list(found["model"]) == ["x", "y"] and list(found["seeds"]) == [3, 1]
-    assert found.loc[0, ["mean", "low", "high"]].tolist() == pytest.approx(
-        list(results.interval([1.0, 2.0, 4.0]))
-    )
-    assert found.loc[1, "mean"] == 5 and np.isnan(found.loc[1, "low"])
-
-
 def test_paired_comparison():
     rng = np.random.default_rng(0)
     base = rng.normal(40, 3, 8)

@@ -130,7 +130,6 @@ from .recursion import (
 from .stats import (
     compare,
     interval,
-    intervals,
     new_seed_range,
     paired,
     rank_correlation,
