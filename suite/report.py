@@ -225,10 +225,8 @@ def trained_long(experiment: str) -> list[str]:
         f"### Trained long: {results.TEXT_NAMES[experiment]}",
         about(records),
         " ".join(filter(None, (sentence(experiment) for sentence in LONG_SENTENCES))),
-        *(
-            markdown(results.summary(records)),
-            markdown(results.comparisons(records, results.long_pairs(experiment) + results.WHO_PAIRS)),
-        ),
+        markdown(results.summary(records)),
+        markdown(results.comparisons(records, results.long_pairs(experiment) + results.WHO_PAIRS)),
         *(
             ["By length of training, width and context:", markdown(results.worth_of_depth().reset_index())]
             if experiment == "exp1"
@@ -367,7 +365,7 @@ def text_dial() -> list[str]:
 
 def recursion() -> list[str]:
     """One block that is run once a hop, and more often than in training, where its table ships."""
-    table = results.stored_recursion()
+    table = results.stored_table(results.RECURSION)
     if table.empty:
         return []
     told = f"### A block run more often than in training\n\n{results.recursion_sentence(table)}"
@@ -450,7 +448,7 @@ def difficulty() -> list[str]:
     subjects = stored_subjects()
     if not subjects:
         return []
-    lines, gain = lines_of(verdict_lines(subjects)), routing.stored_gain()
+    lines, gain = lines_of(verdict_lines(subjects)), results.stored_table(routing.GAIN)
     parts = ["## Does depth follow difficulty?", difficulty_sentence(subjects), lines]
     if gain.empty:
         return parts

@@ -121,11 +121,11 @@ from .plan_found import (
     watch_plan,
 )
 from .recursion import (
+    RECURSION,
     draw_recursion,
     measure_recursion,
     recursion_sentence,
     recursion_table,
-    stored_recursion,
 )
 from .stats import (
     compare,
