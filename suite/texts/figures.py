@@ -27,9 +27,8 @@ def stored_floors() -> pd.DataFrame:
     """
     rows = []
     for experiment, text in STORED.items():
-        for path in sorted(files.REFERENCE.glob(f"{experiment}_*.json"))[
-            :1
-        ]:  # all of them have the same text
+        # All of them have the same text
+        for path in sorted(files.REFERENCE.glob(f"{experiment}_*.json"))[:1]:
             floors = json.loads(path.read_text(encoding="utf-8"))["floors"]
             for order, counted in COUNTED.items():
                 floor = floors[order]["heldout"]
