@@ -123,6 +123,15 @@ def test_the_interval_beside_a_verdict_is_the_one_that_decided():
 # ---- Over places ----
 
 
+def test_spearman_is_the_rank_correlation_without_its_interval():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(1, 7, (40, 30)).astype(float), rng.normal(size=(40, 30)).round(1)
+    y[rng.random(y.shape) < 0.05] = np.nan
+    spearman = results.stats.spearman
+    assert spearman(x, y) == pytest.approx(results.rank_correlation(x, y, draws=1)[0], abs=1e-12)
+    assert spearman((1, 2, 3), (5, 6, 9)) == pytest.approx(1) and spearman((1, 2), (3, 3)) == 0
+
+
 def test_rank_correlation_has_known_answers():
     rng = np.random.default_rng(0)
     cause, other = rng.normal(size=(2, 200, 20))

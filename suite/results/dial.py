@@ -8,7 +8,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scipy.stats
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -17,7 +16,7 @@ import morlib
 from ..runs import Run, trained_model
 from .figures import figure_style
 from .known_depth import LABELS, SOLVED
-from .stats import LEAST_SEEDS, interval
+from .stats import LEAST_SEEDS, interval, spearman
 from .tables import in_seeds, signed, span
 
 # Tables that ship: of `measure_dial` in the wide setting, the narrow one and with twelve layers, and on text
@@ -85,7 +84,7 @@ def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:
     """
     asked, places = task.answers(lines), task.places(lines.shape[1] - 1)
     k, depth = asked["k"][asked["hard"]].numpy(), seen["depth"][:, places][asked["hard"]].numpy()
-    return float(scipy.stats.spearmanr(k, depth).statistic) if np.ptp(depth) else 0.0
+    return spearman(k, depth)
 
 
 def by_target(table: pd.DataFrame, what: str) -> pd.DataFrame:

@@ -31,7 +31,7 @@ from .figures import (
 )
 from .headlines import TEXT_NAMES, seeds_so_far, show
 from .stats import LEAST_SEEDS, by_equality_alone, compare, different, interval, judged
-from .tables import count, in_seeds, plain_names, signed, span, verdict_words
+from .tables import count, in_seeds, layers_by_model, plain_names, signed, span, verdict_words
 
 LABELS = {
     "fixed-half": "{n} layers",
@@ -90,7 +90,7 @@ KIND_NAMES = ("table", "number k", "symbol x", "answer")
 
 def names_of(records: pd.DataFrame) -> dict[str, str]:
     """What each model's label means, for readers; a fixed model is named by its layers."""
-    layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records["record"]}
+    layers = layers_by_model(records)
     return {label: LABELS.get(label, label).format(n=count(n)) for label, n in layers.items()}
 
 
@@ -467,8 +467,9 @@ def hops_curves(records: pd.DataFrame) -> Figure:
     return figure
 
 
-def plan_curves(records: pd.DataFrame, model: str = "worth") -> Figure:
-    """The depth of each kind of token on validation lines against training steps, a line a seed.
+def plan_curves(records: pd.DataFrame) -> Figure:
+    """The depth that token worth gives each kind of token on validation lines, against training steps, a line
+    a seed.
 
     Grey: the plan written down, where its records are there.
     """
@@ -476,7 +477,7 @@ def plan_curves(records: pd.DataFrame, model: str = "worth") -> Figure:
     figure, ax = plt.subplots(figsize=(8, 3.5))
     planted = records[records["model"] == "planted"]["record"]
     for index, (kind, name) in enumerate(zip(KINDS, KIND_NAMES)):
-        for number, record in enumerate(records[records["model"] == model]["record"]):
+        for number, record in enumerate(records[records["model"] == "worth"]["record"]):
             curve = [
                 (point["step"], point["val_details"]["depth_by_kind"][kind]) for point in record["history"]
             ]

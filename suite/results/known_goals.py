@@ -27,7 +27,7 @@ from .known_depth import (
 from .known_front import asked_depth
 from .long import long_records
 from .stats import LEAST_SEEDS, MARGIN, compare, judged
-from .tables import count, signed, span
+from .tables import count, layers_by_model, signed, span
 
 NEAR, EACH = 0.05, 0.15  # how far the mean of E, and each seed's, may be from what is asked for
 CLOSE, AHEAD, SURE = 1.0, 25.0, 15.0  # points: behind all layers, ahead of half of them, and of its interval
@@ -183,7 +183,7 @@ def text_goals(folder: Path | None = None) -> pd.DataFrame:
     rows = []
     for experiment, rivals in TEXT_GOALS.items():
         records = long_records(experiment, folder)
-        layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records.get("record", ())}
+        layers = layers_by_model(records)
         for label, name in ((ROUTED[experiment][0], "MoR"), ("worth", "token worth")):
             for other in [other for other in rivals if {label, other} <= set(layers)]:
                 most, c = rivals[other], compare(records, label, other, margin=rivals[other] or MARGIN)

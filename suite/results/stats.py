@@ -162,6 +162,15 @@ def within(values: np.ndarray, factors: Sequence[np.ndarray]) -> np.ndarray:
     return left
 
 
+def spearman(x, y) -> float:
+    """Spearman's correlation of x and y, where both are known (not NaN); 0 where one of them is constant."""
+    x, y = np.ravel(x).astype(float), np.ravel(y).astype(float)
+    known = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[known], y[known]
+    constant = min(np.ptp(x), np.ptp(y)) < 1e-6
+    return 0.0 if constant else float(scipy.stats.spearmanr(x, y).statistic)
+
+
 def rank_correlation(
     x: np.ndarray, y: np.ndarray, given: Sequence[np.ndarray] = (), draws: int = 400
 ) -> tuple[float, float, float]:

@@ -47,7 +47,7 @@ NAMES = {
     "random-deep": "blind routing at depth {E:.0f}",
     "random-half": "blind routing at depth {E:.0f}",
 }
-KINDS = {"fixed": "fixed depth", "mor": "MoR", "random": "blind routing"}  # of the front
+FRONT_KINDS = {"fixed": "fixed depth", "mor": "MoR", "random": "blind routing"}
 
 
 # ---- Words and numbers ----
@@ -125,6 +125,12 @@ def plain_names(records: pd.DataFrame) -> dict[str, str]:
         n, k, E = config["n_layers"], config["shared_blocks"], group["effective_depth"].mean()
         names[label] = NAMES.get(label, "{label}").format(n=n, k=k, E=E, label=label)
     return names
+
+
+def layers_by_model(records: pd.DataFrame) -> dict[str, int]:
+    """How many layers the models of some records have, by label."""
+    found = zip(records.get("model", ()), records.get("record", ()))
+    return {label: record["config"]["model"]["n_layers"] for label, record in found}
 
 
 def as_texts(column: pd.Series) -> pd.Series:
@@ -312,7 +318,7 @@ def front_lines(front: pd.DataFrame) -> list[str]:
         both = loss.loc[loss.index < most, ["mor", other]].dropna()
         gap = both["mor"] - both[other]
         lower = f"lower held-out loss at {(gap < 0).sum()} of {len(gap)} depths"
-        lines.append(f"MoR against {KINDS[other]}: {lower}; on average {signed(gap.mean(), 4)} nats")
+        lines.append(f"MoR against {FRONT_KINDS[other]}: {lower}; on average {signed(gap.mean(), 4)} nats")
     best = f"{fixed.min():.4f} ({fixed.idxmin()} layers)"
     worst = f"{fixed.max():.4f} ({fixed.idxmax()} layers)"
     lines.append(f"fixed depth: losses from {best} to {worst}")

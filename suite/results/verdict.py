@@ -10,7 +10,7 @@ from ..runs.experiments import ROUTED
 from .headlines import epochs_of, longer, rivals
 from .known_depth import answerable, compare_hops, names_of, with_hops
 from .stats import compare, different, judged
-from .tables import count, signed
+from .tables import count, layers_by_model, signed
 
 
 def short_answer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
@@ -73,7 +73,7 @@ def mor_gets(tables: list[pd.DataFrame]) -> str:
     tables = with_depth(tables)
     if not tables:
         return ""
-    layers = {r["model"]: count(r["config"]["model"]["n_layers"]) for r in tables[0]["record"]}
+    layers = {label: count(n) for label, n in layers_by_model(tables[0]).items()}
     return (
         f"That is {layers['fixed-deep']} layers against {layers['fixed-shallow']}, after "
         f"{epochs_of(tables[0], 'fixed-deep')} epochs. MoR, at the cost of {layers['fixed-at-E']}, gets "

@@ -20,7 +20,7 @@ import morlib
 
 from .. import runs
 from ..files import REFERENCE, outputs, write_whole
-from ..results.stats import interval, rank_correlation
+from ..results.stats import interval, spearman
 from . import difficulty, interventions, textpage
 
 FILE = "routing_findings.json"
@@ -298,8 +298,8 @@ def watch(material: Material, run: runs.Run) -> pd.DataFrame:
     def look(training):
         if training.step in training.points:
             score = morlib.score(training.model, material.windows)
-            r = rank_correlation(score["depth"].numpy().astype(float), entropy)[0]
             table = difficulty.rates(score["actions"], tenth)
+            r = spearman(score["depth"], entropy)
             looks.append(table.assign(step=training.step, r=r, seed=run.train.seed))
 
     device, dtype, _ = runs.pick_device()
