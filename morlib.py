@@ -75,7 +75,7 @@ def check_value(name: str, value, hint):
         low = "above 0" if ends[0] == TINY else f"{ends[0]} or more"
         high = "" if ends[1] == HUGE else f", {ends[1]:g} at most"
         raise ValueError(f"{name} must be {low}{high}, not {value!r}")
-    return value
+    return float(value) if kind is float else value  # 8 and 8.0 are one run
 
 
 class Checked:
@@ -889,12 +889,11 @@ class Transformer(nn.Module):
         """Raises ValueError if tokens that follow `start` others cannot be read."""
         if tokens.dim() != 2 or tokens.dtype != torch.long or tokens.numel() == 0:
             raise ValueError(f"tokens must be a non-empty int64 tensor, not {tokens.dtype} {[*tokens.shape]}")
-        length, most = start + tokens.shape[1], self.cfg.max_len
+        length, most, V = start + tokens.shape[1], self.cfg.max_len, self.cfg.vocab_size
         if length > most:
             raise ValueError(f"{length} tokens are longer than the model's max_len of {most}: shorten it")
         low, high = torch.stack(tokens.aminmax()).tolist()
-        if low < 0 or high >= self.cfg.vocab_size:
-            wrong, V = low if low < 0 else high, self.cfg.vocab_size
+        if not 0 <= (wrong := low if low < 0 else high) < V:
             raise ValueError(f"token id {wrong} is out of range: the vocabulary has ids 0 to {V - 1}")
 
     def _scaled_init(self) -> None:
@@ -1238,18 +1237,19 @@ def generate(model: Transformer, prompt: Tensor, max_new_tokens: int, use_cache:
     was_training, most = model.training, model.cfg.max_len
     model.eval()
     start, cache, fresh = 0, Cache(), tokens  # where the context begins; fresh: what the cache has not seen
-    for _ in range(max_new_tokens):
-        if tokens.shape[1] - start > most:
-            start = tokens.shape[1] - max(most // 2, 1)
-            cache, fresh = Cache(), tokens[:, start:]
-        logits = (model(fresh, cache) if use_cache else model(tokens[:, start:])).logits[:, -1]
-        if temperature == 0:
+    try:
+        for _ in range(max_new_tokens):
+            if tokens.shape[1] - start > most:
+                start = tokens.shape[1] - max(most // 2, 1)
+                cache, fresh = Cache(), tokens[:, start:]
+            logits = (model(fresh, cache) if use_cache else model(tokens[:, start:])).logits[:, -1]
             fresh = logits.argmax(-1, keepdim=True)
-        else:
-            p = (logits / temperature).softmax(-1).to(generator.device if generator else logits.device)
-            fresh = torch.multinomial(p, 1, generator=generator).to(tokens.device)
-        tokens = torch.cat([tokens, fresh], dim=1)
-    model.train(was_training)
+            if temperature > 0:
+                p = (logits / temperature).softmax(-1).to(generator.device if generator else logits.device)
+                fresh = torch.multinomial(p, 1, generator=generator).to(tokens.device)
+            tokens = torch.cat([tokens, fresh], dim=1)
+    finally:
+        model.train(was_training)
     return tokens[0] if prompt.dim() == 1 else tokens
 
 

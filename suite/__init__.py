@@ -1,4 +1,4 @@
-"""What the notebooks need around morlib, a room a question: texts, runs, results, routing, cost."""
+"""What the notebooks need around morlib, a room a question: texts, runs, results, routing, cost, field."""
 
 from importlib.metadata import PackageNotFoundError, version
 

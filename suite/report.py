@@ -226,10 +226,8 @@ def trained_long(experiment: str) -> list[str]:
         f"### Trained long: {results.TEXT_NAMES[experiment]}",
         about(records),
         " ".join(filter(None, (sentence(experiment) for sentence in LONG_SENTENCES))),
-        *(
-            markdown(results.summary(records)),
-            markdown(results.comparisons(records, results.long_pairs(experiment) + results.WHO_PAIRS)),
-        ),
+        markdown(results.summary(records)),
+        markdown(results.comparisons(records, results.long_pairs(experiment) + results.WHO_PAIRS)),
         *(
             ["By length of training, width and context:", markdown(results.worth_of_depth().reset_index())]
             if experiment == "exp1"
@@ -290,9 +288,12 @@ def goals_reached() -> list[str]:
 
 
 def worth_on_text() -> list[str]:
-    """Token worth on text, and what a router should reach there."""
+    """Token worth on text, and what a router should reach there; nothing without records."""
+    told = results.text_sentence()
+    if not told:
+        return []
     return [
-        f"### Token worth on text\n\n{results.text_sentence()} In points of accuracy:",
+        f"### Token worth on text\n\n{told} In points of accuracy:",
         markdown(results.comparisons(results.worth_on_text("exp2"), results.TEXT_PAIRS)),
         "What a router should reach on text, trained long, in points of accuracy (90 % interval; where it "
         "should be ahead, 95 %):",
@@ -365,7 +366,7 @@ def text_dial() -> list[str]:
 
 def recursion() -> list[str]:
     """One block that is run once a hop, and more often than in training, where its table ships."""
-    table = results.stored_recursion()
+    table = results.stored_table(results.RECURSION)
     if table.empty:
         return []
     told = f"### A block run more often than in training\n\n{results.recursion_sentence(table)}"
@@ -448,7 +449,7 @@ def difficulty() -> list[str]:
     subjects = stored_subjects()
     if not subjects:
         return []
-    lines, gain = lines_of(verdict_lines(subjects)), routing.stored_gain()
+    lines, gain = lines_of(verdict_lines(subjects)), results.stored_table(routing.GAIN)
     parts = ["## Does depth follow difficulty?", difficulty_sentence(subjects), lines]
     if gain.empty:
         return parts

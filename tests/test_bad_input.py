@@ -181,11 +181,11 @@ TEXTS = {
     ),
     "an unknown split": (text(LONG, split="thirds"), "split must be one of full, halves, 90/10"),
     "an unknown tokenizer": (text(LONG, tokenizer="words"), "tokenizer must be char or sentencepiece"),
-    "negative max_chars": (text(LONG, max_chars=-5), "max_chars must be an integer of 1 or more"),
-    "max_chars of zero": (text(LONG, max_chars=0), "max_chars must be an integer of 1 or more"),
+    "negative max_chars": (text(LONG, max_chars=-5), "max_chars must be 1 or more, not -5"),
+    "max_chars of zero": (text(LONG, max_chars=0), "max_chars must be 1 or more, not 0"),
     "fractional subwords": (
         text(LONG, tokenizer="sentencepiece", subwords=300.5),
-        "subwords must be an integer",
+        "subwords must be int",
     ),
 }
 TOKENIZERS = {

@@ -22,7 +22,7 @@ def generator(seed=0):
 def read(task, line):
     """A line's variables {name: what it is set to}, and its questions [(x, answer or None)]."""
     text = task.tokenizer.decode(line.tolist())
-    m = task.variables
+    m = task.m
     table = {chr(ord("a") + i): text[i] for i in range(m)}
     rest = text[m:]
     triples = [rest[i : i + 3] for i in range(0, len(rest), 3)]
@@ -41,7 +41,7 @@ def steps(table, x, told):
 @settings(deadline=None, max_examples=40)
 @given(TASKS, st.sampled_from(list(WINDOWS)), st.integers(0, 40), st.integers(0, 99))
 def test_a_line_is_assignments_and_then_right_answers(task, part, more, seed):
-    length, C = task.variables + 3 + more, task.chains
+    length, C = task.m + 3 + more, task.chains
     lines = task._lines(5, length, generator(seed), part)
     assert lines.shape == (5, length + 1) and lines.dtype == torch.int64
     asked = task.answers(lines)

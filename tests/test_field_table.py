@@ -243,6 +243,11 @@ def test_six_seeds_are_judged_by_their_interval_and_fewer_each(gaps, ahead):
     assert ("95 % interval" in results.field.lead(np.array(gaps))) is (len(gaps) == 6)
 
 
+def test_seeds_that_all_lead_alike_have_no_interval():
+    assert results.field.lead(np.full(6, 0.1)) == "+0.100 nats; six seeds"
+    assert results.tables.span(np.nan, np.nan) == "" and results.tables.span(-1, 2, 0) == "\u22121 to +2"
+
+
 @pytest.mark.parametrize(
     "run, fallen",
     [((1, 1, 0), True), ((1, 0.995), True), ((1, 0.005), True), ((1, 0.5, 0), False), ((0.98, 1), False)],

@@ -116,18 +116,18 @@ def test_it_needs_two_seeds_and_all_models(measured):
 
 
 def test_tables_are_kept_as_they_are(tmp_path):
-    table = routing.stored_gain()
+    table = results.stored_table(routing.GAIN)
     results.save_table(table, tmp_path / "gain.json")
-    assert routing.stored_gain(tmp_path / "gain.json").equals(table)
-    assert (tmp_path / "gain.json").read_bytes() == (REFERENCE / gain.FILE).read_bytes()
+    assert results.stored_table("gain.json", tmp_path).equals(table)
+    assert (tmp_path / "gain.json").read_bytes() == (REFERENCE / gain.GAIN).read_bytes()
 
 
 def test_without_a_table_nothing_is_said(tmp_path):
-    assert routing.gain_sentence(routing.stored_gain(tmp_path / "none.json")) == ""
+    assert routing.gain_sentence(results.stored_table("none.json", tmp_path)) == ""
 
 
 def test_the_table_that_ships_agrees_with_the_records_of_its_runs():
-    table = routing.stored_gain()
+    table = results.stored_table(routing.GAIN)
     records = {r["id"]: r["metrics"] for r in runs.stored_records("exp1-thin-long")["record"]}
     assert sorted(table["seed"].unique()) == list(range(6))
     for row in table.to_dict("records"):
@@ -138,7 +138,7 @@ def test_the_table_that_ships_agrees_with_the_records_of_its_runs():
 
 
 def test_the_sentence_and_the_picture_say_what_the_table_does():
-    table = routing.stored_gain()
+    table = results.stored_table(routing.GAIN)
     shares = gain.carried_share(table, "three")
     third = np.mean([np.interp(1 / 3, gain.SHARES, seed) for seed in shares])
     assert f", {third:.0f} % (" in routing.gain_sentence(table)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import morlib
-from suite import field, files, results, runs, texts
+from suite import field, files, report, results, runs, texts
 from suite.results.dial import follows
 from suite.results.known_depth import RATES
 from suite.runs import leads
@@ -498,6 +498,15 @@ def test_fewer_layers_are_told_by_their_means():
     assert results.fewer_layers_sentence(records.head(0)) == ""
 
 
+def test_the_plan_is_equal_to_all_layers_within_a_point_as_in_the_other_sentences():
+    front = results.front_records()
+    for model, level in (("planted", 50), ("fixed-deep", 0)):
+        own = front["model"] == model
+        front.loc[own, "hops"] = 50 + front.loc[own, "seed"].map(lambda seed: 0.9 * (-1) ** seed * level / 50)
+    told = results.plan_sentence(front)
+    assert "+0 points (90 % interval \u22121 to +1; six seeds)" in told
+
+
 def test_the_front_is_drawn_from_both_kinds_of_records():
     front = results.front_records()
     narrow = results.narrow_records()
@@ -819,6 +828,12 @@ def test_token_worth_on_text_stands_beside_the_experiment_s_records():
     alike = results.verdicts(records, [("token worth, by windows", "token worth")])["verdict"]
     assert alike.tolist() == ["equal within half a point"]
     assert gap < -1 and results.text_sentence().startswith(f"{loses}: {results.signed(gap)} points (")
+
+
+def test_without_records_nothing_is_said_of_token_worth_on_text(tmp_path, monkeypatch):
+    assert results.text_sentence(tmp_path) == ""
+    monkeypatch.setattr(results, "text_sentence", lambda: "")
+    assert report.worth_on_text() == []
 
 
 def test_the_dial_that_ships_is_of_the_stored_runs():

@@ -403,6 +403,19 @@ def test_cached_generation_equals_uncached_past_the_context(make_model, routing,
     assert made[0].shape == (2, 35) and torch.equal(made[0], made[1]) and torch.equal(made[0][:, :5], prompt)
 
 
+def test_generation_that_fails_leaves_the_model_in_training(make_model, monkeypatch):
+    model = make_model().train()
+
+    def fails(*args):
+        assert not model.training
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(model, "readout", fails)
+    with pytest.raises(RuntimeError, match="no memory"):
+        morlib.generate(model, torch.tensor([1, 2]), 3)
+    assert model.training
+
+
 def test_numbers_of_numpy_are_taken_by_generate(make_model):
     model, prompt = make_model(routing="mor"), torch.tensor([[1, 2, 3]])
     mine, theirs = (

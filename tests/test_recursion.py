@@ -70,7 +70,7 @@ def test_more_runs_are_judged_by_as_many_hops(trained, tmp_path):
         own = table[(table["model"] == spec.model) & (table["runs"] == table["k"])]
         assert own.set_index("k")["right"].to_dict() == pytest.approx(of_k), "as the task itself says"
     results.save_table(table, tmp_path / "recursion.json")
-    pd.testing.assert_frame_equal(results.stored_recursion(tmp_path / "recursion.json"), table)
+    pd.testing.assert_frame_equal(results.stored_table("recursion.json", tmp_path), table)
 
 
 def test_answers_are_judged_by_the_hops_that_were_run(trained, monkeypatch):
@@ -125,5 +125,5 @@ def test_hops_beyond_a_cycle_go_round_it():
 
 
 def test_without_a_table_there_is_nothing(tmp_path):
-    table = results.stored_recursion(tmp_path / "none.json")
+    table = results.stored_table("none.json", tmp_path)
     assert table.empty and results.recursion_sentence(table) == ""

@@ -63,16 +63,6 @@ def test_where_a_new_seed_is_expected():
     assert np.isnan(results.new_seed_range([1.0, 2.0])).all()
 
 
-def test_intervals_by_group():
-    seeds = pd.DataFrame(dict(text="a", model=["x"] * 3 + ["y"], value=[1.0, 2.0, 4.0, 5.0]))
-    found = results.intervals(seeds, ["text", "model"], "value")
-    assert list(found["model"]) == ["x", "y"] and list(found["seeds"]) == [3, 1]
-    assert found.loc[0, ["mean", "low", "high"]].tolist() == pytest.approx(
-        list(results.interval([1.0, 2.0, 4.0]))
-    )
-    assert found.loc[1, "mean"] == 5 and np.isnan(found.loc[1, "low"])
-
-
 def test_paired_comparison():
     rng = np.random.default_rng(0)
     base = rng.normal(40, 3, 8)
@@ -131,6 +121,15 @@ def test_the_interval_beside_a_verdict_is_the_one_that_decided():
 
 
 # ---- Over places ----
+
+
+def test_spearman_is_the_rank_correlation_without_its_interval():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(1, 7, (40, 30)).astype(float), rng.normal(size=(40, 30)).round(1)
+    y[rng.random(y.shape) < 0.05] = np.nan
+    spearman = results.stats.spearman
+    assert spearman(x, y) == pytest.approx(results.rank_correlation(x, y, draws=1)[0], abs=1e-12)
+    assert spearman((1, 2, 3), (5, 6, 9)) == pytest.approx(1) and spearman((1, 2), (3, 3)) == 0
 
 
 def test_rank_correlation_has_known_answers():

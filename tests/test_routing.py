@@ -501,6 +501,7 @@ def test_the_verdicts_that_ship_follow_from_the_correlations(stored):
 @pytest.mark.parametrize("given, message", [
     (dict(epochs=3), "another epochs"),
     (dict(recipe="source"), "another .*norm"),
+    (dict(max_chars=5000), "another max_chars: choose another preset"),
 ])  # fmt: skip
 def test_stored_findings_are_not_shown_for_other_settings(given, message):
     s = runs.settings(dict(preset="stored") | given)

@@ -18,6 +18,7 @@ import morlib
 from suite import files, runs, texts
 from suite.runs import checkpoint, records
 from suite.runs.code import code_of
+from suite.runs.settings import names_set
 
 SMALL = dict(n_layers=3, d_model=16, n_heads=2, d_ff=40, max_len=12, dropout=0.1)
 SHORT = morlib.TrainConfig(epochs=1, windows=32, batch_size=8, evaluations=1, eval_windows=8)
@@ -834,6 +835,34 @@ def test_one_number_written_in_two_ways_is_one_run(corpus):
     assert len(ids) == 1
 
 
+def test_8_and_8_0_are_one_run_in_scripts_too(corpus):
+    shape, ids = SMALL | dict(vocab_size=corpus.vocab_size, n_layers=8), set()
+    for number in (8, 8.0, np.int64(8), np.float32(8)):
+        cfg = morlib.ModelConfig(**shape, target_depth=number)
+        tc = morlib.TrainConfig(weight_decay=number, clip=number)
+        assert type(cfg.target_depth) is type(tc.weight_decay) is type(tc.clip) is float
+        ids.add(runs.run_id(cfg, tc, corpus))
+    assert len(ids) == 1
+    assert morlib.ModelConfig(**shape).target_depth is None and type(cfg.n_layers) is int
+    with pytest.raises(ValueError, match="lr must be float, not bool True"):
+        morlib.TrainConfig(lr=True)
+
+
+def test_a_number_of_numpy_is_python_s_in_the_settings():
+    s = runs.settings(dict(preset="smoke", lr=np.float64(0.5)))
+    assert type(s.values["lr"]) is float
+
+
+def test_a_text_that_is_cut_has_no_record_of_the_whole_text():
+    def found(**given):
+        s = runs.settings(dict(preset="stored", seeds=1) | given)
+        own = runs.experiment_runs(s, "exp1", runs.TEXTS["exp1"], dict(fixed=(dict(routing="none"), {})))
+        return runs.runner.stored(own)[0]
+
+    assert isinstance(found(), dict)
+    assert found(max_chars=5000) == found(epochs=3) == "no record of it ships: choose a preset that trains it"
+
+
 def test_the_parameter_cell_can_be_run_again():
     """In a notebook, as IPython keeps it: `In` is the list of executed cells."""
     parameters = 'preset: str = "smoke"\nseeds: int = None'
@@ -868,6 +897,11 @@ def test_what_the_parameters_cell_names_is_judged():
         with pytest.raises(ValueError, match="unknown parameter sedes; allowed are: "):
             runs.settings(notebook(READERS_CELL, cell, **values))
     assert runs.settings(notebook(misspelt, PARAMETERS_CELL, **values)), "it was corrected and run again"
+
+
+def test_annotated_items_and_attributes_are_no_parameters():
+    cell = PARAMETERS_CELL + "\nclass A: pass\na = A()\na.x: int = 1\nd = {}\nd['x']: int = 2"
+    assert names_set(notebook(cell)) == {"preset", "epochs", "seeds", "a", "d"}
 
 
 def test_what_papermill_sets_is_judged_and_taken():

@@ -27,7 +27,7 @@ from ..files import REFERENCE, outputs, write_whole
 from . import decoding_rows, goals, growth, training_rows
 from .benched import FULL, QUICK, TINY, Bench, Sizes
 from .grown import findings
-from .speed import about, machine
+from .speed import about, begun, machine
 
 GROUPS = {  # the name of each group, and what measures its rows; what people feel most comes first
     "training": training_rows.training,
@@ -62,21 +62,6 @@ def record_path(folder: Path, what: str = "speed", kind: str = "full") -> Path:
     return folder / f"{what}_{name}{'' if kind == 'full' else f'_{kind}'}.json"
 
 
-def comparable(record: dict) -> list:
-    """What two records must have in common to be one: machine, threads, versions, sizes but for the turns."""
-    sizes = {k: v for k, v in record.get("sizes", {}).items() if "turns" not in k}
-    return [record.get(k) for k in ("cpu", "gpu", "threads", "versions")] + [sizes]
-
-
-def begun(path: Path | None, here: dict) -> dict:
-    """The record at a path, to go on with, if it is `comparable` with one made here; else a new one."""
-    if path and path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if comparable(old) == comparable(json.loads(json.dumps(here))):
-            return old | {k: here[k] for k in ("date", "load", "commit")}
-    return here | dict(dtype="float32", rows={}, seconds={}, took={})
-
-
 def measure(groups: tuple[str, ...] = tuple(GROUPS), sizes: Sizes = FULL, path: Path | None = None,
             again: bool = False, minutes: float = math.inf) -> dict:  # fmt: skip
     """Measure groups of rows; the record goes to `path` after each.
@@ -85,7 +70,8 @@ def measure(groups: tuple[str, ...] = tuple(GROUPS), sizes: Sizes = FULL, path: 
     measured `again` only if asked. After so many minutes no further group is begun. Each row says how many
     turns it took.
     """
-    record, start = begun(path, machine() | dict(sizes=dict(vars(sizes)))), time.perf_counter()
+    here, start = machine() | dict(sizes=dict(vars(sizes)), dtype="float32"), time.perf_counter()
+    record = begun(path, here, dict(rows={}, seconds={}, took={}))
     left = [group for group in groups if again or group not in record["took"]]
     if not left:
         return record

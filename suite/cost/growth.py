@@ -19,7 +19,7 @@ from morlib import ModelConfig, Transformer
 from ..files import write_whole
 from ..runs import keep_memory
 from .others import cached_generation
-from .speed import machine
+from .speed import begun, machine
 from .timing import build, in_turn, training_step
 
 TRAINING, DECODING = "training step", "decoding"
@@ -39,9 +39,8 @@ class Sweep:
     layers: int = 12
     head: int = 16  # width of an attention head
     base_width: int = 128
-    base_batch: int = (
-        16  # windows of `length[0]` in a training step; against length, as many tokens as 4 such
-    )
+    # Windows of `length[0]` in a training step; against length, as many tokens as 4 such
+    base_batch: int = 16
     seconds: float = 6.0  # turns of a point go on for so long, but are three at least
 
 
@@ -102,12 +101,7 @@ def measure(sweep: Sweep = FULL, path: Path | None = None) -> dict:
     A record there of the same machine, versions and sweep is gone on with.
     """
     keep_memory()
-    here = json.loads(json.dumps(machine() | dict(sweep=vars(sweep), dtype="float32")))
-    record = here | dict(points=[])
-    if path and path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        if all(old[key] == here[key] for key in ("cpu", "gpu", "threads", "versions", "sweep")):
-            record = old | {key: here[key] for key in ("date", "load", "commit")}
+    record = begun(path, machine() | dict(sweep=vars(sweep), dtype="float32"), dict(points=[]))
     there = {(row["kind"], row["axis"], row["value"]) for row in record["points"]}
     for kind, axis, value in values(sweep):
         if (kind, axis, value) in there:

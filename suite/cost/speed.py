@@ -83,6 +83,22 @@ def machine() -> dict:
     )
 
 
+def comparable(record: dict) -> list:
+    """What two records must have in common to be one: machine, threads, versions, sizes but for the turns."""
+    sizes = {k: v for k, v in record.get("sizes", {}).items() if "turns" not in k}
+    return [record.get(k) for k in ("cpu", "gpu", "threads", "versions", "sweep")] + [sizes]
+
+
+def begun(path: Path | None, here: dict, empty: dict) -> dict:
+    """The record at a path, to go on with, if it is `comparable` with one made here; else an empty one."""
+    here = json.loads(json.dumps(here))
+    if path and path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if comparable(old) == comparable(here):
+            return old | {k: here[k] for k in ("date", "load", "commit")}
+    return here | empty
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []

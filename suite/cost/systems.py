@@ -15,7 +15,7 @@ from morlib import Cache, Transformer
 
 from ..files import REFERENCE, read_rows, write_rows
 from ..results.dial import follows
-from ..results.stats import rank_correlation
+from ..results.stats import spearman
 from ..runs import Run, trained_model
 from ..texts import ngram_surprisal
 from .flops import flops
@@ -79,7 +79,7 @@ def follows_surprisal(seen: dict[str, Tensor], windows: Tensor, corpus) -> float
     text, which no model has a part in; windows [n, L + 1]. 0 where all are equally deep."""
     surprisal = ngram_surprisal(corpus.ids["train"], windows.flatten(), 3, corpus.vocab_size)[0]
     surprisal = np.append([np.nan, np.nan], surprisal).reshape(windows.shape)[:, 2:]  # [n, L - 1]
-    return rank_correlation(seen["depth"][:, 1:].numpy().astype(float), surprisal, draws=1)[0]
+    return spearman(seen["depth"][:, 1:], surprisal)
 
 
 def times(model: Transformer, task, layers: int, repeats: int) -> dict[str, float]:

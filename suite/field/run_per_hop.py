@@ -11,7 +11,7 @@ from morlib import ModelConfig, StepInput
 from ..runs import Run, Settings, known_depth_runs
 from ..texts import Hops
 from .blocks import FirstKeys
-from .models import SEEDS
+from .models import first_seeds
 from .mor import Recursive
 
 TASK = Hops(8, 3)
@@ -60,5 +60,4 @@ morlib.POLICIES |= {"run-per-hop": RunPerHop, "run-per-hop-sharing": SharingRunP
 def recursion_runs(s: Settings) -> list[Run]:
     """One Run per seed, three at most, and way to keep keys, on questions of up to K hops."""
     models = {name: (dict(routing=name), {}) for name in ("run-per-hop", "run-per-hop-sharing")}
-    found = known_depth_runs(s, models, "run-per-hop", RECURSION)
-    return [run for run in found if run.train.seed < SEEDS]
+    return first_seeds(known_depth_runs(s, models, "run-per-hop", RECURSION), ())

@@ -60,12 +60,15 @@ def long_trial_runs(s: Settings) -> list[Run]:
     """On text, settings that were ahead of those in use in the short trials, trained as long as the rows."""
     runs = []
     for label, changes in AHEAD_ON_TEXT.items():
-        told = ", ".join(f"{name} {value:g}" for name, value in changes.items())
         for spec in text_runs(s, [label]):
             config = replace(spec.config, options=(spec.config.options or {}) | changes)
-            names = dict(experiment="field-text-long-trials", model=f"{label}, {told}")
+            names = dict(experiment="field-text-long-trials", model=f"{label}, {told(changes)}")
             runs.append(replace(spec, config=config, **names))
     return runs
+
+
+def told(changes: dict) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in changes.items())
 
 
 def trial(spec: Run, changes: dict) -> Run:
@@ -79,8 +82,7 @@ def trial(spec: Run, changes: dict) -> Run:
     short = dict(windows=windows, evaluations=3, seed=SEED, heldout_windows=300)
     train = replace(spec.train, **short | of_training)
     config = replace(spec.config, options=options or None, **of_model)
-    told = ", ".join(f"{name} {value:g}" for name, value in changes.items())
-    names = dict(experiment=f"{spec.experiment}-trials", model=f"{spec.model}, {told}")
+    names = dict(experiment=f"{spec.experiment}-trials", model=f"{spec.model}, {told(changes)}")
     parent = spec.parent
     if parent:  # a model that no row of the field has either
         own = replace(parent.train, seed=SEED)

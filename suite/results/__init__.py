@@ -121,16 +121,15 @@ from .plan_found import (
     watch_plan,
 )
 from .recursion import (
+    RECURSION,
     draw_recursion,
     measure_recursion,
     recursion_sentence,
     recursion_table,
-    stored_recursion,
 )
 from .stats import (
     compare,
     interval,
-    intervals,
     new_seed_range,
     paired,
     rank_correlation,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scipy.stats
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -17,8 +16,8 @@ import morlib
 from ..runs import Run, trained_model
 from .figures import figure_style
 from .known_depth import LABELS, SOLVED
-from .stats import LEAST_SEEDS, interval
-from .tables import in_seeds, signed
+from .stats import LEAST_SEEDS, interval, spearman
+from .tables import in_seeds, signed, span
 
 # Tables that ship: of `measure_dial` in the wide setting, the narrow one and with twelve layers, and on text
 DIAL, NARROW_DIAL = "known_depth_dial.json", "known_depth_dial_narrow.json"
@@ -85,7 +84,7 @@ def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:
     """
     asked, places = task.answers(lines), task.places(lines.shape[1] - 1)
     k, depth = asked["k"][asked["hard"]].numpy(), seen["depth"][:, places][asked["hard"]].numpy()
-    return float(scipy.stats.spearmanr(k, depth).statistic) if np.ptp(depth) else 0.0
+    return spearman(k, depth)
 
 
 def by_target(table: pd.DataFrame, what: str) -> pd.DataFrame:
@@ -127,8 +126,8 @@ def dial_sentence(table: pd.DataFrame) -> str:
     found = "harder questions get more of it" + (", so far" if so_far else "")
     start = found if low > 0 or so_far else "it is not shown that harder questions get more of it"
     seeds = in_seeds(len(r[target]))
-    if not np.isnan(low):
-        seeds = f"95 % interval {signed(low, 2)} to {signed(high, 2)}; {seeds}"
+    if reach := span(low, high):
+        seeds = f"95 % interval {reach}; {seeds}"
     held = "Held to less depth after training (the wide setting of notebook 07)"
     told = f"rank correlation of depth with the number of hops {signed(mean, 2)} ({seeds})"
     at_best = f"the correlation is {signed(r[best].mean(), 2)}"

@@ -33,7 +33,7 @@ from .glance import without_intervals
 from .headlines import show
 from .known_depth import FIXED, by_hops, steps_of, way_of, with_hops
 from .stats import LEAST_SEEDS, different, interval, tested
-from .tables import count, in_seeds, signed, span
+from .tables import count, in_seeds, layers_by_model, signed, span
 
 # Each row of the field in words. n: layers of the model, N: of the deepest
 NAMES = {
@@ -167,8 +167,7 @@ def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 
 def names_of(records: pd.DataFrame, labels: Sequence[str]) -> dict[str, str]:
     """Each label in words; a fixed model by its number of layers, where a record says it."""
-    found = zip(records.get("model", ()), records.get("record", ()))
-    layers = {label: record["config"]["model"]["n_layers"] for label, record in found}
+    layers = layers_by_model(records)
     unknown = dict(zip(FIXED, ("half of the layers", "more than half of the layers", "all layers")))
     names = {}
     for label in labels:
@@ -225,14 +224,14 @@ def followed(r: pd.Series) -> str:
     return span(low, high) if differ else signed(r.mean())
 
 
-def answers_table(records: pd.DataFrame, rows=tuple(NAMES)) -> pd.DataFrame:
+def answers_table(records: pd.DataFrame) -> pd.DataFrame:
     """Hard answers right (%) by the number of hops, and how deep the tokens of each kind are; no row without
     a record."""
     if records.empty:
         return pd.DataFrame({"seeds": []}).rename_axis("system")
-    names, table = names_of(records, rows), {}
+    names, table = names_of(records, list(NAMES)), {}
     hops = by_hops(records)
-    for label in [label for label in rows if label in set(records["model"])]:
+    for label in rows_of(records):
         own = records[records["model"] == label]
         right = hops[hops["model"] == label].groupby("k")["accuracy"].mean()
         depth = pd.DataFrame([r["metrics"]["details"]["depth_by_kind"] for r in own["record"]]).mean()
@@ -328,11 +327,10 @@ def is_ahead(gaps: np.ndarray) -> bool:
 
 def lead(gaps: np.ndarray) -> str:
     """A system's mean gap to fixed depth in nats; of six seeds with its interval."""
-    told, n = f"{signed(gaps.mean(), 3)} nats", len(gaps)
-    if n < LEAST_SEEDS:
-        return f"{told}; {in_seeds(n)}"
-    _, low, high = interval(gaps)
-    return f"{told}, 95 % interval {span(low, high, 3)}; {count(n)} seeds"
+    told, reach = f"{signed(gaps.mean(), 3)} nats", span(*interval(gaps)[1:], 3)
+    if len(gaps) >= LEAST_SEEDS and reach:
+        told += f", 95 % interval {reach}"
+    return f"{told}; {in_seeds(len(gaps))}"
 
 
 def ahead_of_fixed(records: pd.DataFrame, costs: pd.DataFrame) -> tuple[dict, list[str], list[str]]:

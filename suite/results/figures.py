@@ -20,8 +20,8 @@ from PIL import Image
 import morlib
 
 from ..files import candidates, outputs, safe_name
-from .stats import interval
-from .tables import KINDS, bits_by_vocabulary, by_model, front_table, plain_names
+from .stats import MARGIN, interval
+from .tables import FRONT_KINDS, bits_by_vocabulary, by_model, front_table, plain_names
 
 BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
 PINK, SKY, AMBER, GREY = "#CC79A7", "#56B4E9", "#E69F00", "#6E6E6E"
@@ -213,13 +213,12 @@ def side_by_side(values: Sequence[float], gap: float) -> np.ndarray:
 
 
 def accuracy_against_depth(
-    records: pd.DataFrame, base: str | None = None, margin: float = 0.5, cost: str = "effective_depth",
-    metric: str = "accuracy",
-) -> Figure:  # fmt: skip
+    records: pd.DataFrame, base: str | None = None, cost: str = "effective_depth", metric: str = "accuracy"
+) -> Figure:
     """Held-out accuracy (%) against what it costs: mean over seeds with the 95 % interval, and each seed.
 
     cost: "effective_depth" (applications a token) or "train_applications" (millions, in training). base: the
-    model about which a band shows what counts as equal to it, in points or nats. metric: "loss" in place of
+    model about which a band shows what counts as equal to it in accuracy. metric: "loss" in place of
     accuracy. Models of equal cost are moved apart.
     """
     figure_style()
@@ -234,10 +233,10 @@ def accuracy_against_depth(
     places = side_by_side(means, gap)
     if base is not None:
         middle = records[records["model"] == base][metric].mean()
-        ax.axhspan(middle - margin, middle + margin, color="#EDEDED", zorder=0)
+        ax.axhspan(middle - MARGIN, middle + MARGIN, color="#EDEDED", zorder=0)
         ax.axhline(middle, color=GREY, linewidth=1, linestyle=":")
-        band = f"within {margin:g} {UNITS[metric]} of {names[base]}"
-        say(ax, 0.99, middle + margin, band, va="top", ha="right")
+        band = f"within {MARGIN:g} {UNITS[metric]} of {names[base]}"
+        say(ax, 0.99, middle + MARGIN, band, va="top", ha="right")
     for index, ((label, group), place) in enumerate(zip(groups, places)):
         style = marker_of(look_of(label, index)) | dict(linestyle="", capsize=3, markersize=7)
         seeds = np.full(len(group), place + 0.3 * gap)
@@ -273,24 +272,23 @@ def actions_by_layer(records: pd.DataFrame, model: str = "mor") -> Figure:
 
 
 def forest(
-    table: pd.DataFrame, rows: str, models: str = "model", unit: str = "", zero: float | None = 0.0,
-    names: dict[str, str] | None = None, panels: str | None = None,
+    table: pd.DataFrame, rows: str, unit: str = "", names: dict[str, str] | None = None,
+    panels: str | None = None,
 ) -> Figure:  # fmt: skip
     """A forest plot: for each row one point with its interval for each model, the rows from top to bottom.
 
-    table: columns `mean`, `low`, `high` (NaN: no interval), and those that `rows`, `models` and, for a panel
+    table: columns `model`, `mean`, `low`, `high` (NaN: no interval), and those that `rows` and, for a panel
     each, `panels` name. Order is that of the table. unit: what is drawn along x. names: models in words.
     """
     figure_style()
     parts = [(None, table)] if panels is None else list(table.groupby(panels, sort=False))
-    labels, kinds = list(table[rows].unique()), list(table[models].unique())
+    labels, kinds = list(table[rows].unique()), list(table["model"].unique())
     size = (4 + 3.6 * len(parts), 1.3 + len(labels) * (0.22 + 0.16 * len(kinds)))
     figure, axes = plt.subplots(1, len(parts), figsize=size, sharey=True, sharex=True, squeeze=False)
     for (title, part), ax in zip(parts, axes[0]):
-        if zero is not None:
-            ax.axvline(zero, color=GREY, linewidth=1)
+        ax.axvline(0, color=GREY, linewidth=1)
         for index, kind in enumerate(kinds):
-            own, look = part[part[models] == kind], look_of(kind, index)
+            own, look = part[part["model"] == kind], look_of(kind, index)
             offset = 0.75 * ((index + 0.5) / len(kinds) - 0.5)
             y = [labels.index(row) + offset for row in own[rows]]
             reach = np.nan_to_num([own["mean"] - own["low"], own["high"] - own["mean"]])
@@ -380,7 +378,7 @@ def draw_front(front: pd.DataFrame, sources: bool = True) -> Figure:
     means = front_table(front)
     looks = dict(fixed=LOOKS["fixed-deep"], mor=LOOKS["mor"], random=LOOKS["random"])
     for ax, metric in zip(axes, panels):
-        for kind, name in KINDS.items():
+        for kind, name in FRONT_KINDS.items():
             if kind not in means.index:
                 continue
             line, look = means.loc[kind], looks[kind]

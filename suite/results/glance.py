@@ -12,7 +12,7 @@ from .known_depth import WORTH, answerable, hops_verdicts, main_records, steps_o
 from .stats import compare
 from .tables import deciding_interval, plain_names, signed, verdict_words
 
-MOR, EQUAL = "mor-equal-epochs", "mor-source-protocol"  # of experiment 2
+MOR, LONGER = "mor-equal-epochs", "mor-source-protocol"  # of experiment 2
 DEPTH = [("fixed-deep", "fixed-shallow"), ("fixed-at-E", "fixed-shallow"), ("mor", "fixed-shallow")]
 # Each experiment's comparisons on which an answer rests
 COMPARED = {
@@ -25,7 +25,7 @@ COMPARED = {
         ("by-kind", "mor"),
         ("told", "by-kind"),
     ],
-    "exp2": [(MOR, "fixed-shallow"), (MOR, "frozen"), (EQUAL, "fixed-shallow"), (EQUAL, "fixed-long")],
+    "exp2": [(MOR, "fixed-shallow"), (MOR, "frozen"), (LONGER, "fixed-shallow"), (LONGER, "fixed-long")],
     "exp2-long": [(MOR, "fixed-shallow")],
     "exp2-thin-long": [("fixed-deep", "fixed-shallow"), (MOR, "fixed-shallow")],
     "exp2-worth": [(WORTH, "fixed-shallow")],

@@ -31,7 +31,7 @@ from .figures import (
 )
 from .headlines import TEXT_NAMES, seeds_so_far, show
 from .stats import LEAST_SEEDS, by_equality_alone, compare, different, interval, judged
-from .tables import count, in_seeds, plain_names, signed, span, verdict_words
+from .tables import count, in_seeds, layers_by_model, plain_names, signed, span, verdict_words
 
 LABELS = {
     "fixed-half": "{n} layers",
@@ -90,7 +90,7 @@ KIND_NAMES = ("table", "number k", "symbol x", "answer")
 
 def names_of(records: pd.DataFrame) -> dict[str, str]:
     """What each model's label means, for readers; a fixed model is named by its layers."""
-    layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records["record"]}
+    layers = layers_by_model(records)
     return {label: LABELS.get(label, label).format(n=count(n)) for label, n in layers.items()}
 
 
@@ -129,6 +129,11 @@ def with_hops(records: pd.DataFrame) -> pd.DataFrame:
     least = table["accuracy"].groupby(level=[0, 1]).min()
     keys = pd.MultiIndex.from_frame(records[["model", "seed"]])
     return records.assign(hops=upper[keys].to_numpy(), solved=(least[keys] >= SOLVED).to_numpy())
+
+
+def compare_hops(scored: pd.DataFrame, a: str, b: str) -> dict[str, object]:
+    """`compare` at the upper half of k, where a point more or less is equal; scored: `with_hops`."""
+    return compare(scored, a, b, metric="hops", margin=1.0)
 
 
 def hops_table(records: pd.DataFrame) -> pd.DataFrame:
@@ -173,8 +178,8 @@ def hops_verdicts(records: pd.DataFrame, model: str = "worth") -> pd.DataFrame:
     names, scored = names_of(records), with_hops(records)
     rows = []
     for other in [label for label in LABELS if label in names and label != model]:
-        c = compare(scored, model, other, metric="hops", margin=1.0)
-        interval = "" if np.isnan(c["low"]) else f"{span(c['low'], c['high'], 1)} (95 %)"
+        c = compare_hops(scored, model, other)
+        interval = f"{reach} (95 %)" if (reach := span(c["low"], c["high"], 1)) else ""
         rows.append([names[other], signed(c["mean"], 1), interval, verdict_words(c)])
     subject = f"{names.get(model, model)} against"
     return pd.DataFrame(rows, columns=[subject, "difference (points)", "interval", "verdict"])
@@ -195,7 +200,7 @@ def hops_sentence(records: pd.DataFrame) -> str:
     depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
     right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
     most = by_hops(records)["k"].max()
-    c = compare(scored, "worth", "fixed-half", metric="hops", margin=1.0)
+    c = compare_hops(scored, "worth", "fixed-half")
     so_far = c["pairs"] < LEAST_SEEDS and c["mean"] > 0
     start = "Yes so far" if so_far else "Not shown"
     if judged(c) == "better":
@@ -256,7 +261,7 @@ def known_depth_answer(records: pd.DataFrame) -> str:
     scored, names = with_hops(records), names_of(records)
     right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
     fixed = [label for label in ("fixed-half-long", "fixed-deep") if label in names]
-    against = {label: compare(scored, "worth", label, metric="hops", margin=1.0) for label in fixed}
+    against = {label: compare_hops(scored, "worth", label) for label in fixed}
     most = by_hops(records)["k"].max()
     depth = records[records["model"] == "worth"]["effective_depth"].mean()
     said = {
@@ -282,7 +287,7 @@ def points_of(c: dict, digits: int = 0) -> str:
     level, low, high = 95, c["low"], c["high"]
     if by_equality_alone(c):
         level, low, high = 90, c["low90"], c["high90"]
-    interval = "" if np.isnan(low) else f"{level} % interval {span(low, high, digits)}; "
+    interval = f"{level} % interval {reach}; " if (reach := span(low, high, digits)) else ""
     return f"{signed(c['mean'], digits)} points ({interval}{seeds_so_far(c['pairs'])})"
 
 
@@ -357,9 +362,12 @@ def worth_on_text(experiment: str, folder: Path | None = None) -> pd.DataFrame:
     return pd.concat([own, added], ignore_index=True)
 
 
-def text_sentence() -> str:
-    """How token worth does on the text of experiment 2, against as many layers as it runs."""
-    records = worth_on_text("exp2")
+def text_sentence(folder: Path | None = None) -> str:
+    """How token worth does on the text of experiment 2, against as many layers as it runs; nothing without
+    records of both."""
+    records = worth_on_text("exp2", folder)
+    if not {WORTH, "fixed-shallow"} <= set(records.get("model", ())):
+        return ""
     c = compare(records, WORTH, "fixed-shallow")
     verb = "is not shown to differ from"
     if different(c):
@@ -459,8 +467,9 @@ def hops_curves(records: pd.DataFrame) -> Figure:
     return figure
 
 
-def plan_curves(records: pd.DataFrame, model: str = "worth") -> Figure:
-    """The depth of each kind of token on validation lines against training steps, a line a seed.
+def plan_curves(records: pd.DataFrame) -> Figure:
+    """The depth that token worth gives each kind of token on validation lines, against training steps, a line
+    a seed.
 
     Grey: the plan written down, where its records are there.
     """
@@ -468,7 +477,7 @@ def plan_curves(records: pd.DataFrame, model: str = "worth") -> Figure:
     figure, ax = plt.subplots(figsize=(8, 3.5))
     planted = records[records["model"] == "planted"]["record"]
     for index, (kind, name) in enumerate(zip(KINDS, KIND_NAMES)):
-        for number, record in enumerate(records[records["model"] == model]["record"]):
+        for number, record in enumerate(records[records["model"] == "worth"]["record"]):
             curve = [
                 (point["step"], point["val_details"]["depth_by_kind"][kind]) for point in record["history"]
             ]

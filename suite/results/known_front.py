@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import scipy.stats
 from matplotlib.figure import Figure
 
 from ..files import REFERENCE
@@ -17,6 +16,7 @@ from .known_depth import (
     DRAWN,
     FIXED,
     by_hops,
+    compare_hops,
     names_of,
     narrow_records,
     points_of,
@@ -25,7 +25,7 @@ from .known_depth import (
     upper_half,
     with_hops,
 )
-from .stats import compare
+from .stats import spearman
 from .tables import count, stored_table
 
 FRONT_LINES = {  # of models that differ in depth only
@@ -138,16 +138,13 @@ def other_depths_sentence(front: pd.DataFrame) -> str:
     return f"{told} ({seeds} seeds each{'; in brackets all seeds of fixed layers' if '(' in told else ''})."
 
 
-def who_is_deep(front: pd.DataFrame, line: str = "worth") -> pd.DataFrame:
-    """A row a depth asked for and seed: the mean depth at x of the hard questions of each k, in brackets how
-    many of these are answered (%), and the rank correlation of these depths with k.
-
-    line: a key of FRONT_LINES whose rows have records. The correlation is 0 where all depths are alike.
-    """
+def who_is_deep(front: pd.DataFrame) -> pd.DataFrame:
+    """Of token worth a row a depth asked for and seed: the mean depth at x of the hard questions of each k,
+    in brackets how many of these are answered (%), and the rank correlation of these depths with k."""
     rows = []
     if front.empty:
         return front
-    for own in front[front["line"] == line].sort_values(["asked", "seed"]).to_dict("records"):
+    for own in front[front["line"] == "worth"].sort_values(["asked", "seed"]).to_dict("records"):
         by_hops = own["record"]["metrics"]["details"]["by_hops"]
         row = {"depth asked for": own["asked"], "seed": own["seed"]}
         row |= {f"k = {of['k']}": f"{of['depth']:.1f} ({of['accuracy']:.0f})" for of in by_hops}
@@ -157,8 +154,7 @@ def who_is_deep(front: pd.DataFrame, line: str = "worth") -> pd.DataFrame:
 
 def rank_with_k(by_hops: list[dict]) -> float:
     """Rank correlation (Spearman) of the mean depth at x with k, over the rows of `Drawn.by_hops`."""
-    k, depth = zip(*((of["k"], of["depth"]) for of in by_hops))
-    return float(scipy.stats.spearmanr(k, depth).statistic) if max(depth) - min(depth) > 1e-6 else 0.0
+    return spearman(*zip(*((of["k"], of["depth"]) for of in by_hops)))
 
 
 def less_depth_sentence(front: pd.DataFrame) -> str:
@@ -215,7 +211,7 @@ def weakest_sentence(front: pd.DataFrame) -> str:
 def plan_sentence(front: pd.DataFrame) -> str:
     """The plan written down against all layers for everyone."""
     own = front[front["model"].isin(["planted", "fixed-deep"])]
-    c = compare(own, "planted", "fixed-deep", metric="hops")
+    c = compare_hops(own, "planted", "fixed-deep")
     layers = max(record["config"]["model"]["n_layers"] for record in own["record"])
     return f"The plan written down against {count(layers)} layers for all tokens: {points_of(c)}."
 

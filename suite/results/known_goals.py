@@ -17,6 +17,7 @@ from .known_depth import (
     LABELS,
     SOLVED,
     by_hops,
+    compare_hops,
     deep_records,
     narrow_records,
     steps_of,
@@ -26,7 +27,7 @@ from .known_depth import (
 from .known_front import asked_depth
 from .long import long_records
 from .stats import LEAST_SEEDS, MARGIN, compare, judged
-from .tables import count, signed, span
+from .tables import count, layers_by_model, signed, span
 
 NEAR, EACH = 0.05, 0.15  # how far the mean of E, and each seed's, may be from what is asked for
 CLOSE, AHEAD, SURE = 1.0, 25.0, 15.0  # points: behind all layers, ahead of half of them, and of its interval
@@ -137,8 +138,8 @@ def every_k_goal(records: pd.DataFrame, model: str) -> Row:
 
 def ahead_goal(scored: pd.DataFrame, model: str, label: str) -> Row:
     """How far a model is ahead of a fixed one at the upper half of k, its interval above SURE."""
-    c = compare(scored, model, label, metric="hops", margin=CLOSE)
-    interval = "" if pd.isna(c["low"]) else f" ({span(c['low'], c['high'], 1)})"
+    c = compare_hops(scored, model, label)
+    interval = f" ({reach})" if (reach := span(c["low"], c["high"], 1)) else ""
     met = c["mean"] >= AHEAD and c["low"] > SURE
     return f"{AHEAD:g} points ahead of {BEHIND[label]}", signed(c["mean"], 1) + interval, met, c["pairs"]
 
@@ -182,7 +183,7 @@ def text_goals(folder: Path | None = None) -> pd.DataFrame:
     rows = []
     for experiment, rivals in TEXT_GOALS.items():
         records = long_records(experiment, folder)
-        layers = {r["model"]: r["config"]["model"]["n_layers"] for r in records.get("record", ())}
+        layers = layers_by_model(records)
         for label, name in ((ROUTED[experiment][0], "MoR"), ("worth", "token worth")):
             for other in [other for other in rivals if {label, other} <= set(layers)]:
                 most, c = rivals[other], compare(records, label, other, margin=rivals[other] or MARGIN)
@@ -191,7 +192,7 @@ def text_goals(folder: Path | None = None) -> pd.DataFrame:
                     low, high, shown = c["low90"], c["high90"], c["low90"] >= -most
                 else:
                     low, high, shown = c["low"], c["high"], judged(c) == "better"
-                interval = f" ({span(low, high)})" if decided else ""
+                interval = f" ({reach})" if decided and (reach := span(low, high)) else ""
                 met = shown if decided else c["mean"] > -most
                 told = f"{TEXT_NAMES[experiment]}, {name}, {seeds_so_far(c['pairs'])}"
                 fixed = f"{count(layers[other])} fixed layers"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -13,14 +12,13 @@ from torch import Tensor
 
 from morlib import Transformer
 
-from ..files import REFERENCE, read_rows
 from ..runs import Run, trained_model
 from ..texts.known_depth import hop, returns
 from .figures import BLUE, GREY, VERMILLION, figure_style
 from .known_depth import shares
 from .tables import count, in_seeds
 
-FILE = "recursion.json"
+RECURSION = "recursion.json"  # the table of `measure_recursion` that ships
 MOST = 7  # runs that are asked for: on eight symbols a further hop leads back to the first
 GUESSING = 100 / 8  # per cent of the answers that are right
 KEYS = {"run-per-hop": "keys of each recursion", "run-per-hop-sharing": "keys of the first, shared"}
@@ -59,11 +57,6 @@ def likeliest(model: Transformer, lines: Tensor, extra: int) -> Tensor:
     further = Transformer(replace(model.cfg, n_layers=layers, options=dict(extra=extra)))
     further.load_state_dict(model.state_dict())
     return torch.cat([further.eval()(part[:, :-1]).logits.argmax(-1) for part in lines.split(128)])
-
-
-def stored_recursion(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The table that ships, which `save_table` writes; without rows where none does."""
-    return pd.DataFrame(read_rows(path), columns=["run", "model", "seed", "k", "runs", "right"])
 
 
 def named(table: pd.DataFrame) -> dict[str, str]:

@@ -39,15 +39,6 @@ def interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
     return mean, float(mean - half), float(mean + half)
 
 
-def intervals(table: pd.DataFrame, by: Sequence[str], value: str, confidence: float = 0.95) -> pd.DataFrame:
-    """`interval` in each group of a table with one row a seed: the columns `by`, mean, low, high, seeds."""
-    rows = []
-    for names, group in table.groupby(list(by), sort=False):
-        mean, low, high = interval(group[value], confidence)
-        rows.append(dict(zip(by, names)) | dict(mean=mean, low=low, high=high, seeds=len(group)))
-    return pd.DataFrame(rows, columns=[*by, "mean", "low", "high", "seeds"])
-
-
 def new_seed_range(values) -> tuple[float, float]:
     """Where one further run is expected with 95 %: mean -+ t(n-1) sd sqrt(1 + 1/n). NaN for one or two."""
     values = np.asarray(values, dtype=float)
@@ -158,21 +149,30 @@ def equal(comparison: dict) -> bool:
 # ---- Over places in a text ----
 
 
-def within(values: np.ndarray, factors: Sequence[np.ndarray], sweeps: int = 10) -> np.ndarray:
+def within(values: np.ndarray, factors: Sequence[np.ndarray]) -> np.ndarray:
     """What is left of values when the means of each factor's groups are taken out.
 
     With several factors in turns, until they settle (backfitting).
     """
     codes = [np.unique(factor, return_inverse=True)[1].reshape(-1) for factor in factors]
     left = values - values.mean()
-    for _ in range(sweeps if len(codes) > 1 else 1):
+    for _ in range(10 if len(codes) > 1 else 1):
         for code in codes:
             left = left - (np.bincount(code, left) / np.bincount(code))[code]
     return left
 
 
+def spearman(x, y) -> float:
+    """Spearman's correlation of x and y, where both are known (not NaN); 0 where one of them is constant."""
+    x, y = np.ravel(x).astype(float), np.ravel(y).astype(float)
+    known = ~(np.isnan(x) | np.isnan(y))
+    x, y = x[known], y[known]
+    constant = min(np.ptp(x), np.ptp(y)) < 1e-6
+    return 0.0 if constant else float(scipy.stats.spearmanr(x, y).statistic)
+
+
 def rank_correlation(
-    x: np.ndarray, y: np.ndarray, given: Sequence[np.ndarray] = (), draws: int = 400, seed: int = 0
+    x: np.ndarray, y: np.ndarray, given: Sequence[np.ndarray] = (), draws: int = 400
 ) -> tuple[float, float, float]:
     """Spearman's correlation of x and y [n, L] within the groups of the given factors [n, L], with its 95 %
     interval over windows.
@@ -189,7 +189,7 @@ def rank_correlation(
     n, row = len(x), np.nonzero(known)[0]
     products = (a * b, a * a, b * b, a, b, np.ones_like(a))
     sums = np.stack([np.bincount(row, product, minlength=n) for product in products])  # [6, n]
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)  # [draws, n]
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)  # [draws, n]
     ab, aa, bb, sum_a, sum_b, count = sums @ np.vstack([np.ones(n), drawn]).T  # each [1 + draws]
     covariance = ab - sum_a * sum_b / count
     r = covariance / np.sqrt((aa - sum_a**2 / count) * (bb - sum_b**2 / count))

@@ -47,7 +47,7 @@ NAMES = {
     "random-deep": "blind routing at depth {E:.0f}",
     "random-half": "blind routing at depth {E:.0f}",
 }
-KINDS = {"fixed": "fixed depth", "mor": "MoR", "random": "blind routing"}  # of the front
+FRONT_KINDS = {"fixed": "fixed depth", "mor": "MoR", "random": "blind routing"}
 
 
 # ---- Words and numbers ----
@@ -95,7 +95,8 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def span(low: float, high: float, digits: int = 2) -> str:
-    return f"{signed(low, digits)} to {signed(high, digits)}"
+    """From low to high; nothing where there is no interval."""
+    return "" if math.isnan(low) else f"{signed(low, digits)} to {signed(high, digits)}"
 
 
 def with_interval(values: Iterable[float], digits: int = 2) -> str:
@@ -124,6 +125,12 @@ def plain_names(records: pd.DataFrame) -> dict[str, str]:
         n, k, E = config["n_layers"], config["shared_blocks"], group["effective_depth"].mean()
         names[label] = NAMES.get(label, "{label}").format(n=n, k=k, E=E, label=label)
     return names
+
+
+def layers_by_model(records: pd.DataFrame) -> dict[str, int]:
+    """How many layers the models of some records have, by label."""
+    found = zip(records.get("model", ()), records.get("record", ()))
+    return {label: record["config"]["model"]["n_layers"] for label, record in found}
 
 
 def as_texts(column: pd.Series) -> pd.Series:
@@ -225,8 +232,8 @@ def comparisons(
         c = compare(records, a, b, metric, margin)
         rows.append({
             "model": a, "minus": b, "pairs": c["pairs"], "difference": signed(c["mean"], digits),
-            "95 % interval": brackets(c["low"], c["high"], digits),
-            "90 % interval": brackets(c["low90"], c["high90"], digits),
+            "95 % interval": span(c["low"], c["high"], digits),
+            "90 % interval": span(c["low90"], c["high90"], digits),
             "sign-flip p": short(c["p"]), "p of equality": short(c["p_equivalent"]), "claim": c["claim"],
         })  # fmt: skip
         if metric == "accuracy":
@@ -234,6 +241,7 @@ def comparisons(
     return pd.DataFrame(rows).set_index("model")
 
 
+<<<<<<< HEAD
 def loss_words(records: pd.DataFrame, a: str, b: str) -> str:
     """Model a's held-out loss minus that of b in nats, with its 95 % interval, and what this shows, if so."""
     c = compare(records, a, b, "loss", 0.01)
@@ -248,6 +256,8 @@ def brackets(low: float, high: float, digits: int) -> str:
     return "" if math.isnan(low) else span(low, high, digits)
 
 
+=======
+>>>>>>> thin
 def short(p: float) -> str:
     return "" if math.isnan(p) else f"{p:.3f}"
 
@@ -330,7 +340,7 @@ def front_lines(front: pd.DataFrame) -> list[str]:
         both = loss.loc[loss.index < most, ["mor", other]].dropna()
         gap = both["mor"] - both[other]
         lower = f"lower held-out loss at {(gap < 0).sum()} of {len(gap)} depths"
-        lines.append(f"MoR against {KINDS[other]}: {lower}; on average {signed(gap.mean(), 4)} nats")
+        lines.append(f"MoR against {FRONT_KINDS[other]}: {lower}; on average {signed(gap.mean(), 4)} nats")
     best = f"{fixed.min():.4f} ({fixed.idxmin()} layers)"
     worst = f"{fixed.max():.4f} ({fixed.idxmax()} layers)"
     lines.append(f"fixed depth: losses from {best} to {worst}")

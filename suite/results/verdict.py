@@ -8,9 +8,9 @@ import pandas as pd
 
 from ..runs.experiments import ROUTED
 from .headlines import epochs_of, longer, rivals
-from .known_depth import answerable, names_of, with_hops
+from .known_depth import answerable, compare_hops, names_of, with_hops
 from .stats import compare, different, judged
-from .tables import count, signed
+from .tables import count, layers_by_model, signed
 
 
 def short_answer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
@@ -73,7 +73,7 @@ def mor_gets(tables: list[pd.DataFrame]) -> str:
     tables = with_depth(tables)
     if not tables:
         return ""
-    layers = {r["model"]: count(r["config"]["model"]["n_layers"]) for r in tables[0]["record"]}
+    layers = {label: count(n) for label, n in layers_by_model(tables[0]).items()}
     return (
         f"That is {layers['fixed-deep']} layers against {layers['fixed-shallow']}, after "
         f"{epochs_of(tables[0], 'fixed-deep')} epochs. MoR, at the cost of {layers['fixed-at-E']}, gets "
@@ -103,7 +103,7 @@ def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
     words = {"better": "finds the tokens that need it", "open": "is not shown to find them"}
     found = {}
     for label in [label for label in ("worth", "mor") if label in right]:
-        stands = judged(compare(scored, label, "fixed-half", metric="hops", margin=1.0))
+        stands = judged(compare_hops(scored, label, "fixed-half"))
         found[label] = words.get(stands, "does not find them")
     mor = f"; MoR's router {found['mor']} ({right['mor']})" if "mor" in found else ""
     trained = f"On text, after {epochs_of(tables[0], 'fixed-deep')} epochs"
@@ -124,7 +124,7 @@ def short_known(records: pd.DataFrame) -> str:
     told = []
     for label, name in (("worth", "Token worth"), ("mor", "MoR's router")):
         if label in set(scored["model"]):
-            won = judged(compare(scored, label, "fixed-half", metric="hops", margin=1.0))
+            won = judged(compare_hops(scored, label, "fixed-half"))
             at = " at a depth that is set by hand" if label == "worth" and won == "better" else ""
             told.append(f"{name} {words.get(won, 'does not')}{at}")
     return f"{'; '.join(told)}."

@@ -44,13 +44,13 @@ from .findings import (
     verdicts,
 )
 from .gain import (
+    GAIN,
     deep_contexts,
     draw_gain,
     gain_sentence,
     gain_table,
     measure_gain,
     save_contexts,
-    stored_gain,
 )
 from .interventions import Planned, applications, forced, oracle, plans
 from .tables import (

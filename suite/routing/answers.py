@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ..results import show, signed
-from ..results.tables import count, span
+from ..results.tables import in_seeds, span
 from .difficulty import answer, mean_correlations, verdict
 from .figures import depth_by_tenth
 from .findings import Subject, rates, stored_findings, stored_subjects, verdicts
@@ -73,7 +73,7 @@ def sentence(subjects: list[Subject]) -> str:
         name_of_number = "" if parts else "rank correlation of depth with entropy "  # once is enough
         parts.append(f"{words} ({name_of_number}{signed(mean)}{interval})")
     seeds = min(part["seed"].nunique() for _, _, part in by_text)
-    return f"{lead}: {', and '.join(parts)}; {count(seeds)} seed{'s' if seeds > 1 else ''}."
+    return f"{lead}: {', and '.join(parts)}; {in_seeds(seeds)}."
 
 
 def table(subjects: list[Subject]) -> pd.DataFrame:
@@ -81,9 +81,8 @@ def table(subjects: list[Subject]) -> pd.DataFrame:
     rows = []
     for name, measure, part in cases(subjects, ("entropy", "surprisal")):
         mean, low, high = mean_correlations(part)["raw"]
-        interval = "" if pd.isna(low) else span(low, high)
         names = {"depth against": f"{measure}, {name}", "rank correlation": signed(mean)}
-        rows.append(names | {"95 % interval": interval, "verdict": answer(part)})
+        rows.append(names | {"95 % interval": span(low, high), "verdict": answer(part)})
     return pd.DataFrame(rows).set_index("depth against")
 
 

@@ -183,10 +183,10 @@ def segmentation(tokenizer, text: str) -> dict[str, float]:
     }
 
 
-def conjuncts_whole(tokenizers: dict, text: str, most: int = 14) -> pd.DataFrame:
-    """How often (%) each tokenizer (a column) keeps the text's most frequent conjuncts (the rows) whole."""
+def conjuncts_whole(tokenizers: dict, text: str) -> pd.DataFrame:
+    """How often (%) each tokenizer (a column) keeps the 14 most frequent conjuncts (the rows) whole."""
     matches = list(CONJUNCT.finditer(text))
-    frequent = [conjunct for conjunct, _ in Counter(m.group() for m in matches).most_common(most)]
+    frequent = [conjunct for conjunct, _ in Counter(m.group() for m in matches).most_common(14)]
     table = pd.DataFrame(index=frequent, columns=list(tokenizers), dtype=float)
     for name, tokenizer in tokenizers.items():
         ends = cuts(tokenizer, text)

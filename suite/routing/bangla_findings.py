@@ -110,9 +110,9 @@ def describe(corpus: Corpus) -> dict:
     )
 
 
-def longest_line(text: str, characters: int = 70) -> str:
+def longest_line(text: str) -> str:
     """The longest of the first lines, cut between words."""
-    return max(text.split("\n")[:40], key=len)[:characters].rsplit(" ", 1)[0]
+    return max(text.split("\n")[:40], key=len)[:70].rsplit(" ", 1)[0]
 
 
 def stored(path: Path = REFERENCE / FILE) -> dict:

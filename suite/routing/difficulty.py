@@ -36,26 +36,25 @@ DIFFICULTY = ("surprisal", "entropy", "ngram", "read")  # the others could pass 
 # ---- Places ----
 
 
-def places(corpus, reference, most: int, part: str = "heldout") -> tuple[Tensor, dict[str, np.ndarray]]:
-    """Windows [n, L + 1] of a part, and at each place [n, L] the MEASURES and the `token` that was read.
+def places(corpus, reference, most: int) -> tuple[Tensor, dict[str, np.ndarray]]:
+    """Held-out windows [n, L + 1], and at each place [n, L] the MEASURES and the `token` that was read.
 
     reference: the fixed-depth model, independent of the routers, that says what is hard.
-    most: how many windows, spread over the part.
+    most: how many windows, spread over the held-out part.
     """
-    length, ids = reference.cfg.max_len, corpus.ids[part]
-    starts = corpus.starts(part, length, most)
+    length, ids = reference.cfg.max_len, corpus.ids["heldout"]
+    starts = corpus.starts("heldout", length, most)
     where = starts[:, None] + torch.arange(min(length, len(ids) - 1) + 1)  # [n, L + 1] in the part
     windows, read, target = ids[where], where[:, :-1].numpy(), where[:, 1:].numpy()
     scored = morlib.score(reference, windows)
     surprisal = scored["surprisal"].numpy()
-    unknown = np.full(
-        (len(windows), 1), np.nan
-    )  # the reference model has not predicted a window's first token
+    # The reference model has not predicted a window's first token
+    unknown = np.full((len(windows), 1), np.nan)
     kind, in_word = kinds(corpus.tokenizer, ids)
     return windows, dict(
         surprisal=surprisal,
         entropy=scored["entropy"].numpy(),
-        ngram=trigram_surprisal(corpus, part)[target],
+        ngram=trigram_surprisal(corpus)[target],
         read=np.concatenate([unknown, surprisal[:, :-1]], axis=1),
         frequency=frequency(corpus)[ids.numpy()[read]],
         position=np.broadcast_to(np.arange(read.shape[1]), read.shape),
@@ -65,10 +64,9 @@ def places(corpus, reference, most: int, part: str = "heldout") -> tuple[Tensor,
     )
 
 
-def trigram_surprisal(corpus, part: str) -> np.ndarray:
-    """Surprisal (nats) [tokens] of a part by trigrams of the training part, across the windows' borders."""
-    before = {"val": "train", "heldout": "val"}[part]
-    with_context = torch.cat([corpus.ids[before][-2:], corpus.ids[part]])
+def trigram_surprisal(corpus) -> np.ndarray:
+    """Surprisal (nats) [tokens] of held-out text by trigrams of the training part, across windows."""
+    with_context = torch.cat([corpus.ids["val"][-2:], corpus.ids["heldout"]])
     return ngram_surprisal(corpus.ids["train"], with_context, 3, corpus.vocab_size)[0]
 
 
@@ -169,9 +167,10 @@ def verdict(correlations: pd.DataFrame) -> str:
     return f"{answer(correlations)}: {numbers}given the token and position {texts['same']}"
 
 
-def spelt(mean: float, low: float, high: float) -> str:
-    """A correlation with its interval, if it has one."""
-    return f"{mean:+.2f}" + (f" [{low:+.2f}, {high:+.2f}]" if np.isfinite(low) else "")
+def spelt(mean: float, low: float, high: float, digits: int = 2) -> str:
+    """A mean with its sign, and its interval if it has one."""
+    reach = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if np.isfinite(low) else ""
+    return f"{mean:+.{digits}f}{reach}"
 
 
 def mean_correlations(correlations: pd.DataFrame) -> dict[str, tuple[float, float, float]]:

@@ -43,22 +43,21 @@ def line(ax: Axes, table: pd.DataFrame, column: str, look: Look, label: str) -> 
     ax.vlines(means["middle"], means["low"], means["high"], color=look.colour, linewidth=1.2)
 
 
-def depth_by_tenth(rates: pd.DataFrame, measure: str = "entropy") -> Figure:
-    """Mean depth in each tenth of a measure, a panel a text, a line a router, with intervals over seeds."""
+def depth_by_tenth(rates: pd.DataFrame) -> Figure:
+    """Mean depth in each tenth of entropy, a panel a text, a line a router, with intervals over seeds."""
     figure_style()
     texts = list(rates["text"].unique())
     size = (1.6 + 3.6 * len(texts), 3.6)
     figure, axes = plt.subplots(1, len(texts), figsize=size, sharey=True, squeeze=False)
     for ax, text in zip(axes[0], texts):
-        of_text = rates[(rates["text"] == text) & (rates["measure"] == measure)]
+        of_text = rates[(rates["text"] == text) & (rates["measure"] == "entropy")]
         for index, (model, name) in enumerate(ROUTERS.items()):
             own = of_text[of_text["model"] == model]
             beside = own.assign(middle=own["group"] + 1 + 0.12 * (index - 1))  # so that intervals stay apart
             line(ax, beside, "depth", look_of(model), name)
         tenths = of_text["group"].max() + 1
-        ax.set(
-            title=text, xlabel=f"tenth of the tokens by {measure} (1: easiest)", xticks=range(1, tenths + 1)
-        )
+        xlabel = "tenth of the tokens by entropy (1: easiest)"
+        ax.set(title=text, xlabel=xlabel, xticks=range(1, tenths + 1))
     axes[0, 0].set_ylabel("mean depth\n(applications a token)")
     legend_of(figure, axes[0, 0], 3)
     return figure

@@ -20,7 +20,7 @@ import morlib
 
 from .. import runs
 from ..files import REFERENCE, outputs, write_whole
-from ..results.stats import interval, rank_correlation
+from ..results.stats import interval, spearman
 from . import difficulty, interventions, textpage
 
 FILE = "routing_findings.json"
@@ -122,7 +122,8 @@ def check_settings(s: runs.Settings, subject: Subject, target_depth: float | Non
     """Raises ValueError that names what differs if stored findings are not of these settings."""
     V = subject.about["config"]["model"]["vocab_size"]
     asked = vars(s.model(vocab_size=V, routing="mor", target_depth=target_depth)) | vars(s.train())
-    found = subject.about["config"]["model"] | subject.about["config"]["train"]
+    asked |= dict(max_chars=s.max_chars)
+    found = subject.about["config"]["model"] | subject.about["config"]["train"] | dict(max_chars=None)
     differs = [name for name, value in found.items() if name != "seed" and asked[name] != value]
     if differs:
         raise ValueError(f"the findings that ship have another {', '.join(differs)}: choose another preset")
@@ -297,8 +298,8 @@ def watch(material: Material, run: runs.Run) -> pd.DataFrame:
     def look(training):
         if training.step in training.points:
             score = morlib.score(training.model, material.windows)
-            r = rank_correlation(score["depth"].numpy().astype(float), entropy)[0]
             table = difficulty.rates(score["actions"], tenth)
+            r = spearman(score["depth"], entropy)
             looks.append(table.assign(step=training.step, r=r, seed=run.train.seed))
 
     device, dtype, _ = runs.pick_device()

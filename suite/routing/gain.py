@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 import morlib
 
 from .. import runs
-from ..files import REFERENCE, read_rows, write_whole
+from ..files import write_whole
 from ..results import TEXT_NAMES
 from ..results.figures import figure_style
 from ..results.headlines import seeds_so_far
@@ -29,7 +29,7 @@ from ..results.tables import with_interval
 from ..runs.whole_tokens import CONTEXTS
 from ..texts import context_numbers
 
-FILE = "depth_gain.json"
+GAIN = "depth_gain.json"  # the table of `measure_gain` that ships
 EXPERIMENT = "exp1-thin"  # of `runs.long_runs`: the setting in which depth is worth most
 MODELS = ("fixed-deep", "fixed-shallow", "mor")
 SHARES = [round(0.05 * i, 2) for i in range(1, 21)]  # of the places
@@ -161,11 +161,6 @@ def carried_by(value: np.ndarray, gain: np.ndarray) -> list[float]:
 def save_contexts(found: dict, path: Path = CONTEXTS) -> None:
     """Write what `deep_contexts` found as JSON."""
     write_whole(path, (json.dumps(found) + "\n").encode())
-
-
-def stored_gain(path: Path = REFERENCE / FILE) -> pd.DataFrame:
-    """The table of `measure_gain` that ships, which `save_table` writes; empty where none does."""
-    return pd.DataFrame(read_rows(path))
 
 
 def carried_share(table: pd.DataFrame, way: str, what: str = "accuracy") -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from ..results.tables import BEATS
@@ -69,8 +68,7 @@ def variance_table(variance: pd.DataFrame) -> pd.DataFrame:
 def change_table(changes: pd.DataFrame) -> pd.DataFrame:
     """What each intervention changes: loss where it was made, with its interval, for each router."""
     effect = over_seeds(changes, ["text", "intervention", "model"], "there")
-    cells = [f"{m:+.3f}" + ("" if np.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")
-             for m, low, high in effect.itertuples(index=False)]  # fmt: skip
+    cells = [spelt(*numbers, digits=3) for numbers in effect.itertuples(index=False)]
     wide = pd.Series(cells, index=effect.index).unstack("model", sort=False)
     own = changes[changes["model"] == "mor"]
     depth = own.groupby(["text", "intervention"], sort=False)["depth"].mean()

@@ -162,13 +162,13 @@ def merged(spans: list[dict]) -> list[dict]:
     return result
 
 
-def page(parts: list[dict], title: str = "Where a router spends its depth") -> str:
+def page(parts: list[dict]) -> str:
     """One HTML page that asks for nothing from outside. Under the pointer or the arrow keys, a token
     tells its probability, depth, and what each layer did."""
     sections = [part | dict(panels=panels(part)) for part in parts]
     template = templates().get_template("textpage.html")
     return template.render(
-        title=title,
+        title="Where a router spends its depth",
         sections=sections,
         shades=SHADES,
         most=MOST,

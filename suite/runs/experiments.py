@@ -63,6 +63,7 @@ ROUTED = {
 # Of token worth, on each task: its router learns as fast as everything else, and all begins at full depth
 WORTH_TRAINING = dict(router_lr=2e-3, share_power=0.0, depth_warmup=0.2)
 Changes = dict[str, tuple[dict, dict]]  # a model's label to what it changes of ModelConfig and of TrainConfig
+FIXED = dict(routing="none", target_depth=None)
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,17 @@ class Run:
 def experiment_runs(s: Settings, experiment: str, corpus: dict, models: Changes) -> list[Run]:
     """One Run per seed and model label."""
     corpus = tuple(sorted((dict(max_chars=s.max_chars, subwords=s.subwords) | corpus).items()))
-    runs = []
-    for seed in range(s.seeds):
-        for label, (model, training) in models.items():
-            config, train = s.model(vocab_size=1, **model), s.train(**{"seed": seed} | training)
-            runs.append(Run(experiment, label, config, train, corpus, s.preset, s.recipe, s.device))
-    return runs
+    return runs_of(s, experiment, corpus, models, s.model(vocab_size=1), s.train())
+
+
+def runs_of(s: Settings, experiment: str, corpus: tuple, models: Changes, config: ModelConfig,
+            train: TrainConfig) -> list[Run]:  # fmt: skip
+    """One Run per seed and model label: the configurations with what the label changes of them."""
+    return [
+        Run(experiment, label, replace(config, **model), replace(train, **{"seed": seed} | training), corpus,
+            s.preset, s.recipe, s.device)
+        for seed in range(s.seeds) for label, (model, training) in models.items()
+    ]  # fmt: skip
 
 
 def text_of(s: Settings, experiment: str) -> dict:
@@ -125,20 +131,19 @@ def random_controls(records: pd.DataFrame, runs: list[Run], model: str, label: s
 def exp1_models(s: Settings, target: float | None) -> Changes:
     """Experiment 1: MoR held to an effective depth (None: as it falls out), fixed depth, and controls."""
     N = s.n_layers
-    fixed = dict(routing="none", target_depth=None)
     return {
-        "fixed-deep": (fixed, {}),
+        "fixed-deep": (FIXED, {}),
         "mor": (dict(routing="mor", target_depth=target), {}),
-        "fixed-at-E": (fixed | dict(n_layers=max(round(target or 2 * N / 3), 1)), {}),
+        "fixed-at-E": (FIXED | dict(n_layers=max(round(target or 2 * N / 3), 1)), {}),
         "frozen": (dict(routing="frozen", target_depth=target), {}),
-        "fixed-shared": (fixed | dict(shared_blocks=max(N // 2, 1)), {}),
+        "fixed-shared": (FIXED | dict(shared_blocks=max(N // 2, 1)), {}),
     }
 
 
 def exp2_models(s: Settings, target: float) -> Changes:
     """Experiment 2: MoR of N layers at the cost of N/2 in three protocols, and its controls."""
     N, tc = s.n_layers, s.train()
-    shallow = dict(routing="none", target_depth=None, n_layers=max(N // 2, 1))
+    shallow = FIXED | dict(n_layers=max(N // 2, 1))
     mor = dict(routing="mor", target_depth=target)
     long = dict(epochs=round(tc.epochs * 5 / 3))  # 50 epochs against 30 in the sources
     warmup = tc.depth_warmup / 2 * (N - target)  # mean depth that the warm-up adds, applications a token
@@ -176,16 +181,15 @@ def bangla_models(s: Settings, deep: float | None, half: float | None) -> Change
     Under the preset "quick" the routed models of half the depth are left out.
     """
     N = s.n_layers
-    fixed = dict(routing="none", target_depth=None)
     models = {
-        "fixed-deep": (fixed, {}),
+        "fixed-deep": (FIXED, {}),
         "mor-deep": (dict(routing="mor", target_depth=deep), {}),
-        "fixed-at-E": (fixed | dict(n_layers=max(round(2 * N / 3), 1)), {}),
-        "fixed-shallow": (fixed | dict(n_layers=max(N // 2, 1)), {}),
+        "fixed-at-E": (FIXED | dict(n_layers=max(round(2 * N / 3), 1)), {}),
+        "fixed-shallow": (FIXED | dict(n_layers=max(N // 2, 1)), {}),
         "mor-half": (dict(routing="mor", target_depth=half), {}),
         "frozen-deep": (dict(routing="frozen", target_depth=deep), {}),
         "frozen-half": (dict(routing="frozen", target_depth=half), {}),
-        "fixed-shared": (fixed | dict(shared_blocks=max(N // 2, 1)), {}),
+        "fixed-shared": (FIXED | dict(shared_blocks=max(N // 2, 1)), {}),
     }
     left_out = ("mor-half", "frozen-half") if s.preset == "quick" else ()
     return {label: changes for label, changes in models.items() if label not in left_out}
@@ -205,9 +209,8 @@ def long_runs(s: Settings, experiment: str) -> list[Run]:
     most, half = round(2 * N / 3, 2), N / 2
     targets = {"exp1": (most,), "exp2": (half,), "bangla": (most, half)}[kind]
     models = {"exp1": exp1_models, "exp2": exp2_models, "bangla": bangla_models}[kind](long, *targets)
-    fixed = dict(routing="none", target_depth=None)
     worth = dict(routing="worth", target_depth=targets[0], max_recursions=1)
-    models |= {"fixed-deep": (fixed, {}), "fixed-shallow": (fixed | dict(n_layers=max(N // 2, 1)), {})}
+    models |= {"fixed-deep": (FIXED, {}), "fixed-shallow": (FIXED | dict(n_layers=max(N // 2, 1)), {})}
     models |= {"worth": (worth, WORTH_TRAINING)}
     if experiment == "exp1-thin":
         models |= whole_token_models(N, targets[0])
@@ -247,28 +250,23 @@ def depth_worth_runs(s: Settings) -> list[Run]:
     those of `long_runs(s, "exp1-thin")`.
     """
     own = settings(dict(preset="long"))
-    batch, windows, L = own.train().batch_size, own.train().windows, own.model(vocab_size=1).max_len
-    width, lr = own.model(vocab_size=1).d_model, own.train().lr
-    runs = []
-    for epochs in (30, 60):
-        runs += fixed_pair(s, "length", f"{epochs} epochs", dict(epochs=epochs))
-    for wide in (128,):
-        changes = dict(d_model=wide, d_ff=4 * wide, lr=lr * (width / wide) ** 0.5)
-        runs += fixed_pair(s, "sizes", f"width {wide}", changes)
-    for longer in (256,):
-        k = longer // L
-        changes = dict(max_len=longer, batch_size=batch // k, windows=windows // k)
-        changes |= dict(eval_windows=own.train().eval_windows // k)
-        runs += fixed_pair(s, "sizes", f"context {longer}", changes)
-    return runs
+    cfg, tc = own.model(vocab_size=1), own.train()
+    k = 256 // cfg.max_len
+    fewer = {name: getattr(tc, name) // k for name in ("batch_size", "windows", "eval_windows")}
+    wide = dict(d_model=128, d_ff=512, lr=tc.lr * (cfg.d_model / 128) ** 0.5)
+    return [
+        *fixed_pair(s, "length", "30 epochs", dict(epochs=30)),
+        *fixed_pair(s, "length", "60 epochs", dict(epochs=60)),
+        *fixed_pair(s, "sizes", "width 128", wide),
+        *fixed_pair(s, "sizes", "context 256", dict(max_len=256) | fewer),
+    ]
 
 
 def fixed_pair(s: Settings, experiment: str, named: str, changes: dict) -> list[Run]:
     """Fixed models of N/2 and N layers on the text of experiment 1, with the preset `long` and changes."""
-    given = dict(preset="long", seeds=min(s.seeds, 3), device=s.device)
-    long, fixed = settings(given | changes), dict(routing="none", target_depth=None)
+    long = settings(dict(preset="long", seeds=min(s.seeds, 3), device=s.device) | changes)
     N = long.n_layers
-    models = {f"fixed {n}, {named}": (fixed | dict(n_layers=n), {}) for n in (N // 2, N)}
+    models = {f"fixed {n}, {named}": (FIXED | dict(n_layers=n), {}) for n in (N // 2, N)}
     return experiment_runs(long, experiment, TEXTS["exp1"], models)
 
 
@@ -278,7 +276,7 @@ def vocabulary_runs(s: Settings, vocabularies: list[str]) -> list[Run]:
     vocabularies: "characters", or a number of pieces as in "4000-pieces".
     """
     N = s.n_layers
-    shallow = dict(routing="none", target_depth=None, n_layers=max(N // 2, 1))
+    shallow = FIXED | dict(n_layers=max(N // 2, 1))
     few = replace(s, seeds=min(s.seeds, 3))  # many pieces train slowly
     runs = []
     for name in vocabularies:
@@ -309,7 +307,7 @@ def front_models(s: Settings, target: float | None) -> Changes:
     """The front: fixed depths from a quarter of the layers on, and MoR held to the same depths."""
     N = s.n_layers
     depths = range(max(N // 4, 1), N + 1)
-    fixed = {f"fixed {k}": (dict(routing="none", target_depth=None, n_layers=k), {}) for k in depths}
+    fixed = {f"fixed {k}": (FIXED | dict(n_layers=k), {}) for k in depths}
     return fixed | {f"mor {k}": (dict(routing="mor", target_depth=float(k)), {}) for k in depths}
 
 
@@ -345,19 +343,18 @@ def source_models(s: Settings, target: float | None) -> Changes:
     In MoR recursing is mended first, and the others on top of it.
     """
     N = s.n_layers
-    free = dict(target_depth=None)
-    fixed, cut = free | dict(routing="none"), free | dict(routing="mor", estimator="cut")
+    cut = dict(routing="mor", target_depth=None, estimator="cut")
     return {
-        f"fixed {N}": (fixed, {}),
-        f"fixed {N // 2}": (fixed | dict(n_layers=max(N // 2, 1)), {}),
+        f"fixed {N}": (FIXED, {}),
+        f"fixed {N // 2}": (FIXED | dict(n_layers=max(N // 2, 1)), {}),
         "mor, as published": (cut | dict(max_recursions=1), {}),
         "mor, per sample": (cut | dict(max_recursions=1, granularity="sample"), {}),
         "mor, recursing mended": (cut, {}),
         "mor, gradient mended": (cut | dict(estimator="gumbel"), {}),
         "mor, warm-up mended": (cut, dict(warmup=0.1)),
         "mor, norm mended": (cut | dict(norm="pre"), {}),
-        f"fixed {N}, warm-up mended": (fixed, dict(warmup=0.1)),
-        f"fixed {N}, norm mended": (fixed | dict(norm="pre"), {}),
+        f"fixed {N}, warm-up mended": (FIXED, dict(warmup=0.1)),
+        f"fixed {N}, norm mended": (FIXED | dict(norm="pre"), {}),
     }
 
 

@@ -12,7 +12,7 @@ import morlib
 from morlib import Decision, ModelConfig, StepInput, TrainConfig
 
 from ..texts import Chains, Drawn, Hops
-from .experiments import WORTH_TRAINING, Changes, Run
+from .experiments import WORTH_TRAINING, Changes, Run, runs_of
 from .settings import Settings
 
 
@@ -192,19 +192,14 @@ def known_depth_runs(
         heldout_windows=size.get("heldout"),
     )  # fmt: skip
     corpus = (("name", size["task"]), ("split", "full"))
-    runs = []
-    for seed in range(s.seeds):
-        for label, (model, training) in models.items():
-            cfg, tc = replace(base, **model), replace(train, seed=seed, **training)
-            runs.append(Run(experiment, label, cfg, tc, corpus, s.preset, s.recipe, s.device))
-    return runs
+    return runs_of(s, experiment, corpus, models, base, train)
 
 
-def map_runs(s: Settings, steps: tuple[int, ...] = (4000, 8000)) -> list[Run]:
+def map_runs(s: Settings) -> list[Run]:
     """The map of fixed depth: which k so many layers follow after so many steps."""
     size, mapped = size_of(s), []
     for layers in (2, 3, 4, 6):
-        for length in steps:
+        for length in (4000, 8000):
             models = {f"fixed {layers}, {length} steps": (dict(routing="none", n_layers=layers), {})}
             mapped += known_depth_runs(s, models, "known-depth-map", size | dict(steps=length))
     return mapped

@@ -28,6 +28,7 @@ from .checkpoint import Checkpoint
 from .device import claim_card, keep_memory, pick_device, quiet
 from .experiments import Run
 from .records import LATER, read_record, record_of, run_id, table_of
+from .settings import PRESETS
 
 Hook = Callable[[Training], bool | None]
 ATTEMPTS = 3  # a run whose worker dies goes on from its checkpoint so many times
@@ -231,7 +232,8 @@ def stored(specs: list[Run], folder: Path = REFERENCE) -> list[dict | str]:
             continue
         data = record["data"]
         pieces = data["vocab_size"] if data["tokenizer"] == "sentencepiece" else 0
-        key = (data["name"].removesuffix("-wikipedia"), data["split"], pieces)
+        cut = PRESETS.get(record["preset"], {}).get("max_chars")
+        key = (data["name"].removesuffix("-wikipedia"), data["split"], pieces, cut)
         config, parent = record["config"], record.get("parent", "")
         known[stored_key(config["model"], config["train"], key, parent)] = record
     results = []
@@ -243,7 +245,7 @@ def stored(specs: list[Run], folder: Path = REFERENCE) -> list[dict | str]:
         if isinstance(parent, Run):
             (before,) = stored([parent], folder)
             parent = before["id"] if isinstance(before, dict) else before  # in words: no record has this one
-        data = text["name"], text["split"], pieces
+        data = text["name"], text["split"], pieces, text.get("max_chars")
         record = known.get(stored_key(vars(spec.config), vars(spec.train), data, parent))
         missing = "no record of it ships: choose a preset that trains it"
         names = dict(experiment=spec.experiment, model=spec.model)

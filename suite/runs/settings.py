@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import types
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -73,19 +73,14 @@ class Settings(Checked):
 
     def model(self, **changes) -> ModelConfig:
         """The model of these settings; needs vocab_size among the changes."""
-        return ModelConfig(**{k: v for k, v in self.values.items() if k in hints_of(ModelConfig)} | changes)
+        return ModelConfig(**{k: v for k, v in self.values.items() if k in FIELDS[ModelConfig]} | changes)
 
     def train(self, **changes) -> TrainConfig:
-        return TrainConfig(**{k: v for k, v in self.values.items() if k in hints_of(TrainConfig)} | changes)
+        return TrainConfig(**{k: v for k, v in self.values.items() if k in FIELDS[TrainConfig]} | changes)
 
 
-def hints_of(config_class: type) -> dict[str, Any]:
-    """Field names and type hints of a configuration class, in order."""
-    hints = get_type_hints(config_class, include_extras=True)
-    return {f.name: hints[f.name] for f in fields(config_class)}
-
-
-OWN_TEXT = {name: hint for name, hint in hints_of(Settings).items() if name in ("text", "tokenizer")}
+FIELDS = {kind: get_type_hints(kind, include_extras=True) for kind in (Settings, ModelConfig, TrainConfig)}
+OWN_TEXT = {name: FIELDS[Settings][name] for name in ("text", "tokenizer")}
 
 
 def settings(
@@ -101,7 +96,7 @@ def settings(
     means None, where a parameter may be None. MORLIB_JOBS stands in for a `jobs` of None.
     Raises ValueError that names the allowed parameters if one is unknown, ill-typed or out of range.
     """
-    known = hints_of(Settings) | hints_of(ModelConfig) | hints_of(TrainConfig)
+    known = FIELDS[Settings] | FIELDS[ModelConfig] | FIELDS[TrainConfig]
     hidden = ("vocab_size", "seed", "values", *OWN_TEXT)
     known = {k: v for k, v in known.items() if k not in hidden and (only is None or k in only)} | (own or {})
     given = parameters(namespace, known)
@@ -121,7 +116,7 @@ def settings(
             values["jobs"] = max(torch.cuda.device_count(), 1)  # one run a card
         if jobs := os.environ.get("MORLIB_JOBS"):
             values["jobs"] = as_meant(jobs, int)
-    names = {k: v for k, v in values.items() if k in hints_of(Settings)}
+    names = {k: v for k, v in values.items() if k in FIELDS[Settings]}
     result = Settings(**names | dict(preset=preset, recipe=recipe, values=values))
     result.model(vocab_size=2)
     result.train()
@@ -145,9 +140,8 @@ def parameters(namespace: dict, known: dict[str, Any]) -> dict:
     for name, value in given.items():
         if value is None:
             continue
-        value = result[name] = as_meant(value, known[name])
         try:
-            check_value(f"parameter {name}", value, known[name])
+            result[name] = check_value(f"parameter {name}", as_meant(value, known[name]), known[name])
         except ValueError as error:
             raise ValueError(f"{error}; {allowed}") from None
     return result
@@ -171,7 +165,8 @@ def names_set(namespace: dict) -> set[str] | None:
             body = ast.parse(source).body
         except SyntaxError:  # a line for the shell, a cell magic
             continue
-        annotated = [node.target.id for node in body if isinstance(node, ast.AnnAssign)]
+        annotated = [node.target.id for node in body
+                     if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]  # fmt: skip
         assigned = [t.id for node in body if isinstance(node, ast.Assign) for t in node.targets
                     if isinstance(t, ast.Name)]  # fmt: skip
         if "preset" in annotated:
@@ -195,11 +190,8 @@ def as_meant(value, hint):
                 return kind(value)
             except ValueError:
                 continue
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if kinds == {str}:
-            return str(value)
-        if float in kinds and int not in kinds:
-            return float(value)  # 8 and 8.0 are one run
+    if kinds == {str} and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
     if kinds & {list, tuple} and not kinds & {str, int, float}:
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return [value]

@@ -10,26 +10,3 @@ from .ngrams import context_numbers, ngram_floor, ngram_surprisal
 from .sources import CORPORA, read_text
 from .tokenizers import TOKENIZERS, CharTokenizer, SubwordTokenizer, Tokenizer
 from .writing import write
-
-__all__ = [
-    "CORPORA",
-    "TOKENIZERS",
-    "Chains",
-    "CharTokenizer",
-    "Corpus",
-    "Drawn",
-    "Hops",
-    "SubwordTokenizer",
-    "Tokenizer",
-    "context_numbers",
-    "draw_splits",
-    "headline",
-    "load_corpus",
-    "load_model",
-    "ngram_floor",
-    "ngram_surprisal",
-    "read_text",
-    "save_model",
-    "stored_floors",
-    "write",
-]

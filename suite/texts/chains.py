@@ -26,7 +26,6 @@ from .drawn import SYMBOLS, Drawn
 from .tokenizers import CharTokenizer
 
 NUMBERS = "0123456789"
-KINDS = ("table", "mark", "x", "answer")  # of the token that is read
 
 
 @dataclass(eq=False)
@@ -38,18 +37,20 @@ class Chains(Drawn):
 
     chains: int = 4  # C
     deepest: int = 5  # K
+    KINDS = ("table", "mark", "x", "answer")
 
     def __post_init__(self):
         most = len(NUMBERS)
-        if not 2 <= self.chains <= most or self.deepest < 1 or self.variables > len(SYMBOLS):
+        if not 2 <= self.chains <= most or self.deepest < 1 or self.m > len(SYMBOLS):
             wanted = f"2 to {most} chains and {len(SYMBOLS)} variables at most"
             raise ValueError(f"chains-C-K needs {wanted}, not {self.chains} and {self.deepest}")
-        self.tokenizer = CharTokenizer("?" + NUMBERS + SYMBOLS[: self.variables])
+        self.tokenizer = CharTokenizer("?" + NUMBERS + SYMBOLS[: self.m])
         firsts = dict(digit="0", mark="?", x="a")
         self.ids = {kind: self.tokenizer.stoi[first] for kind, first in firsts.items()}
 
     @property
-    def variables(self) -> int:
+    def m(self) -> int:
+        """Variables."""
         return self.chains * self.deepest
 
     @property
@@ -60,9 +61,7 @@ class Chains(Drawn):
         return range(1, self.deepest + 1)
 
     def _lines(self, n: int, length: int, generator: torch.Generator, part: str) -> Tensor:
-        m, C, K = self.variables, self.chains, self.deepest
-        if length < m + 3:
-            raise ValueError(f"{self.name} needs a max_len of {m + 3} or more, not {length}: no answer fits")
+        m, C, K = self.m, self.chains, self.deepest
         digits = torch.rand(n, len(NUMBERS), generator=generator).argsort(1)[:, :C]
         draw = torch.randint(C, (n, K - 1, C), generator=generator)
         values, table = [self.ids["digit"] + digits], [self.ids["digit"] + digits]
@@ -76,17 +75,10 @@ class Chains(Drawn):
 
     # ---- What the answers say ----
 
-    def kinds(self, length: int) -> list[str]:
-        m = self.variables
-        return ["table" if t < m else KINDS[1 + (t - m) % 3] for t in range(length)]
-
-    def places(self, length: int) -> Tensor:
-        return torch.arange(self.variables + 1, length, 3)
-
     def answers(self, lines: Tensor) -> dict[str, Tensor]:
         """Of lines [n, L + 1], each [n, A]: k, x, answer (0 to 9), and hard: the line has not told it before
         (else k is 0), and it is not the number that most variables have."""
-        n, m, C, places = len(lines), self.variables, self.chains, self.places(lines.shape[1] - 1)
+        n, m, C, places = len(lines), self.m, self.chains, self.places(lines.shape[1] - 1)
         parent = (lines[:, :m] - self.ids["x"]).clamp(min=-1)  # -1: a number
         x, answer = lines[:, places] - self.ids["x"], lines[:, places + 1] - self.ids["digit"]
         told, rows, k = torch.zeros(n, m, dtype=torch.bool), torch.arange(n), torch.zeros_like(x)
@@ -112,4 +104,4 @@ class Chains(Drawn):
         C, asked = self.chains, self.kinds(length + 1).count("x")
         numbers = sum(math.log(len(NUMBERS) - i) for i in range(1, C))
         assigned = C * (self.deepest - 1) * math.log(C)
-        return (numbers + assigned + asked * math.log(self.variables)) / length
+        return (numbers + assigned + asked * math.log(self.m)) / length

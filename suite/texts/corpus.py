@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from morlib import Count, check_value
 from suite import files
 
 from .drawn import Drawn
@@ -158,8 +158,8 @@ def load_corpus(
         raise ValueError(f"split must be one of {', '.join(HELDOUT_SHARE)}, not {split!r}")
     if not isinstance(tokenizer, Tokenizer) and tokenizer not in ("char", "sentencepiece", None):
         raise ValueError(f"tokenizer must be char or sentencepiece, or a tokenizer, not {tokenizer!r}")
-    subwords = _count("subwords", subwords)
-    max_chars = None if max_chars is None else _count("max_chars", max_chars)
+    subwords = check_value("subwords", subwords, Count)
+    max_chars = check_value("max_chars", max_chars, Count | None)
     if isinstance(name, str) and (task := made(name)):
         if tokenizer is not None:
             raise ValueError(f"{name} is a task: it takes no tokenizer")
@@ -171,12 +171,6 @@ def load_corpus(
         known, folder = None, folder_name(name)
         paths = text_files(name)
     return _load(known, folder, _versions(paths), split, tokenizer, subwords, max_chars)
-
-
-def _count(argument: str, value) -> int:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{argument} must be an integer of 1 or more, not {value!r}")
-    return int(value)
 
 
 def _versions(paths: list[Path]) -> tuple:

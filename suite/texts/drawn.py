@@ -20,8 +20,9 @@ SYMBOLS = "abcdefghijklmnopqrstuvwxyz"
 class Drawn:
     """A corpus like any other, without bytes. A task says how lines are drawn and how hard its answers are.
 
-    A task has a `name`, a `tokenizer`, `_lines` (n lines of a part), `kinds` (of the token that is read at
-    each place), `places` (where an answer is predicted), and `answers` (how hard each is).
+    A line is a table of m tokens, then questions of three tokens: at the second the answer is predicted.
+    A task has a `name`, a `tokenizer`, `m`, KINDS, `_lines` (n lines of a part), and `answers` (how hard each
+    is).
     """
 
     split = "full"
@@ -29,6 +30,8 @@ class Drawn:
     length = 64  # of the lines that floors and sizes are given for
     name: str
     tokenizer: CharTokenizer
+    m: int  # tokens of the table
+    KINDS: tuple[str, ...]  # of the token that is read: in the table, and the three of a question
 
     @property
     def vocab_size(self) -> int:
@@ -40,7 +43,7 @@ class Drawn:
 
     def draw(self, windows: int, length: int, generator: torch.Generator) -> Tensor:
         """Random training lines int64 [windows, length + 1]. Raises ValueError if a line is too short."""
-        return self._lines(windows, length, generator, "train")
+        return self._long_enough(windows, length, generator, "train")
 
     def windows(self, part: str, length: int, most: int | None = None) -> Tensor:
         """The lines int64 [n, length + 1] of a part; those of "train" are some that training may draw.
@@ -50,7 +53,12 @@ class Drawn:
         if part not in WINDOWS:
             raise ValueError(f"part must be one of {', '.join(WINDOWS)}, not {part!r}")
         generator = torch.Generator().manual_seed(SEEDS[part])
-        return self._lines(WINDOWS[part], length, generator, part)[:most]
+        return self._long_enough(WINDOWS[part], length, generator, part)[:most]
+
+    def _long_enough(self, n: int, length: int, generator: torch.Generator, part: str) -> Tensor:
+        if length < (least := self.m + 3):
+            raise ValueError(f"{self.name} needs a max_len of {least} or more, not {length}: no answer fits")
+        return self._lines(n, length, generator, part)
 
     def _lines(self, n: int, length: int, generator: torch.Generator, part: str) -> Tensor:
         raise NotImplementedError
@@ -90,11 +98,12 @@ class Drawn:
 
     def kinds(self, length: int) -> list[str]:
         """The kind of the token that is read at each place of a line."""
-        raise NotImplementedError
+        table, *question = self.KINDS
+        return [table if t < self.m else question[(t - self.m) % 3] for t in range(length)]
 
     def places(self, length: int) -> Tensor:
-        """Where an answer is predicted, int64 [A]."""
-        raise NotImplementedError
+        """Where an x is read, and so an answer is predicted, int64 [A]."""
+        return torch.arange(self.m + 1, length, 3)
 
     def answers(self, lines: Tensor) -> dict[str, Tensor]:
         """Of lines [n, L + 1], each [n, A]: at least k, the steps an answer needs, and whether it is hard."""

@@ -37,6 +37,7 @@ class Hops(Drawn):
     symbols: int = 8  # m
     hops: int = 6  # K: the most that is asked for
     length: int = 64  # of the lines that floors and sizes are given for
+    KINDS = KINDS
 
     def __post_init__(self):
         if not 4 <= self.symbols <= len(SYMBOLS) or not 1 <= self.hops <= len(NUMBERS):
@@ -45,13 +46,15 @@ class Hops(Drawn):
         self.tokenizer = CharTokenizer(NUMBERS[: self.hops] + SYMBOLS[: self.symbols])
 
     @property
+    def m(self) -> int:
+        return self.symbols
+
+    @property
     def name(self) -> str:
         return f"hops-{self.symbols}-{self.hops}"
 
     def _lines(self, n: int, length: int, generator: torch.Generator, part: str) -> Tensor:
         m, K = self.symbols, self.hops
-        if length < m + 3:
-            raise ValueError(f"{self.name} needs a max_len of {m + 3} or more, not {length}: no answer fits")
         table = self._tables(n, generator, part)
         questions = math.ceil((length + 1 - m) / 3)
         k = torch.randint(1, K + 1, (n, questions), generator=generator)
@@ -72,14 +75,6 @@ class Hops(Drawn):
         return torch.cat(found)
 
     # ---- What the answers say ----
-
-    def kinds(self, length: int) -> list[str]:
-        """The kind of the token that is read at each place of a line."""
-        return ["table" if t < self.symbols else KINDS[1:][(t - self.symbols) % 3] for t in range(length)]
-
-    def places(self, length: int) -> Tensor:
-        """Where an x is read, and so the answer is predicted, int64 [A]."""
-        return torch.arange(self.symbols + 1, length, 3)
 
     def answers(self, lines: Tensor) -> dict[str, Tensor]:
         """Of lines [n, L + 1], each [n, A]: k, x and answer (as symbols from 0), and whether it is hard."""

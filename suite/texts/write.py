@@ -16,27 +16,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m suite.texts.write", description=__doc__.split(":")[0] + ".")
     parser.add_argument("model", help="a file that texts.save_model wrote")
     parser.add_argument("--prompt", required=True, help="the text to go on from")
-    parser.add_argument("--tokens", type=int, default=200, help="how many tokens to write (200)")
+    tokens = dict(dest="n", metavar="TOKENS", type=int, default=200)
+    parser.add_argument("--tokens", **tokens, help="how many tokens to write (200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (0.8)")
     parser.add_argument("--seed", type=int, default=0, help="one seed gives one text (0)")
     parser.add_argument("--top-k", type=int, help="sample among so many of the likeliest tokens")
     parser.add_argument("--top-p", type=float, help="sample among the likeliest that make up this share")
     parser.add_argument("--stop", action="append", default=[], help="end before this string; may be repeated")
-    given = parser.parse_args(arguments)
+    given = vars(parser.parse_args(arguments))
     try:
-        model, tokenizer = load_model(given.model)
-        write(
-            model,
-            tokenizer,
-            given.prompt,
-            given.tokens,
-            given.temperature,
-            given.seed,
-            top_k=given.top_k,
-            top_p=given.top_p,
-            stop=given.stop,
-            stream=True,
-        )
+        write(*load_model(given.pop("model")), **given, stream=True)
     except ValueError as error:
         sys.exit(f"error: {error}")
 
