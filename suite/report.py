@@ -76,8 +76,9 @@ How to read the tables:
   weights. *Higher* or *lower* needs a 95 % interval without
   zero and a sign-flip test that agrees (p below 0.05). *Equal within* a margin needs a 90 % interval
   inside it, as two one-sided t tests at 5 % do. *Loss* beside points is the same difference in held-out
-  loss, *better* (lower) or *worse* where interval and sign-flip test agree. Under six seeds nothing is claimed: the studies, with
-  three seeds a row or ten, suggest. *42 to 78 %* are the lowest and the highest of fewer than six seeds.
+  loss, *better* (lower) or *worse* where interval and sign-flip test agree. Under six seeds nothing is
+  claimed: the studies, with three seeds a row or ten, suggest. *42 to 78 %* are the lowest and the highest
+  of fewer than six seeds.
 - **Cost** is how often blocks are applied, not seconds: *applications* are those of a whole training, in
   millions. *A third less computation* and *equal cost* mean these.
 - **Known depth**: *way* compares losses: how far a model is below half of the layers at the same seeds,

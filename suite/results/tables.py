@@ -241,23 +241,16 @@ def comparisons(
     return pd.DataFrame(rows).set_index("model")
 
 
-<<<<<<< HEAD
 def loss_words(records: pd.DataFrame, a: str, b: str) -> str:
     """Model a's held-out loss minus that of b in nats, with its 95 % interval, and what this shows, if so."""
     c = compare(records, a, b, "loss", 0.01)
     told = signed(c["mean"], 4)
-    if not math.isnan(c["low"]):
-        told += f" ({span(c['low'], c['high'], 4)})"
+    if within := span(c["low"], c["high"], 4):
+        told += f" ({within})"
     shown = different(c) and not c["claim"].startswith("none")
     return f"{told}, {'worse' if c['mean'] > 0 else 'better'}" if shown else told
 
 
-def brackets(low: float, high: float, digits: int) -> str:
-    return "" if math.isnan(low) else span(low, high, digits)
-
-
-=======
->>>>>>> thin
 def short(p: float) -> str:
     return "" if math.isnan(p) else f"{p:.3f}"
 
