@@ -67,6 +67,28 @@ def costs_of(records, **of_system):
 NO_COSTS = cost.stored_systems(texts.corpus.Path("no such file"))
 
 
+def test_the_line_of_fixed_depth_has_all_of_its_models_at_each_seed():
+    records = records_of(LOSSES | {"fixed-between": [1.4], "act": [1.5, 1.5]})
+    scored = results.field.with_costs(records, costs_of(records, act=150.0))
+    operations, losses = results.field.fixed_line(scored, seed=1)
+    assert operations.tolist() == [100, 150, 200] and losses.tolist() == [1.7, 1.4, 1.4], (
+        "its mean in between"
+    )
+    assert results.field.gaps_to_fixed(scored, "act") == pytest.approx([-0.1, -0.1])
+
+
+def test_systems_that_are_left_out_are_named_and_not_praised():
+    records = records_of(LOSSES | {"act": [1.3, 1.3], "moe-top1": [1.1, 1.1]}, run=(1.0, 0.5))
+    costs = costs_of(records)
+    told = results.field_sentence(records, costs[costs["model"] != "act"])
+    assert "operations are not measured, or are above those of all layers: Universal Transformer" in told
+    costs.loc[costs["model"] == "moe-top1", "balance"] = 4.0
+    told = results.field.on_text_sentence(records, costs)
+    assert "a router chose nothing at one seed or more: mixture of experts, top 1." in told
+    assert "mixture of experts, top 1" not in told.split("By accuracy")[1]
+    assert "One of one system is " in results.field_sentence(records[records["model"] != "moe-top1"], costs)
+
+
 def test_there_is_a_row_for_each_system():
     s = runs.settings(dict(preset="cpu"))
     assert list(NAMES) == list(field.field_models(s))
@@ -207,7 +229,7 @@ def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_of_its_seed_at
     better = records_of(losses | {"act": [1.40, 1.50]}, run=(1.0, 0.5))
     told = results.field_sentence(better, costs_of(better, **cost_of))
     assert f"in loss: {NAMES['act']} (+0.050 nats; two seeds)." in told and "chose nothing" not in told
-    assert told.endswith("With one seed so far, which shows nothing: PonderNet."), "not counted as behind"
+    assert "With one seed so far, which shows nothing: PonderNet." in told, "not counted as behind"
     assert "The nearest" not in told
     short = results.short_field(better, records, costs_of(better, **cost_of))
     assert (

@@ -13,7 +13,7 @@ import scipy.stats
 import morlib
 from suite import cost, report, results, routing, runs
 from suite.files import REFERENCE, ROOT
-from suite.results import figures, headlines, tables
+from suite.results import figures, headlines, stats, tables
 from suite.routing import bangla_findings
 
 EXPERIMENTS = ("exp1", "exp2", "bangla")
@@ -310,6 +310,25 @@ def test_the_front_says_where_mor_lies():
     assert len(figure.axes) == 3 and len(figure.axes[0].lines) == 3
     assert list(figure.axes[0].lines[0].get_xdata()) == [3, 4, 5]
     assert len(results.draw_front(front, sources=False).axes) == 2
+
+
+def test_differences_that_are_all_the_same_show_what_they_are():
+    ahead = stats.tested(np.array([100.0] * 6), 1.0)
+    assert (ahead["low"], ahead["high"], ahead["p"]) == (100, 100, 2 / 64)
+    claims = {}
+    for value, seeds in ((100.0, 6), (0.0, 6), (100.0, 5), (0.2, 6)):
+        found = stats.tested(np.full(seeds, value), 1.0)
+        claims[value, seeds] = stats.claim_of(found | dict(a="a", b="b", margin=1.0))
+    assert claims[100.0, 6] == "a higher" and claims[0.0, 6] == "equal within 1"
+    assert claims[0.2, 6] == "a higher, yet equal within 1" and claims[100.0, 5].startswith("none: 5 seeds")
+
+
+def test_settings_by_validation_loss_do_not_depend_on_how_records_are_counted():
+    estimators = runs.stored_records("estimators")
+    part = estimators[estimators["model"] != "all branches"]
+    table = results.by_validation(part)
+    pd.testing.assert_frame_equal(table, results.by_validation(part.reset_index(drop=True)))
+    assert table.loc["gumbel", "validation loss"] == results.by_validation(estimators).loc["gumbel"].iloc[0]
 
 
 def test_settings_are_ordered_by_validation_loss_at_the_end():

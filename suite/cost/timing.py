@@ -244,8 +244,11 @@ def break_even_table(fixed: Transformer, blind: list[Transformer], corpus, batch
 def break_even(depths: list[float], seconds: list[float], fixed: float, N: int) -> float:
     """The share of skipped applications above which routing pays. NaN: it never does.
 
-    It is where a line through seconds against depth E meets the seconds of the fixed model of N layers.
+    It is where a line through seconds against depth E meets the seconds of the fixed model of N layers; 0
+    where these are never met from below.
     """
     slope, base = np.polyfit(depths, seconds, 1)
+    if slope <= 0 and max(seconds) < fixed:
+        return 0.0
     skip = 1 - (fixed - base) / slope / N if slope > 0 else np.nan
     return float(max(skip, 0.0)) if skip < 1 else np.nan

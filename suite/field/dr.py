@@ -41,6 +41,7 @@ class DynamicRouting(System):
         super().__init__(cfg)
         if cfg.dropout:  # the search sees the states as the batch began with them
             raise ValueError(f"ModelConfig: routing dr needs dropout 0, not {cfg.dropout}")
+        morlib.check_value("ModelConfig: option lines", self.options["lines"], morlib.Count)
         self.hidden = max(cfg.d_model // 2, 8)
         self.routers = nn.ModuleList(self.router() for _ in range(cfg.n_layers))
 

@@ -68,8 +68,13 @@ class Relaxed(Cycled):
         """
         own, N = model.state_dict(), self.cfg.n_layers
         layers = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-        if len(layers) != N or not {name for name in own if not name.startswith("blocks.")} <= set(state):
-            raise ValueError(f"lora begins with a fixed model of {N} layers, not with one of {len(layers)}")
+        needed = {name: value.shape for name, value in own.items() if not name.startswith("blocks.")}
+        for name, value in model.blocks[0].state_dict().items():
+            if not name.startswith(("up.", "down.")):
+                needed |= {f"blocks.{layer}.{name}": value.shape for layer in range(N)}
+        if len(layers) != N or any(name not in state or state[name].shape != needed[name] for name in needed):
+            D = self.cfg.d_model
+            raise ValueError(f"lora begins with a fixed model of {N} layers of width {D}, not with this one")
         begun = {name: state.get(name, value) for name, value in own.items()}
         for number, block in enumerate(model.blocks):
             of_block = [layer for layer in range(N) if model.layout[layer] == number]

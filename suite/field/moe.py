@@ -27,6 +27,9 @@ class Experts(nn.Module):
     So a token uses as many parameters as in the dense network, but for the router. With one, the output is
     scaled by its probability among all (Switch); with more, by the softmax among those chosen
     (Mixtral).
+
+    Differs: biases, a row an expert, begin at random and decay as matrices do, where those of a dense network
+    begin at 0 and do not decay.
     """
 
     def __init__(self, cfg: ModelConfig, experts: int, top: int):

@@ -293,11 +293,12 @@ def settings_of(record: dict) -> tuple:
 
 def fixed_line(scored: pd.DataFrame, what: str = "loss", seed: int | None = None) -> tuple[np.ndarray, ...]:
     """Operations and loss (or `right`) of the fixed models, from the cheapest on: means over seeds, or those
-    of one seed where it has two or more."""
+    of one seed where it has two or more; then a model that it lacks has its mean."""
     fixed = scored[scored["model"].isin(FIXED)]
-    here = fixed[fixed["seed"] == seed]
-    fixed = here if len(here) > 1 else fixed
     own = fixed.groupby("model")[["operations", what]].mean().dropna().sort_values("operations")
+    here = fixed[fixed["seed"] == seed].set_index("model")[what].dropna()
+    if len(here) > 1:
+        own[what] = here.reindex(own.index).fillna(own[what])
     return own["operations"].to_numpy(), own[what].to_numpy()
 
 
@@ -355,9 +356,10 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
         many = count(len(ahead)).capitalize() if ahead else "None"
         lie = f"{'is' if len(ahead) < 2 else 'are'} shown to lie"
         leads = "; ".join(f"{NAMES[x]} ({lead(known[x])})" for x in ahead)
+        systems = f"{count(len(judged))} system{'' if len(judged) == 1 else 's'}"
         told.append(
-            f"{many} of {count(len(judged))} systems {lie} below the line of fixed depth at equal operations"
-            f", in loss{f': {leads}' if ahead else ''}."
+            f"{many} of {systems} {lie} below the line of fixed depth at equal operations, in loss"
+            f"{f': {leads}' if ahead else ''}."
         )
         if not ahead:
             nearest = max(judged, key=lambda label: judged[label].mean())
@@ -367,6 +369,9 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     if fallen:
         chose = "; ".join(NAMES[x] for x in fallen)
         told.append(f"Left out, since a router chose nothing at one seed or more: {chose}.")
+    if unknown := [NAMES[x] for x in rows_of(records) if x not in (*FIXED, *ASIDE, *fallen, *known)]:
+        why = "since its operations are not measured, or are above those of all layers"
+        told.append(f"Left out, {why}: {'; '.join(unknown)}.")
     if "lora-uptrained" in set(records["model"]):
         told.append("Left out, since it has had more steps: relaxed recursion from a trained model.")
     return " ".join(told)
@@ -412,9 +417,9 @@ def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     names, told = names_of(records, FIXED), field_sentence(records, costs)
     worth = f"{losses['fixed-half'] - losses['fixed-deep']:.3f} nats"
     start = f"On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
-    scored = with_costs(records, costs)
+    scored, fallen = with_costs(records, costs), ahead_of_fixed(records, costs)[2]
     gaps = {label: gaps_to_fixed(scored, label, "right") for label in rows_of(records)}
-    ahead = [NAMES[x] for x, gap in gaps.items() if x not in (*FIXED, *ASIDE) and is_ahead(gap)]
+    ahead = [NAMES[x] for x, gap in gaps.items() if x not in (*FIXED, *ASIDE, *fallen) and is_ahead(gap)]
     by_accuracy = f"By accuracy, those ahead of it are: {'; '.join(ahead) or 'none'}."
     return f"{start}{told[0].lower()}{told[1:]} {by_accuracy}"
 

@@ -12,7 +12,7 @@ from ..runs import PAIRS, stored_records
 from ..runs.experiments import ROUTED, THIN
 from .figures import accuracy_against_depth
 from .stats import LEAST_SEEDS, compare, different, equal, judged
-from .tables import Text, count, markdown, share_words, signed, span, verdicts
+from .tables import Text, count, in_seeds, markdown, share_words, signed, span, verdicts
 
 TEXT_NAMES = {
     "exp1": "Tiny Shakespeare",
@@ -229,7 +229,7 @@ def efficiency_sentence(records: pd.DataFrame, routed: str) -> str:
     less = less_computation(depth, routed)
     ahead = AHEAD[judged(shallow)]
     layers, as_cheap = count(round(depth["fixed-deep"])), count(round(depth["fixed-at-E"]))
-    stands, seeds = as_words(deep, f"{layers} layers"), f"{count(deep['pairs'])} seeds"
+    stands, seeds = as_words(deep, f"{layers} layers"), in_seeds(deep["pairs"])
     in_loss = loss_apart(records, routed, "fixed-at-E")
     return (
         f"With {less}, MoR is {stands} ({numbers(deep)}; {seeds}), and {ahead} than {as_cheap} fixed layers, "
@@ -243,17 +243,19 @@ def equal_cost_sentence(records: pd.DataFrame) -> str:
     equal_epochs = compare(records, "mor-equal-epochs", "fixed-shallow")
     published = compare(records, "mor-source-protocol", "fixed-shallow")
     as_long = compare(records, "mor-source-protocol", "fixed-long")
-    layers, seeds = count(round(depth["fixed-shallow"])), count(equal_epochs["pairs"])
+    layers, seeds = count(round(depth["fixed-shallow"])), in_seeds(equal_epochs["pairs"])
     ahead = AHEAD[judged(equal_epochs)]
     first = (
-        f"At equal cost MoR is {ahead} than {layers} fixed layers ({numbers(equal_epochs)}; {seeds} seeds)"
+        f"At equal cost MoR is {ahead} than {layers} fixed layers ({numbers(equal_epochs)}; {seeds})"
         f"{loss_apart(records, 'mor-equal-epochs', 'fixed-shallow')}"
     )
     stands = as_words(as_long, f"{layers} layers that train as long")
     stands = f"{'and' if judged(as_long) == 'better' else 'but'} is {stands}"
+    more = published["mean"]
+    gains = f"gains {signed(more)}" if more > 0 else f"loses {-more:.2f}"
     return (
-        f"{first}. Trained for longer than these, as the thesis and the paper do, it gains "
-        f"{signed(published['mean'])} points on them, {stands} ({numbers(as_long)})"
+        f"{first}. Trained for longer than these, as the thesis and the paper do, it {gains} "
+        f"points on them, {stands} ({numbers(as_long)})"
         f"{loss_apart(records, 'mor-source-protocol', 'fixed-long')}."
     )
 

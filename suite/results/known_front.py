@@ -26,7 +26,7 @@ from .known_depth import (
     with_hops,
 )
 from .stats import spearman
-from .tables import count, stored_table
+from .tables import count, in_seeds, stored_table
 
 FRONT_LINES = {  # of models that differ in depth only
     "fixed": "fixed depth",
@@ -133,9 +133,9 @@ def other_depths_sentence(front: pd.DataFrame) -> str:
         layers = fixed[fixed["asked"] == round(E)]["hops"]
         beside = f" ({count(round(E))} layers {layers.mean():.0f} %)" if len(layers) else ""
         told.append(f"{shares(hops)} % at E {E:g}{beside}")
-    seeds = count(own.groupby("asked").size().min())
+    seeds = in_seeds(own.groupby("asked").size().min())
     told = f"Trained for other depths token worth answers {', '.join(told)}"
-    return f"{told} ({seeds} seeds each{'; in brackets all seeds of fixed layers' if '(' in told else ''})."
+    return f"{told} ({seeds} each{'; in brackets all seeds of fixed layers' if '(' in told else ''})."
 
 
 def who_is_deep(front: pd.DataFrame) -> pd.DataFrame:
@@ -173,7 +173,7 @@ def less_depth_sentence(front: pd.DataFrame) -> str:
     return (
         f"Trained for E {asked:g}, less than the plan written down takes, depths {verb} with the number of "
         f"hops: x runs {shallow:.1f} layers on average in questions of {count(last)} hops, and {deep:.1f} in "
-        f"questions of one ({count(len(r))} seeds)."
+        f"questions of one ({in_seeds(len(r))})."
     )
 
 
@@ -194,7 +194,7 @@ def again_sentence(front: pd.DataFrame) -> str:
     both = again.merge(first, on="seed", suffixes=("", "_first")).sort_values("seed")
     told = {name: ", ".join(f"{hops:.0f}" for hops in both[name]) for name in ("hops", "hops_first")}
     return (
-        f"Trained again, {count(len(both))} seeds of token worth reach {told['hops']} % in place of "
+        f"Trained again, {in_seeds(len(both))} of token worth reach {told['hops']} % in place of "
         f"{told['hops_first']} %."
     )
 

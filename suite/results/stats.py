@@ -76,7 +76,15 @@ def compare(
 
 
 def tested(difference: np.ndarray, margin: float = MARGIN) -> dict[str, object]:
-    """Of `compare`, what rests on the paired differences [seeds] alone: pairs, mean, intervals and p."""
+    """Of `compare`, what rests on the paired differences [seeds] alone: pairs, mean, intervals and p.
+
+    Three or more that are all the same have intervals of no width.
+    """
+    if len(difference) >= 3 and np.ptp(difference) == 0:
+        mean = float(difference[0])
+        alike = dict.fromkeys(("mean", "low", "high", "low90", "high90"), mean)
+        p = 2 * 0.5 ** len(difference) if mean else 1.0
+        return alike | dict(pairs=len(difference), p=p, p_equivalent=float(abs(mean) >= margin))
     mean, low, high = interval(difference)
     _, low90, high90 = interval(difference, 0.90)
     p = p_equivalent = math.nan

@@ -376,6 +376,7 @@ def by_validation(records: pd.DataFrame) -> pd.DataFrame:
 
     From three seeds on also where the validation loss of a further one is expected (95 %).
     """
+    records = records.reset_index(drop=True)  # the tables below are counted from 0
     last = pd.DataFrame([record["history"][-1] for record in records["record"]])
     sampled = pd.DataFrame(list(records["sampled"]))
     table = pd.DataFrame({

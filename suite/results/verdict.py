@@ -41,7 +41,7 @@ def with_depth(tables: list[pd.DataFrame]) -> list[pd.DataFrame]:
 def worth_of_all_layers(tables: list[pd.DataFrame]) -> str:
     """What all layers are worth against half of them, in each table."""
     worth = [compare(records, "fixed-deep", "fixed-shallow") for records in tables]
-    points = " and ".join(signed(c["mean"]) if judged(c) == "better" else "not shown" for c in worth)
+    points = " and ".join(signed(c["mean"]) + ("" if different(c) else " (not shown)") for c in worth)
     widths = " and ".join(str(r["record"].iloc[0]["config"]["model"]["d_model"]) for r in tables)
     return f"{points} points at width {widths}"
 
