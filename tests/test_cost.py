@@ -618,9 +618,9 @@ def test_the_kinds_of_a_bench_have_the_turns_and_the_minutes_asked():
 def test_a_record_of_another_version_is_begun_anew():
     (record,) = cost.speed_records()
     more_turns = record | dict(sizes=record["sizes"] | dict(turns=99, short_turns=99))
-    assert bench.comparable(record) == bench.comparable(more_turns)
+    assert speed.comparable(record) == speed.comparable(more_turns)
     other = record | dict(versions=record["versions"] | dict(morlib="0.2.0+another1"))
-    assert bench.comparable(record) != bench.comparable(other)
+    assert speed.comparable(record) != speed.comparable(other)
 
 
 def test_the_bench_names_its_groups(capsys):
