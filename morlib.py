@@ -463,19 +463,20 @@ class Decision:
 
     def split(self, asked: Tokens, last: bool) -> tuple[Tokens | None, Tokens | None]:
         """Of those asked: who runs now, and who is asked again afterwards. None is nobody."""
-        if self.actions is None:
+        if self.actions is None and self.weights is None and self.key_bias is None:
             return asked, None
+        actions = torch.full_like(asked.places, FORWARD) if self.actions is None else self.actions
         run, recurse = (None, None) if self.weights is None else self.weights
-        running = self._those(asked, self.actions != SKIP, run)
-        again = None if last or running is None else self._those(asked, self.actions == RECURSE, recurse)
+        running = self._those(asked, actions != SKIP, run)
+        again = None if last or running is None else self._those(asked, actions == RECURSE, recurse)
         return running, again
 
     def _those(self, asked: Tokens, chosen: Tensor, weight: Tensor | None) -> Tokens | None:
         index = chosen.nonzero().flatten()
         if not len(index):
             return None
-        if weight is not None:
-            weight = TakeRows.apply(weight if asked.weight is None else weight * asked.weight, index)
+        factors = [w for w in (weight, asked.weight) if w is not None]
+        weight = TakeRows.apply(math.prod(factors), index) if factors else None
         key_bias = None if self.key_bias is None else TakeRows.apply(self.key_bias, index)
         return Tokens(index if asked.all else asked.places.index_select(0, index), weight, key_bias=key_bias)
 
@@ -729,7 +730,7 @@ def depth_budget(cfg: ModelConfig) -> list[tuple[float, float]]:
         return [(1.0, again)] * N
     if cfg.target_depth >= N:
         return [(1.0, brentq(lambda a: N * sum(a**r for r in range(R)) - cfg.target_depth, 0, 1))] * N
-    everyone = max(int((cfg.target_depth - cfg.capacity * N) / (1 - cfg.capacity) + 1e-9), 0)
+    everyone = min(max(int((cfg.target_depth - cfg.capacity * N) / (1 - cfg.capacity) + 1e-9), 0), N - 1)
     rest = (cfg.target_depth - everyone) / (N - everyone) / sum(again**r for r in range(R))
     bottom = max(everyone - 1, min(everyone, 1))
     return [(1.0, 0.0)] * bottom + [(rest, again)] * (N - everyone) + [(1.0, 0.0)] * (everyone - bottom)
@@ -782,8 +783,7 @@ class Trace:
         """
         total = 0.0
         for asked in filter(None, self.asked):
-            of_layer, later = 0.0, 0.0
-            worth = 0.0 if len(asked) == self.actions.shape[1] else 1.0
+            of_layer, later, worth = 0.0, 0.0, float(len(asked) < self.actions.shape[1])
             for T, p in reversed(asked):
                 _, forward, recurse = p.sum(0)
                 of_layer = of_layer + forward + recurse + worth * (recurse - recurse.detach())
@@ -978,8 +978,7 @@ class Training:
 
     def full(self, step: int) -> float:
         """What is left of the warm-up from full depth at a step: 1 at the first, 0 once it is over."""
-        warm = self.tc.depth_warmup * self.steps
-        return max(1 - step / warm, 0.0) if warm else 0.0
+        return max(1 - step / warm, 0.0) if (warm := self.tc.depth_warmup * self.steps) else 0.0
 
     def update(self, batch: Tensor) -> None:
         """One optimizer step on a batch [B, L + 1]."""
@@ -1090,12 +1089,11 @@ def train(model: Transformer, corpus, tc: TrainConfig, progress: bool = False, d
     model.vocabulary = getattr(corpus, "vocabulary", model.vocabulary)
     torch.manual_seed(tc.seed)
     training = Training(model, corpus, tc, dtype)
-    if resume:
-        resume(training)
-    label = f"{model.cfg.routing} N={model.cfg.n_layers}"
-    bar = tqdm(desc=label, total=training.steps, initial=training.step, disable=not progress, leave=False)
+    label, total = f"{model.cfg.routing} N={model.cfg.n_layers}", training.steps
     try:
-        with bar:
+        if resume:
+            resume(training)
+        with tqdm(desc=label, total=total, initial=training.step, disable=not progress, leave=False) as bar:
             for batch in islice(batches(corpus, tc, model.cfg.max_len), training.step, None):
                 training.update(batch)
                 if training.step in training.points:
@@ -1250,7 +1248,8 @@ def generate(model: Transformer, prompt: Tensor, max_new_tokens: int, use_cache:
             tokens = torch.cat([tokens, fresh], dim=1)
     finally:
         model.train(was_training)
-    return tokens[0] if prompt.dim() == 1 else tokens
+    with torch.inference_mode(False):  # tensors like any others: one may train on them
+        return tokens[0].clone() if prompt.dim() == 1 else tokens.clone()
 
 
 # ---- Saving and loading ----
@@ -1266,7 +1265,7 @@ def save_model(model: Transformer, path: str | Path, notes: dict[str, str] | Non
         raise ValueError("notes must map names to text")
     about = dict(format="morlib", morlib=__version__, config=json.dumps(asdict(model.cfg)))
     about |= dict(vocabulary=json.dumps(model.vocabulary), notes=json.dumps(notes))
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     path = Path(path).expanduser()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -70,7 +70,7 @@ def stage_dataset(owner: str, folder: Path) -> None:
 
 def zip_dataset(dataset: Path, target: Path) -> None:
     """All of the data set but its metadata, in one file."""
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for path in sorted(dataset.rglob("*")):
             if path.is_file() and path.name != "dataset-metadata.json":
                 archive.write(path, path.relative_to(dataset))

@@ -317,8 +317,9 @@ def fewer_layers() -> list[str]:
     if records.empty:
         return []
     told = (
-        f"Fewer layers for less depth. {results.fewer_layers_sentence(records)} Beside them the other "
-        "models, at the same seeds as far as they ran there:"
+        f"Fewer layers for less depth. {results.fewer_layers_sentence(records)} "
+        f"{results.solved_sentence(records)} Beside them the other models, at the same seeds as far as they "
+        "ran there:"
     )
     verdicts = results.hops_verdicts(records, "worth-shallow")
     return [told, markdown(results.hops_table(records)), markdown(verdicts)]

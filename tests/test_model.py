@@ -610,3 +610,85 @@ def test_one_seed_gives_every_policy_the_same_backbone(make_model):
 def test_configurations_survive_json(make_model):
     cfg = make_model(routing="mor").cfg
     assert morlib.ModelConfig(**dataclasses.asdict(cfg)) == cfg
+
+
+# ---- Promises that are easy to break ----
+
+
+def test_weights_and_key_biases_count_without_actions_too(make_model, monkeypatch):
+    class Scaled(morlib.Policy):
+        spelt_out = False
+
+        def forward(self, step):
+            T = len(step.index)
+            w = torch.full((2, T), 0.3)
+            actions = torch.full((T,), FORWARD) if self.spelt_out else None
+            return morlib.Decision(actions, weights=w, key_bias=torch.linspace(-1, 1, T))
+
+    monkeypatch.setitem(morlib.POLICIES, "scaled-by-hand", Scaled)
+    model = make_model(routing="scaled-by-hand", max_recursions=1)
+    tokens = torch.arange(10).view(2, 5)
+    short = model(tokens).logits
+    monkeypatch.setattr(Scaled, "spelt_out", True)
+    assert torch.equal(short, model(tokens).logits)
+    assert not torch.allclose(short, make_model(routing="none")(tokens).logits, atol=1e-3)
+
+
+def test_a_weight_of_an_earlier_recursion_stays_where_a_later_one_gives_none(make_model, monkeypatch):
+    class Twice(morlib.Policy):
+        ones = False
+
+        def forward(self, step):
+            T = len(step.index)
+            first = torch.stack([torch.full((T,), 0.5), torch.full((T,), 0.25)])
+            if step.recursion == 0:
+                return morlib.Decision(torch.full((T,), RECURSE), weights=first)
+            return morlib.Decision(torch.full((T,), FORWARD), weights=torch.ones(2, T) if self.ones else None)
+
+    monkeypatch.setitem(morlib.POLICIES, "twice-by-hand", Twice)
+    model = make_model(routing="twice-by-hand", max_recursions=2)
+    tokens = torch.arange(10).view(2, 5)
+    without = model(tokens).logits
+    monkeypatch.setattr(Twice, "ones", True)
+    assert torch.equal(without, model(tokens).logits)
+
+
+def test_a_target_depth_a_rounding_below_all_layers_is_all_of_them(make_model):
+    target = sum([0.1] * 10) * 3  # 2.9999999999999996
+    cfg = morlib.ModelConfig(vocab_size=5, n_layers=3, target_depth=target, max_recursions=1)
+    budget = morlib.depth_budget(cfg)
+    assert target < 3 and all(share == pytest.approx(1) for share, _ in budget)
+    assert make_model(routing="mor", target_depth=target)(torch.arange(5)[None]).depth.shape == (1, 5)
+
+
+def test_what_is_generated_can_be_trained_on(make_model):
+    model = make_model()
+    for prompt in (torch.arange(4), torch.arange(4)[None]):
+        written = morlib.generate(model, prompt, 3)
+        model(written.view(1, -1)).logits.sum().backward()
+    assert model.head.weight.grad is not None
+
+
+def test_tied_weights_are_saved_and_a_training_that_cannot_begin_ends_in_evaluation(
+    make_model, corpus, quick_training, monkeypatch, tmp_path
+):
+    class Tied(morlib.Policy):
+        def __init__(self, cfg):
+            super().__init__(cfg)
+            self.a, self.b = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+    monkeypatch.setitem(morlib.POLICIES, "tied", Tied)
+    model = make_model(routing="tied", vocab_size=corpus.vocab_size)
+    morlib.save_model(model, tmp_path / "tied.safetensors")
+    again = morlib.load_model(tmp_path / "tied.safetensors")
+    again = again[0] if isinstance(again, tuple) else again
+    assert torch.equal(again.policy.b.weight, model.policy.a.weight)
+
+    def refuse(training):
+        raise ValueError("damaged")
+
+    model.train()
+    with pytest.raises(ValueError, match="damaged"):
+        morlib.train(model, corpus, quick_training, resume=refuse)
+    assert not model.training

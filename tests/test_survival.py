@@ -419,6 +419,22 @@ def test_stored_weights_that_are_not_the_runs_are_refused_by_name(small_text, ha
     assert not (tmp_path / "trapped").exists()
 
 
+def test_weights_of_another_configuration_are_not_called_damaged(small_text):
+    one = spec(small_text, dataclasses.replace(TINY, epochs=1))
+    run(one)
+    wider = dataclasses.replace(runs.go_on(one), config=dataclasses.replace(one.config, d_ff=24))
+    with pytest.raises(ValueError, match="holds weights of another configuration"):
+        runs.run(wider)
+
+
+def test_a_stopped_record_is_not_averaged_with_whole_ones():
+    whole = runs.stored_records("exp1")
+    runs.check_one_kind(whole)
+    cut = [r | dict(stopped_at=3) if r["seed"] == 0 else r for r in whole["record"]]
+    with pytest.raises(ValueError, match="last step: stopped at 3, whole"):
+        runs.check_one_kind(runs.table_of(cut))
+
+
 # ---- A disk that is full, a folder that cannot be written ----
 
 

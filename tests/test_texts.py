@@ -297,3 +297,33 @@ def test_a_context_is_the_last_tokens_and_before_the_first_stands_none():
     assert torch.equal(one, ids + 1) and torch.equal(two[:, 0], one[:, 0])
     assert two[0, 2] == two[1, 2] == 4 + 3 * 6 and two[0, 1] != two[1, 1]
     assert three[0, 2] == three[2, 2] == 4 + 3 * 6 + 2 * 36 != three[1, 2]
+
+
+def test_a_tokenizer_of_another_text_is_refused_though_it_has_as_many_tokens(tmp_path):
+    small, capital = tmp_path / "small.txt", tmp_path / "capital.txt"
+    small.write_text("abcde fgh\n" * 400, encoding="utf-8")
+    capital.write_text("ABCDE FGH\n" * 400, encoding="utf-8")
+    own, other = texts.load_corpus(small), texts.load_corpus(capital)
+    model = new_model(own.tokenizer)
+    model.vocabulary = own.vocabulary
+    assert own.vocab_size == other.vocab_size and texts.write(model, own.tokenizer, "abc", 3)
+    with pytest.raises(ValueError, match="do not belong together"):
+        texts.write(model, other.tokenizer, "ABC", 3)
+    with pytest.raises(ValueError, match="do not belong together"):
+        texts.save_model(model, other.tokenizer, tmp_path / "m.safetensors")
+
+
+def test_of_a_part_that_is_shorter_than_a_table_there_is_no_floor(tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("abcdefghij" * 8, encoding="utf-8")
+    corpus = texts.load_corpus(path)
+    shortest = min(len(corpus.ids[part]) for part in ("val", "heldout"))
+    assert list(corpus.floors) == [str(order) for order in (2, 3, 4, 5) if order <= shortest]
+    assert shortest < 5
+
+
+def test_a_folder_is_read_without_its_folders_and_hidden_files(tmp_path):
+    (tmp_path / "a.txt").write_text("one line of text\n" * 50, encoding="utf-8")
+    (tmp_path / "sub.txt").mkdir()
+    (tmp_path / "._a.txt").write_bytes(b"\0\1")
+    assert texts.sources.text_files(tmp_path) == [tmp_path / "a.txt"]

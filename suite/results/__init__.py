@@ -91,6 +91,7 @@ from .known_front import (
     less_depth_sentence,
     other_depths_sentence,
     plan_sentence,
+    solved_sentence,
     weakest_sentence,
     who_is_deep,
     wide_front_records,

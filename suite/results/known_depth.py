@@ -43,6 +43,7 @@ LABELS = {
     "planted 4": "the plan in four layers",
     "worth": "token worth",
     "worth-shallow": "token worth in {n} layers",
+    "worth-shallow-high": "token worth in {n} layers, a rate that stays high",
     "worth-by-windows": "token worth, by windows",
     "worth-whole-windows": "token worth, a tenth of the windows whole",
     "mor": "MoR of notebook 02",

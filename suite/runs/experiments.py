@@ -147,7 +147,7 @@ def exp2_models(s: Settings, target: float) -> Changes:
     mor = dict(routing="mor", target_depth=target)
     long = dict(epochs=round(tc.epochs * 5 / 3))  # 50 epochs against 30 in the sources
     warmup = tc.depth_warmup / 2 * (N - target)  # mean depth that the warm-up adds, applications a token
-    equal = dict(windows=max(int(tc.windows * (N // 2) / (target + warmup)), tc.batch_size))
+    equal = dict(windows=max(int(tc.windows * shallow["n_layers"] / (target + warmup)), tc.batch_size))
     return {
         "fixed-shallow": (shallow, {}),
         "mor-source-protocol": (mor, long),

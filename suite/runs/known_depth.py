@@ -291,9 +291,11 @@ def wide_runs(s: Settings) -> list[Run]:
 
 
 def wide_front_runs(s: Settings) -> list[Run]:
-    """In the preset's own setting: the plan in four of the six layers, and token worth in a model of four."""
+    """In the preset's own setting: the plan in four of the six layers, and token worth in a model of four;
+    that also with a rate that stays high until the last fifth of the steps ("worth-shallow-high")."""
     models = fewer_layers(known_depth_models(s), [WIDE_SHALLOW["n_layers"]], WIDE_SHALLOW)
-    return known_depth_runs(s, models, "front-wide")
+    high, size = {"worth-shallow-high": models["worth-shallow"]}, size_of(s) | dict(schedule="wsd")
+    return known_depth_runs(s, models, "front-wide") + known_depth_runs(s, high, "front-wide", size)
 
 
 def deep_runs(s: Settings) -> list[Run]:

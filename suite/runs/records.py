@@ -190,6 +190,8 @@ def check_one_kind(records: pd.DataFrame) -> None:
     if "record" in records:
         texts = [r["data"] for r in records["record"]]
         kinds["text"] = {f"{d['name']} {d['split']} {d['sha256'][:8]}" for d in texts}
+        kinds["last step"] = {f"stopped at {r['stopped_at']}" if "stopped_at" in r else "whole"
+                              for r in records["record"]}  # fmt: skip
         kinds["morlib version"] = {r["versions"]["morlib"].split("+")[0] for r in records["record"]}
         for model, group in records.groupby("model"):
             configs = [LATER | r["config"]["model"] | r["config"]["train"] for r in group["record"]]

@@ -96,14 +96,16 @@ class Corpus:
         """Of bigrams and trigrams: {"2": {"val": {"loss", "accuracy"}, "heldout": ...}, "3": ...}.
 
         With few kinds of tokens, as characters have, of 4-grams and 5-grams too. Loss in nats a token,
-        accuracy in per cent, counted on the training part.
+        accuracy in per cent, counted on the training part. Of a part that is shorter there are none.
         """
+        shortest = min(len(self.ids[part]) for part in ("val", "heldout"))
         return {
             str(order): {
                 part: ngram_floor(self.ids["train"], self.ids[part], order, self.vocab_size)
                 for part in ("val", "heldout")
             }
             for order in ((2, 3, 4, 5) if self.vocab_size <= FEW_KINDS else (2, 3))
+            if order <= shortest
         }
 
     def describe(self) -> dict:

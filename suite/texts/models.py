@@ -52,9 +52,14 @@ def load_model(path: str | Path) -> tuple[morlib.Transformer, Tokenizer]:
 
 
 def check_together(model: morlib.Transformer, tokenizer: Tokenizer) -> None:
-    """Raises ValueError unless model and tokenizer have equally many tokens."""
+    """Raises ValueError unless model and tokenizer have the same tokens, as far as that is known."""
     if tokenizer.vocab_size != model.cfg.vocab_size:
         raise ValueError(
             f"the model has {model.cfg.vocab_size} tokens, the tokenizer {tokenizer.vocab_size}: "
+            "they do not belong together"
+        )
+    if model.vocabulary not in (None, tokenizer.identity):
+        raise ValueError(
+            f"the model reads {model.vocabulary}, the tokenizer is {tokenizer.identity}: "
             "they do not belong together"
         )

@@ -92,7 +92,7 @@ def text_files(place: str | Path | Iterable) -> list[Path]:
         return found
     path = Path(place).expanduser()
     if path.is_dir():
-        found = sorted(path.glob("*.txt"))
+        found = sorted(p for p in path.glob("*.txt") if p.is_file() and not p.name.startswith("."))
         if not found:
             raise ValueError(f"no *.txt file in the folder {path}")
         return found
