@@ -648,6 +648,7 @@ def test_what_notebook_08_says_of_six_layers_holds():
     right = results.known_depth.with_hops(wide).set_index(["model", "seed"])["hops"].round()
     first = dict.fromkeys(["fixed-between", "fixed-deep"], 99) | {"fixed-half": 18, "mor-expert": 95}
     first |= {"mor-moe": 94, "mod": 93, "moe-top2": 89, "exit": 68, "mor-token": 59, "act": 4, "sliced": 12}
+    first |= {"ponder": 9, "moe-top1": 5, "exit-confidence": 0}
     assert {label: right[label, 0] for label in first} == first
     assert (right["fixed-between", 1], right["fixed-deep", 1]) == (77, 69)
     assert right["mor-expert"].tolist() == [95, 88, 22] and right["worth"].min() == 97

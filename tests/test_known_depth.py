@@ -452,7 +452,7 @@ def test_fewer_layers_in_the_wide_setting_stand_beside_the_others_at_their_seeds
     for seed in (0, 1):
         for path in files.REFERENCE.glob(f"front-wide_*_s{seed}_*.json"):
             shutil.copy(path, tmp_path)
-    assert len(runs.stored_records("front-wide", tmp_path)) == 4
+    assert len(runs.stored_records("front-wide", tmp_path)) == 6
     assert results.wide_front_records(tmp_path).empty, "nothing to stand beside"
     assert results.hops_table(results.wide_front_records(tmp_path)).empty
     for path in files.REFERENCE.glob("known-depth_*.json"):
@@ -461,6 +461,7 @@ def test_fewer_layers_in_the_wide_setting_stand_beside_the_others_at_their_seeds
     assert set(beside["seed"]) == {0, 1}
     assert set(beside["model"]) == {
         "worth-shallow",
+        "worth-shallow-high",
         "planted 4",
         "fixed-half",
         "fixed-deep",
@@ -485,6 +486,20 @@ def test_what_notebook_07_says_of_fewer_layers_in_the_wide_setting_holds():
     plans = scored[scored["model"] == "planted 4"]["record"]
     right = [of["accuracy"] for record in plans for of in record["metrics"]["details"]["by_hops"]]
     assert len(plans) == 3 and min(right) > 99
+    high = scored[scored["model"] == "worth-shallow-high"]
+    assert len(high) == 2 and high["solved"].all() and (high["effective_depth"].round(1) == 2.3).all()
+    assert {record["config"]["train"]["schedule"] for record in high["record"]} == {"wsd"}
+
+
+def test_who_solves_the_task_where_the_rate_stays_high_is_told_by_the_worst_k():
+    records = results.wide_front_records()
+    own = records[records["model"] == "worth-shallow-high"]
+    right = [of["accuracy"] for r in own["record"] for of in r["metrics"]["details"]["by_hops"]]
+    told = results.solved_sentence(records)
+    assert f"token worth in four layers answers {min(right):.1f} % of the hard questions" in told
+    assert told.endswith("two of two are right at 99 % and more of each k.") and "at E 2.3" in told
+    assert results.solved_sentence(records.head(0)) == ""
+    assert results.solved_sentence(records[records["model"] == "worth"]) == ""
 
 
 def test_fewer_layers_are_told_by_their_means():

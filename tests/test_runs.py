@@ -1,6 +1,7 @@
 """Training, records, parameters, notebooks as a whole."""
 
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -650,6 +651,30 @@ def test_a_version_raised_in_a_policy_that_ships_changes_what_is_built_on_it(mon
     before = code_of("mine")
     monkeypatch.setattr(morlib.WorthRouter, "version", "another")
     assert code_of("mine") != before != ""
+
+
+@pytest.mark.parametrize("edit", ["cached", "partial", "number", "tensor", "settings"])
+def test_an_edit_behind_a_cache_a_partial_or_an_object_is_another_run(edit, monkeypatch):
+    class Settings:
+        def __init__(self, depth):
+            self.depth = depth
+
+    def made(n):
+        def plain(layers, least=0):
+            return max(n if edit == "cached" else 1, least)
+
+        values = dict(
+            cached=functools.lru_cache(plain),
+            partial=functools.partial(plain, least=n),
+            number=np.int64(n),
+            tensor=torch.tensor([n]),
+            settings=Settings(n),
+        )
+        mine = type("Mine", (morlib.Policy,), {"value": values[edit], "__module__": "__main__"})
+        monkeypatch.setitem(morlib.POLICIES, "mine", mine)
+        return code_of("mine")
+
+    assert made(1) == made(1) != made(3)
 
 
 def test_what_ships_has_no_code_in_its_identity(corpus, quick_training):

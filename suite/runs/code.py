@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dis
+import functools
 import sys
 import sysconfig
 import types
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
+import torch
 
 import morlib
 
@@ -35,6 +39,10 @@ def described(thing, seen: set) -> object:
     """What identifies a plain value, or the user's code. Of anything else its name. seen: ids of what was."""
     if isinstance(thing, PLAIN):
         return thing
+    if isinstance(thing, (np.generic, np.ndarray, torch.Tensor)):
+        return described(thing.tolist(), seen)
+    if isinstance(thing, (functools.partial, functools.partialmethod)):
+        return described([thing.func, thing.args, thing.keywords], seen)
     if isinstance(thing, (list, tuple)):
         return [described(item, seen) for item in thing]
     if isinstance(thing, (set, frozenset)):
@@ -48,9 +56,12 @@ def described(thing, seen: set) -> object:
     if isinstance(thing, property):
         return [described(part, seen) for part in (thing.fget, thing.fset)]
     thing = getattr(thing, "__func__", thing)  # a class or static method's function
+    thing = thing.__wrapped__ if isinstance(thing, functools._lru_cache_wrapper) else thing
     name = getattr(thing, "__name__", type(thing).__name__)  # __qualname__ differs in workers
     parts = {types.FunctionType: parts_of_function, types.ModuleType: source_of_module, type: parts_of_class}
     describe = next((parts[kind] for kind in parts if isinstance(thing, kind)), None)
+    if describe is None and hasattr(thing, "__dict__") and is_the_users(type(thing)):
+        describe = parts_of_object
     if describe is None or id(thing) in seen or not is_the_users(thing):
         return name
     seen.add(id(thing))
@@ -70,6 +81,10 @@ def parts_of_class(kind: type, seen: set) -> list:
     own = {k: v for k, v in vars(kind).items() if not k.startswith("__") or isinstance(v, types.FunctionType)}
     versions = [vars(base).get("version", "") for base in kind.__mro__]  # also of bases that ship
     return described([sorted(own.items(), key=lambda item: item[0]), kind.__bases__, versions], seen)
+
+
+def parts_of_object(thing, seen: set) -> list:
+    return described([type(thing), vars(thing)], seen)
 
 
 def source_of_module(module: types.ModuleType, seen: set) -> str:
