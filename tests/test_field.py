@@ -639,8 +639,13 @@ def test_lora_of_full_rank_is_the_model_that_it_begins_with_and_a_lower_one_is_n
     assert away[0] < 1e-4 < away[1] < away[2]
     shared = (fixed.blocks[0].attention.proj.weight + fixed.blocks[2].attention.proj.weight) / 2
     assert torch.allclose(model.blocks[0].attention.proj.weight, shared)
-    with pytest.raises(ValueError, match="a fixed model of 4 layers, not with one of 3"):
+    with pytest.raises(ValueError, match="a fixed model of 4 layers of width 16, not with this one"):
         model.policy.adopt(model, make_model(routing="none").state_dict())
+    for other in (dict(d_ff=24), dict(d_model=8), dict(routing="moe", shared_blocks=4)):
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with pytest.raises(ValueError, match="not with this one"):
+            model.policy.adopt(model, make_model(**dict(n_layers=4, routing="none") | other).state_dict())
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
 
 
 def with_a_short_search(spec):

@@ -141,7 +141,9 @@ def test_what_depth_is_worth_and_who_gets_more_of_it():
     both = [moved(t, "mor", 2.0) for t in tables]
     assert results.short_depth(both) == f"{start}better{end}"
     few = [t[t["seed"] < 3] for t in both]
-    told = "not shown and not shown points at width 64 and 32; MoR is not shown to be better"
+    means = [results.compare(t, "fixed-deep", "fixed-shallow")["mean"] for t in few]
+    shown = " and ".join(f"{results.signed(mean)} (not shown)" for mean in means)
+    told = f"{shown} points at width 64 and 32; MoR is not shown to be better"
     assert results.short_depth(few) == f"{told}{end}"
     assert results.short_depth([]) == ""
 

@@ -967,7 +967,8 @@ def test_what_notebook_07_says_of_99_percent_at_each_k_holds():
         name: E for name, (E, share, _) in solved.items() if share == 1 and name[1].startswith("planted")
     }
     assert round(min(whole.values()), 2) == 2.27 and min(whole, key=whole.get) == ("front-wide", "planted 4")
-    assert not any(share == 1 for (_, model), (*_, share, _) in solved.items() if model.startswith("worth"))
+    routers = {name for name, (_, share, _) in solved.items() if share == 1 and name[1].startswith("worth")}
+    assert routers == {("front-wide", "worth-shallow-high")} and solved[routers.pop()][2] == 2
     wide = {
         model: round(share * n) for (name, model), (_, share, n) in solved.items() if name == "known-depth"
     }
