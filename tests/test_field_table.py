@@ -67,16 +67,6 @@ def costs_of(records, **of_system):
 NO_COSTS = cost.stored_systems(texts.corpus.Path("no such file"))
 
 
-def test_the_line_of_fixed_depth_has_all_of_its_models_at_each_seed():
-    records = records_of(LOSSES | {"fixed-between": [1.4], "act": [1.5, 1.5]})
-    scored = results.field.with_costs(records, costs_of(records, act=150.0))
-    operations, losses = results.field.fixed_line(scored, seed=1)
-    assert operations.tolist() == [100, 150, 200] and losses.tolist() == [1.7, 1.4, 1.4], (
-        "its mean in between"
-    )
-    assert results.field.gaps_to_fixed(scored, "act") == pytest.approx([-0.1, -0.1])
-
-
 def test_systems_that_are_left_out_are_named_and_not_praised():
     records = records_of(LOSSES | {"act": [1.3, 1.3], "moe-top1": [1.1, 1.1]}, run=(1.0, 0.5))
     costs = costs_of(records)
@@ -376,7 +366,7 @@ def test_on_text_it_is_accuracy_that_is_right():
     assert table.loc[NAMES["act"], "depth follows surprisal"] == "+0.25"
     told = results.on_text_sentence(records, costs_of(records))
     start = (
-        "On text, where four layers are worth 0.300 nats over two layers: one of one systems is shown to lie"
+        "On text, where four layers are worth 0.300 nats over two layers: one of one system is shown to lie"
     )
     assert told.startswith(start) and told.endswith("By accuracy, those ahead of it are: none.")
     assert results.on_text_sentence(records[records["model"] == "act"], NO_COSTS) == ""

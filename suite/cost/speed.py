@@ -257,7 +257,7 @@ def headline(folder: Path | None = None) -> None:
         print("No stored record of the bench ships with this copy: `make bench` makes one.")
     for record in records:
         N, width = (record["sizes"]["model"][name] for name in ("n_layers", "d_model"))
-        size = f"Models of {N} layers and, but at experiment 1's size, width {width}"
+        size = f"Models of {N} layers, of width {width} unless a row says *experiment 1's size*"
         answer = f"{short(record)} {sentence(record)}".strip()
         show(answer, first_table(record), f"{size}; {about(record)}. {HOW_TO_READ}")
         time_against_depth(record)

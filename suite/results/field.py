@@ -293,12 +293,11 @@ def settings_of(record: dict) -> tuple:
 
 def fixed_line(scored: pd.DataFrame, what: str = "loss", seed: int | None = None) -> tuple[np.ndarray, ...]:
     """Operations and loss (or `right`) of the fixed models, from the cheapest on: means over seeds, or those
-    of one seed where it has two or more; then a model that it lacks has its mean."""
+    of one seed where it has two or more."""
     fixed = scored[scored["model"].isin(FIXED)]
+    here = fixed[fixed["seed"] == seed]
+    fixed = here if len(here) > 1 else fixed
     own = fixed.groupby("model")[["operations", what]].mean().dropna().sort_values("operations")
-    here = fixed[fixed["seed"] == seed].set_index("model")[what].dropna()
-    if len(here) > 1:
-        own[what] = here.reindex(own.index).fillna(own[what])
     return own["operations"].to_numpy(), own[what].to_numpy()
 
 

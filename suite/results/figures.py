@@ -236,7 +236,7 @@ def accuracy_against_depth(
         ax.axhspan(middle - MARGIN, middle + MARGIN, color="#EDEDED", zorder=0)
         ax.axhline(middle, color=GREY, linewidth=1, linestyle=":")
         band = f"within {MARGIN:g} {UNITS[metric]} of {names[base]}"
-        say(ax, 0.99, middle + MARGIN, band, va="top", ha="right")
+        say(ax, 0.65, middle + MARGIN, band, va="top", ha="center")
     for index, ((label, group), place) in enumerate(zip(groups, places)):
         style = marker_of(look_of(label, index)) | dict(linestyle="", capsize=3, markersize=7)
         seeds = np.full(len(group), place + 0.3 * gap)
