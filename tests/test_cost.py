@@ -854,3 +854,18 @@ def test_what_the_notebook_says_of_its_stored_tables_holds():
         assert (small[column] > whole[column]).all()
     (bench,) = cost.speed_records()
     assert "at width 256 it decodes faster than float32" in prose and bench["rows"]["int8"]["measured"] < 1
+
+
+def test_what_notebooks_02_and_06_say_of_where_time_goes_holds():
+    measured = cost.Measured(runs.settings(dict(preset="stored", device="cpu")))
+    shares = measured("shares", dict).astype(float)
+    turns = measured("turns", dict)
+    ratio = turns[(turns["panel"] == "training step")].set_index("model")["time"].astype(float)
+    fixed, mor = shares.loc["fixed N = 12"], shares.loc["MoR E = 8"] * ratio["MoR E = 8"]
+    work, around = ["attention", "feed-forward"], ["router", "packing"]
+    saved = fixed[work].sum() - mor[work].sum()
+    assert 0 < saved / fixed[work].sum() < 1 / 3 and mor[around].sum() - fixed[around].sum() > saved
+    even = measured("break even", dict).set_index(["kind", "batch"])["skip rate"]
+    assert even["training step", 64] < 1 / 3 and ratio["MoR E = 8"] > 1
+    rows = cost.speed_records()[0]["rows"]
+    assert all(rows[key]["measured"] > 1 for key in rows if key.startswith("decode-plain"))

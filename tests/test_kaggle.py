@@ -176,3 +176,13 @@ def test_the_whole_path_in_a_folder_that_imitates_kaggle(imitation):
     assert list((working / "outputs" / "figures").glob("*.png"))
     first = json.dumps(outputs[0])
     assert "6 seeds" in first and "No stored record" not in first, "the stored records came along"
+
+
+def test_a_file_from_before_zip_knew_dates_is_packed_too(tmp_path):
+    (tmp_path / "set").mkdir()
+    old = tmp_path / "set" / "old.txt"
+    old.write_text("a text", encoding="utf-8")
+    os.utime(old, (0, 0))
+    stage.__globals__["zip_dataset"](tmp_path / "set", tmp_path / "set.zip")
+    with zipfile.ZipFile(tmp_path / "set.zip") as archive:
+        assert archive.read("old.txt") == b"a text"

@@ -382,6 +382,15 @@ def test_what_notebook_02_says_of_the_budget_and_of_memory_holds():
     assert sources[["mor, as published", "fixed 6", "fixed 12"]].tolist() == [30.0, 34.1, 35.9]
 
 
+def test_what_notebooks_03_and_04_say_of_seconds_and_of_parameters_holds():
+    seconds = runs.stored_records("exp2").groupby("model")["train_seconds"].mean()
+    assert 1.8 < seconds["mor-equal-epochs"] / seconds["fixed-shallow"] < 2, "nearly twice"
+    record = runs.stored_records("bangla").groupby("model").first().loc["fixed-deep", "record"]
+    model = morlib.Transformer(morlib.ModelConfig(**record["config"]["model"]))
+    blocks = sum(p.numel() for p in model.blocks.parameters())
+    assert round(blocks / 1e6, 1) == 0.6 and round(2 * 16_000 * model.cfg.d_model / 1e6, 1) == 2.0
+
+
 def test_what_notebook_04_says_of_long_training_holds():
     records = results.long_records("bangla")
     floors = [record["floors"][order]["heldout"] for record in records["record"] for order in ("2", "3")]

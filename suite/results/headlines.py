@@ -12,7 +12,7 @@ from ..runs import PAIRS, stored_records
 from ..runs.experiments import ROUTED, THIN
 from .figures import accuracy_against_depth
 from .stats import LEAST_SEEDS, compare, different, equal, judged
-from .tables import Text, count, in_seeds, markdown, share_words, signed, span, verdicts
+from .tables import Text, compare_loss, count, in_seeds, markdown, share_words, signed, span, verdicts
 
 TEXT_NAMES = {
     "exp1": "Tiny Shakespeare",
@@ -262,12 +262,11 @@ def equal_cost_sentence(records: pd.DataFrame) -> str:
 
 def loss_apart(records: pd.DataFrame, a: str, b: str) -> str:
     """How model a stands to b in held-out loss, where that shows a difference and accuracy does not."""
-    loss, accuracy = compare(records, a, b, "loss", 0.01), compare(records, a, b)
-    if loss["claim"].startswith("none") or not different(loss) or different(accuracy):
+    loss, worse = compare_loss(records, a, b)
+    if not worse or different(compare(records, a, b)):
         return ""
-    worse = "and in loss worse" if loss["mean"] > 0 else "but in loss better"
     apart = f"{signed(loss['mean'], 4)} nats, 95 % interval {span(loss['low'], loss['high'], 4)}"
-    return f", {worse} ({apart})"
+    return f", {'and' if worse == 'worse' else 'but'} in loss {worse} ({apart})"
 
 
 def seeds_so_far(n: int) -> str:

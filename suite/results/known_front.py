@@ -96,8 +96,8 @@ def fewer_layers_sentence(records: pd.DataFrame) -> str:
 
 
 def solved_sentence(records: pd.DataFrame) -> str:
-    """At which k token worth with fewer layers is right least often where the learning rate stays high, and
-    at which depth; nothing without such records.
+    """How often token worth with fewer layers is right at its worst k and seed where the learning rate stays
+    high, and how many seeds solve the task; nothing without such records.
 
     records: `wide_front_records`.
     """

@@ -243,12 +243,18 @@ def comparisons(
 
 def loss_words(records: pd.DataFrame, a: str, b: str) -> str:
     """Model a's held-out loss minus that of b in nats, with its 95 % interval, and what this shows, if so."""
-    c = compare(records, a, b, "loss", 0.01)
+    c, worse = compare_loss(records, a, b)
     told = signed(c["mean"], 4)
     if within := span(c["low"], c["high"], 4):
         told += f" ({within})"
+    return f"{told}, {worse}" if worse else told
+
+
+def compare_loss(records: pd.DataFrame, a: str, b: str) -> tuple[dict, str]:
+    """`compare` in held-out loss (nats), and what it shows of model a: "better", "worse", or nothing."""
+    c = compare(records, a, b, "loss")
     shown = different(c) and not c["claim"].startswith("none")
-    return f"{told}, {'worse' if c['mean'] > 0 else 'better'}" if shown else told
+    return c, ("worse" if c["mean"] > 0 else "better") if shown else ""
 
 
 def short(p: float) -> str:
