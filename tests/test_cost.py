@@ -271,6 +271,8 @@ def test_break_even_is_where_the_line_meets_the_fixed_model():
     assert cost.break_even([3, 6, 9], [0.4, 0.7, 1.0], 1.0, 12) == pytest.approx(0.25)
     assert cost.break_even([3, 6, 9], [0.2, 0.4, 0.6], 1.0, 12) == 0, "cheaper even where nothing is skipped"
     assert pd.isna(cost.break_even([3, 6, 9], [1.1, 1.2, 1.3], 0.9, 12)), "dearer even where all is skipped"
+    assert cost.break_even([3, 6, 9], [0.5, 0.5, 0.49], 1.0, 12) == 0, "half of the time at any depth"
+    assert pd.isna(cost.break_even([3, 6, 9], [1.1, 1.1, 1.0], 0.9, 12)), "flat, and dearer"
 
 
 def test_break_even_at_several_batches(make_model, corpus):
