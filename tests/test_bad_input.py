@@ -156,6 +156,10 @@ TEXTS = {
     ),
     "an empty folder": (lambda here: texts.load_corpus(str(here)), r"no \*.txt file in the folder"),
     "an empty list": (lambda here: texts.load_corpus([]), "the list of text files is empty"),
+    "a number for a text": (
+        lambda here: texts.load_corpus(1984),
+        "by its path, or by a list .*, not as 1984",
+    ),
     "a pattern of nothing": (lambda here: texts.load_corpus(str(here / "*.md")), r"no file matches .*\*.md"),
     "an empty file": (text(b""), "text.txt is empty"),
     "only a mark": (text(b"\xef\xbb\xbf"), "text.txt is empty"),

@@ -1,5 +1,6 @@
 """A model is saved with its tokenizer, and goes on with a text: here and in another process alike."""
 
+import importlib
 import json
 import os
 import pickle
@@ -289,6 +290,25 @@ def test_the_command_explains_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["write", str(tmp_path / "nothing"), "--prompt", "abc"])
     with pytest.raises(SystemExit, match="^error: no model file at"):
         runpy.run_module("suite.texts.write", run_name="__main__")
+
+
+def test_the_command_imports_the_policies_of_a_module(letters, tmp_path, monkeypatch):
+    (tmp_path / "sparse_policies.py").write_text(
+        "import morlib\n\n\nclass Sparse(morlib.Policy):\n    pass\n\n\nmorlib.POLICIES['sparse'] = Sparse\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(morlib.POLICIES, "sparse", importlib.import_module("sparse_policies").Sparse)
+    path = tmp_path / "model.safetensors"
+    texts.save_model(new_model(letters, routing="sparse"), letters, path)
+    monkeypatch.setenv("PYTHONPATH", f"{files.ROOT}{os.pathsep}{tmp_path}")
+    command = [sys.executable, "-m", "suite.texts.write", path, "--prompt", "abc", "--tokens", "5"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1 and "routing must be one of" in refused.stderr
+    done = subprocess.run([*command, "--import", "sparse_policies"], capture_output=True, text=True)
+    assert done.stdout.startswith("abc") and not done.stderr
+    unknown = subprocess.run([*command, "--import", "nosuch"], capture_output=True, text=True)
+    assert unknown.stderr == "error: No module named 'nosuch'\n"
 
 
 def test_a_context_is_the_last_tokens_and_before_the_first_stands_none():

@@ -43,6 +43,8 @@ LABELS = {
     "planted 4": "the plan in four layers",
     "worth": "token worth",
     "worth-shallow": "token worth in {n} layers",
+    "fixed-half-high": "{n} layers, a rate that stays high",
+    "fixed-between-high": "{n} layers, a rate that stays high",
     "worth-shallow-high": "token worth in {n} layers, a rate that stays high",
     "worth-by-windows": "token worth, by windows",
     "worth-whole-windows": "token worth, a tenth of the windows whole",

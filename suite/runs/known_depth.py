@@ -291,11 +291,17 @@ def wide_runs(s: Settings) -> list[Run]:
 
 
 def wide_front_runs(s: Settings) -> list[Run]:
-    """In the preset's own setting: the plan in four of the six layers, and token worth in a model of four;
-    that also with a rate that stays high until the last fifth of the steps ("worth-shallow-high")."""
-    models = fewer_layers(known_depth_models(s), [WIDE_SHALLOW["n_layers"]], WIDE_SHALLOW)
-    high, size = {"worth-shallow-high": models["worth-shallow"]}, size_of(s) | dict(schedule="wsd")
-    return known_depth_runs(s, models, "front-wide") + known_depth_runs(s, high, "front-wide", size)
+    """In the preset's own setting: the plan in four of the six layers, and token worth in a model of four.
+
+    That, and three and four fixed layers, also with a rate that stays high until the last fifth of the steps
+    ("-high").
+    """
+    made, size = known_depth_models(s), size_of(s)
+    models = fewer_layers(made, [WIDE_SHALLOW["n_layers"]], WIDE_SHALLOW)
+    high = {"fixed-half-high": made["fixed-half"], "fixed-between-high": fixed_between(size["layers"])}
+    high["worth-shallow-high"] = models["worth-shallow"]
+    own = known_depth_runs(s, models, "front-wide")
+    return own + known_depth_runs(s, high, "front-wide", size | dict(schedule="wsd"))
 
 
 def deep_runs(s: Settings) -> list[Run]:

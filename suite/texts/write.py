@@ -6,6 +6,7 @@ This file is the command. The function `texts.write` is in writing.py; do not im
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 
 from .models import load_model
@@ -23,10 +24,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--top-k", type=int, help="sample among so many of the likeliest tokens")
     parser.add_argument("--top-p", type=float, help="sample among the likeliest that make up this share")
     parser.add_argument("--stop", action="append", default=[], help="end before this string; may be repeated")
+    modules = dict(dest="modules", metavar="MODULE", action="append", default=[])
+    parser.add_argument("--import", **modules, help="adds policies, as suite.field does; may be repeated")
     given = vars(parser.parse_args(arguments))
     try:
+        for module in given.pop("modules"):
+            importlib.import_module(module)
         write(*load_model(given.pop("model")), **given, stream=True)
-    except ValueError as error:
+    except (ValueError, ModuleNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 
