@@ -255,6 +255,7 @@ def known_depth() -> list[str]:
         f"### The wide setting: six layers of width 64\n\n{results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         *fewer_layers(),
+        *four_wide(),
         *harder(),
         *goals_reached(),
         "### Accuracy against depth\n\nIn the narrow setting, held to other depths too; hard answers right "
@@ -317,12 +318,20 @@ def fewer_layers() -> list[str]:
     if records.empty:
         return []
     told = (
-        f"Fewer layers for less depth. {results.fewer_layers_sentence(records)} "
-        f"{results.solved_sentence(records)} Beside them the other models, at the same seeds as far as they "
-        "ran there:"
+        f"Fewer layers for less depth. {results.fewer_layers_sentence(records)} Beside them the other "
+        "models, at the same seeds as far as they ran there:"
     )
     verdicts = results.hops_verdicts(records, "worth-shallow")
     return [told, markdown(results.hops_table(records)), markdown(verdicts)]
+
+
+def four_wide() -> list[str]:
+    """Four wide layers with a learning rate that stays high; nothing without records."""
+    records = stored_records("known-depth-4")
+    if told := results.four_wide_sentence(records):
+        tables = results.hops_table(records), results.hops_verdicts(records)
+        return [f"### Four wide layers, and a rate that stays high\n\n{told}", *map(markdown, tables)]
+    return []
 
 
 def harder() -> list[str]:

@@ -45,7 +45,6 @@ LABELS = {
     "worth-shallow": "token worth in {n} layers",
     "fixed-half-high": "{n} layers, a rate that stays high",
     "fixed-between-high": "{n} layers, a rate that stays high",
-    "worth-shallow-high": "token worth in {n} layers, a rate that stays high",
     "worth-by-windows": "token worth, by windows",
     "worth-whole-windows": "token worth, a tenth of the windows whole",
     "mor": "MoR of notebook 02",
@@ -336,6 +335,30 @@ def wsd_sentence(records: pd.DataFrame, others: Sequence[str] = tuple(LABELS)) -
         f"{right[model]:.0f} % of the hard questions of {most // 2 + 1} to {most} hops{told} "
         f"({seeds_of(scored)})."
     )
+
+
+def four_wide_sentence(records: pd.DataFrame) -> str:
+    """Of `runs.four_wide_runs`: what token worth reaches at its worst k and seed, at how many seeds that is
+    SOLVED or more, and what the others reach on average; nothing without records of token worth."""
+    if "worth" not in set(records.get("model", ())):
+        return ""
+    scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
+    groups = dict(list(scored.groupby("model")))
+    own = groups.pop("worth")
+    told = [
+        f"{names[label]} {groups[label]['hops'].mean():.0f} % ({in_seeds(len(groups[label]))})"
+        for label in LABELS
+        if label in groups
+    ]
+    worst, width = by_hops(own)["accuracy"].min(), own.iloc[0]["record"]["config"]["model"]["d_model"]
+    sentence = (
+        f"In four layers of width {width}, where the learning rate stays at its height until the last fifth "
+        f"of the steps, token worth answers {worst:.1f} % of the hard questions or more at each k and seed, "
+        f"at E {own['effective_depth'].mean():.1f} ({seeds_so_far(len(own))}); "
+        f"{count(int(own['solved'].sum()))} of {count(len(own))} reach {SOLVED:g} % at each k."
+    )
+    beside = f" Of questions of {most // 2 + 1} to {most} hops the others answer: {', '.join(told)}."
+    return sentence + (beside if told else "")
 
 
 def chains_sentence(folder: Path | None = None) -> str:

@@ -12,7 +12,6 @@ from ..files import REFERENCE
 from ..runs import stored_records
 from .dial import NARROW_DIAL
 from .figures import BLACK, BLUE, GREEN, Look, figure_style, legend_of, marker_of
-from .headlines import seeds_so_far
 from .known_depth import (
     DRAWN,
     FIXED,
@@ -92,26 +91,6 @@ def fewer_layers_sentence(records: pd.DataFrame) -> str:
     return (
         f"At width {width}, hard questions of {most // 2 + 1} to {most} hops right: {first} at "
         f"E {E:.1f}, {', '.join(others)} ({seeds_of(scored)})."
-    )
-
-
-def solved_sentence(records: pd.DataFrame) -> str:
-    """How often token worth with fewer layers is right at its worst k and seed where the learning rate stays
-    high, and how many seeds solve the task; nothing without such records.
-
-    records: `wide_front_records`.
-    """
-    own = records[records["model"] == "worth-shallow-high"] if len(records) else records
-    if own.empty:
-        return ""
-    worst = by_hops(own)["accuracy"].min()
-    solved = int(with_hops(own)["solved"].sum())
-    name, _, _ = names_of(own)["worth-shallow-high"].partition(",")
-    return (
-        "Where the learning rate stays at its height until the last fifth of the steps, "
-        f"{name} answers {worst:.1f} % of the hard questions "
-        f"or more at each k and seed, at E {own['effective_depth'].mean():.1f} ({seeds_so_far(len(own))}); "
-        f"{count(solved)} of {count(len(own))} are right at 99 % and more of each k."
     )
 
 

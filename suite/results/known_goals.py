@@ -87,6 +87,7 @@ def known_settings() -> dict[str, pd.DataFrame]:
         "wide": stored_records("known-depth"),
         "narrow": narrow_records(),
         "narrow, a rate that stays high": stored_records("known-depth-wsd"),
+        "wide, four layers, a rate that stays high": stored_records("known-depth-4"),
         "twelve layers": deep_records(),
     }
 

@@ -26,6 +26,7 @@ from .known_depth import (
     NARROW,
     chains_runs,
     deep_runs,
+    four_wide_runs,
     front_runs,
     known_depth_models,
     known_depth_runs,

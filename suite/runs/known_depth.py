@@ -139,6 +139,8 @@ FRONT = (1.6, 1.9, 3.0)  # depths asked for beside NARROW's own
 SHORT_PLANS = (2, 3)  # layers that the plan's deep tokens run, beside all
 SHALLOW = dict(n_layers=3, target_depth=1.87)  # as the plan with three layers runs them, and a little more
 WIDE_SHALLOW = dict(n_layers=4, target_depth=2.3)  # the same of four layers, for the wide setting
+# Four layers as wide as the preset's own, with a rate that stays high
+FOUR_WIDE_WSD = SIZES["usual"] | dict(layers=4, target=2.3, schedule="wsd")
 
 
 def size_of(s: Settings) -> dict:
@@ -291,17 +293,17 @@ def wide_runs(s: Settings) -> list[Run]:
 
 
 def wide_front_runs(s: Settings) -> list[Run]:
-    """In the preset's own setting: the plan in four of the six layers, and token worth in a model of four.
+    """In the preset's own setting: the plan in four of the six layers, and token worth in a model of four."""
+    models = fewer_layers(known_depth_models(s), [WIDE_SHALLOW["n_layers"]], WIDE_SHALLOW)
+    return known_depth_runs(s, models, "front-wide")
 
-    That, and three and four fixed layers, also with a rate that stays high until the last fifth of the steps
-    ("-high").
-    """
-    made, size = known_depth_models(s), size_of(s)
-    models = fewer_layers(made, [WIDE_SHALLOW["n_layers"]], WIDE_SHALLOW)
-    high = {"fixed-half-high": made["fixed-half"], "fixed-between-high": fixed_between(size["layers"])}
-    high["worth-shallow-high"] = models["worth-shallow"]
-    own = known_depth_runs(s, models, "front-wide")
-    return own + known_depth_runs(s, high, "front-wide", size | dict(schedule="wsd"))
+
+def four_wide_runs(s: Settings) -> list[Run]:
+    """The main models in the setting FOUR_WIDE_WSD."""
+    models = known_depth_models(s, FOUR_WIDE_WSD)
+    models["fixed-between"] = fixed_between(FOUR_WIDE_WSD["layers"])
+    asked = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth", "mor")
+    return known_depth_runs(s, {x: models[x] for x in asked}, "known-depth-4", FOUR_WIDE_WSD)
 
 
 def deep_runs(s: Settings) -> list[Run]:
