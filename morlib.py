@@ -59,7 +59,9 @@ Positive, NotNegative = Annotated[float, TINY, HUGE], Annotated[float, 0, HUGE]
 
 def check_value(name: str, value, hint):
     """The value, numpy's numbers as Python's. Raises ValueError unless it has a hint's type and range."""
-    value = value.item() if isinstance(value, np.generic) else value
+    value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+    if isinstance(value, (list, tuple)):
+        value = type(value)(check_value(name, v, object) for v in value)
     value = {k: check_value(k, v, object) for k, v in value.items()} if isinstance(value, dict) else value
     if type(None) in get_args(hint):
         return value if value is None else check_value(name, value, get_args(hint)[0])
@@ -156,7 +158,7 @@ class TrainConfig(Checked):
     evaluations: Count = 10  # points of the learning curve
     eval_windows: Count = 200  # windows of the validation part at each point
     heldout_windows: Count | None = None  # None: the whole held-out part at the end
-    seed: Whole = 0
+    seed: Annotated[int, 0, 2**63 - 1] = 0  # torch's range
 
     def rules(self):
         yield self.windows >= self.batch_size, f"windows must be at least batch_size ({self.batch_size})"
@@ -1147,7 +1149,7 @@ def at_depth(model: Transformer, corpus, target_depth: float) -> Transformer:
     if not model.policy.holds_budget:
         raise ValueError(f"routing {model.cfg.routing} holds no target depth: it cannot be set")
     with torch.random.fork_rng(devices=[]):
-        other = Transformer(replace(model.cfg, target_depth=target_depth)).to(model.embed.weight.device)
+        other = Transformer(replace(model.cfg, target_depth=target_depth)).to(model.embed.weight)
     other.eval().load_state_dict(model.state_dict())
     other.vocabulary = model.vocabulary
     calibrate_on_validation(other, corpus)
@@ -1282,8 +1284,7 @@ def load_model(path: str | Path) -> tuple[Transformer, dict[str, str]]:
 
     Raises ValueError that names a file which is missing, cut short, or none of ours.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
+    if not (path := Path(path).expanduser()).is_file():
         raise ValueError(f"no model file at {path}")
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -1295,5 +1296,5 @@ def load_model(path: str | Path) -> tuple[Transformer, dict[str, str]]:
             model.vocabulary = json.loads(about["vocabulary"])
             return model.eval(), json.loads(about["notes"])
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())
         raise ValueError(f"{path.name} is not a model that can be loaded ({reason})") from None

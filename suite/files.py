@@ -28,10 +28,13 @@ def outputs() -> Path:
 
 
 def candidates(filename: str) -> Iterator[tuple[str, Path]]:
-    """The places in which a text or a font is looked for, in order, with a word for each."""
+    """The places in which a text or a font is looked for, in order, with a word for each.
+
+    A relative MORLIB_DATA is taken from the checkout, too.
+    """
     yield "data/", ROOT / "data" / filename
     if folder := os.environ.get("MORLIB_DATA"):
-        yield "MORLIB_DATA", Path(folder).expanduser() / filename
+        yield "MORLIB_DATA", ROOT / Path(folder).expanduser() / filename
     if KAGGLE_INPUT.is_dir():
         for mounted in sorted(KAGGLE_INPUT.rglob(filename)):
             yield "Kaggle input", mounted

@@ -267,6 +267,7 @@ TRAININGS = {
     "clipping at zero": (training(clip=0.0), "clip must be above 0, not 0.0"),
     "warm-up longer than the training": (training(warmup=2.0), "warmup must be 0 or more, 1 at most"),
     "a negative seed": (training(seed=-1), "seed must be 0 or more, not -1"),
+    "a seed that torch does not take": (training(seed=2**64), "seed must be 0 or more, 9.2.*at most"),
     "a seed as text": (training(seed="zero"), "seed must be int, not str 'zero'"),
     "no window to evaluate": (training(eval_windows=0), "eval_windows must be 1 or more, not 0"),
     "an unknown schedule": (training(schedule="zigzag"), "schedule must be one of cosine, constant, wsd"),

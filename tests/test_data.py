@@ -174,6 +174,9 @@ def test_sources_are_tried_in_order(empty_checkout, monkeypatch, tmp_path, capsy
     (elsewhere / "tinyshakespeare.txt").write_text("not the known text", encoding="utf-8")
     found = texts.load_corpus("bangla", subwords=300)
     assert (found.name, found.source) == ("bangla-wikipedia", "MORLIB_DATA")
+    monkeypatch.setenv("MORLIB_DATA", "elsewhere")  # from the checkout, whatever the current folder
+    assert ("MORLIB_DATA", files.ROOT / "elsewhere" / "x.txt") in files.candidates("x.txt")
+    monkeypatch.setenv("MORLIB_DATA", str(elsewhere))
     with pytest.raises(ValueError, match="put tinyshakespeare.txt into data/"):
         texts.load_corpus("tinyshakespeare")
     assert "not the known text" in capsys.readouterr().out

@@ -416,6 +416,24 @@ def test_generation_that_fails_leaves_the_model_in_training(make_model, monkeypa
     assert model.training
 
 
+def test_rates_in_arrays_are_saved(make_model, tmp_path):
+    rates = torch.full((3, 2, 3), 1 / 3).numpy()
+    path = tmp_path / "random.safetensors"
+    for written in (rates, list(rates), [list(layer) for layer in rates]):
+        model = make_model(routing="random", action_rates=written)
+        morlib.save_model(model, path)
+        assert morlib.load_model(path)[0].cfg == model.cfg
+
+
+def test_why_weights_do_not_fit_is_said(make_model, tmp_path):
+    path, model = tmp_path / "mor.safetensors", make_model(routing="mor")
+    state = model.state_dict()
+    model.state_dict = lambda: {name: t for name, t in state.items() if name != "policy.bias"}
+    morlib.save_model(model, path)
+    with pytest.raises(ValueError, match=r"mor.safetensors is not a model .*Missing key.*policy\.bias"):
+        morlib.load_model(path)
+
+
 def test_numbers_of_numpy_are_taken_by_generate(make_model):
     model, prompt = make_model(routing="mor"), torch.tensor([[1, 2, 3]])
     mine, theirs = (

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +39,16 @@ def test_a_text_may_be_read_in_pieces(small_text):
     s = runs.settings(given, runs.OWN_TEXT)
     corpus = texts.load_corpus(**runs.text_of(s, "exp1"), subwords=s.subwords)
     assert corpus.tokenizer.kind == "sentencepiece"
+
+
+def test_a_text_given_by_a_relative_path_is_found_from_any_folder(small_text, monkeypatch):
+    monkeypatch.chdir(Path(small_text).parent)
+    s = runs.settings(dict(preset="smoke", text=Path(small_text).name), runs.OWN_TEXT)
+    assert s.text == [str(Path(small_text))] and runs.text_of(s, "exp1")["name"] == s.text[0]
+    assert runs.settings(dict(preset="smoke", text=["*.md", "bangla"]), runs.OWN_TEXT).text == [
+        "*.md",
+        "bangla",
+    ]
 
 
 def test_without_a_text_the_experiments_read_their_own():

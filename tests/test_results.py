@@ -149,6 +149,23 @@ def test_rank_correlation_has_known_answers():
     assert results.rank_correlation(np.ones_like(x), y) == (0.0, 0.0, 0.0)
 
 
+def test_rank_correlation_has_an_interval_where_only_one_window_differs():
+    entropy, depth = np.random.default_rng(0).normal(size=(60, 20)), np.full((60, 20), 8.0)
+    depth[3, :5] = 9
+    r, low, high = results.rank_correlation(depth, entropy)
+    assert np.isfinite([low, high]).all() and min(low, high) <= 0 <= max(low, high)
+    assert abs(r) < 0.1
+
+
+def test_points_of_accuracy_are_no_margin_for_other_metrics():
+    records = runs.stored_records("exp1")
+    pair = [("mor", "fixed-at-E")]
+    found = results.comparisons(records, pair, "loss").iloc[0]
+    assert "equal" not in found["claim"] and found["p of equality"] == ""
+    assert "equal within 0.1" in results.comparisons(records, pair, "loss", margin=0.1)["claim"].iloc[0]
+    assert results.compare(records, *pair[0])["margin"] == results.stats.MARGIN
+
+
 def test_the_interval_over_windows_covers_as_often_as_it_says():
     """Places of one window share a draw: an interval that took them for independent would be too narrow."""
     rng, covered = np.random.default_rng(0), 0

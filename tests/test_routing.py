@@ -596,6 +596,23 @@ def test_a_passage_begins_with_a_line_and_ends_with_a_word():
     assert findings.cut("nowordsend", 5) == "nowor"
 
 
+def test_a_passage_is_long_enough_though_the_only_break_is_at_the_end():
+    for text in ("word " * 500 + "\n", "one line. " * 100 + "\n\n", "a line of text\n" * 500 + "\n"):
+        assert 590 <= len(findings.cut(text, 600)) <= 600
+
+
+def test_the_training_that_is_watched_runs_where_the_first_one_did(made, monkeypatch, tmp_path):
+    def picked(wanted=None):
+        raise LookupError(f"asked for {wanted}")
+
+    material = made[1][0].material
+    run = next(run for run in material.runs if run.model == "mor")
+    monkeypatch.setattr(findings, "outputs", lambda: tmp_path)
+    monkeypatch.setattr(runs, "pick_device", picked)
+    with pytest.raises(LookupError, match="asked for cpu"):
+        findings.watch(material, dataclasses.replace(run, device="cpu"))
+
+
 def test_an_own_text_is_shown_as_far_as_it_can_be(made, capsys):
     subjects = made[1]
     part = routing.own_passage(subjects, "the fox ক " + "quick " * 1000)
@@ -838,6 +855,7 @@ REFUSED = [
     (dict(sample=1), "sample must be 10 windows or more"),
     (dict(preset="stored", own_text="To be"), "weights, which do not ship"),
     (dict(preset="stored", sample=50), "weights, which do not ship"),
+    (dict(text=["de/book.txt", "fr/book.txt"]), r"the texts share a name \(book\): rename one"),
 ]
 
 

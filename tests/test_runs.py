@@ -844,6 +844,8 @@ def test_none_is_a_word_and_None_is_as_the_preset_says():
     ("sizes", 4000, [4000]),
     ("sizes", [1000, 4000], [1000, 4000]),
     ("sizes", (1000, 4000), [1000, 4000]),
+    ("sizes", "[1000, 4000]", [1000, 4000]),
+    ("texts", "[broken", ["[broken"]),
 ])  # fmt: skip
 def test_what_papermill_hands_over_is_taken_as_meant(name, written, meant):
     own = dict(prompt=str, texts=list, sizes=list)

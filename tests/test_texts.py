@@ -229,6 +229,7 @@ def test_writing_ends_before_a_stop_string(letters):
     assert cut == "abc" + whole[3:].split(stop)[0] and len(cut) < len(whole)
     assert texts.write(model, letters, "abc", 60, stop=["zz", stop]) == cut
     assert texts.write(model, letters, "abc", 60, stop="zz") == whole
+    assert texts.write(model, letters, "abc", 60, stop=None) == whole
 
 
 def test_a_long_prompt_keeps_its_last_part(letters, capsys):
@@ -270,7 +271,9 @@ def test_what_cannot_be_written_is_explained(letters):
         ("abc", dict(top_p=0.0), "top_p must be above 0"),
         ("abc", dict(top_p=1.5), "top_p must be above 0, 1 at most"),
         ("abc", dict(seed="first"), "seed must be int"),
-        ("abc", dict(stop=["a", ""]), "a stop string must not be empty"),
+        ("abc", dict(stop=["a", ""]), "a stop string must be text and not empty, not .'a', ''."),
+        ("abc", dict(stop=[1]), "a stop string must be text"),
+        ("abc", dict(seed=2**64), "seed must be"),
     ):
         with pytest.raises(ValueError, match=message):
             texts.write(model, letters, prompt, **options)

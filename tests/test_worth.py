@@ -310,6 +310,8 @@ def test_a_trained_model_is_held_to_any_depth(make, routing, R):
     assert model.cfg.target_depth == 2.5 and torch.equal(draws, torch.get_rng_state())
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
     assert morlib.evaluate(model, Sums(), "val", 256) == own
+    exact = morlib.at_depth(model.double(), Sums(), 3.4)
+    assert {tensor.dtype for tensor in exact.parameters()} == {torch.float64}, "a copy in its own precision"
 
 
 @pytest.mark.parametrize("routing", ["none", "mor"])

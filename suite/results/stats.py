@@ -59,9 +59,11 @@ def paired(records: pd.DataFrame, a: str, b: str, metric: str = "accuracy") -> n
 
 
 def compare(
-    records: pd.DataFrame, a: str, b: str, metric: str = "accuracy", margin: float = MARGIN
+    records: pd.DataFrame, a: str, b: str, metric: str = "accuracy", margin: float | None = None
 ) -> dict[str, object]:
     """Model a minus model b over paired seeds, in the metric's unit.
+
+    margin: within which they are equal. None: MARGIN points of accuracy; in other metrics nothing is equal.
 
     a, b, metric, margin, pairs; mean; low, high: 95 % interval by Student's t; low90, high90: the 90 % one;
     p: two-sided sign-flip test; p_equivalent: the larger p of the two one-sided t tests of equality within
@@ -70,6 +72,8 @@ def compare(
     Raises ValueError if a model has no record, or if the records are of different kinds.
     """
     check_one_kind(records)
+    if margin is None:
+        margin = MARGIN if metric == "accuracy" else 0.0
     result = dict(a=a, b=b, metric=metric, margin=margin) | tested(paired(records, a, b, metric), margin)
     both = records[records["model"].isin([a, b])]
     return result | dict(claim=claim_of(result, bool(both["did_train"].all())))
@@ -84,16 +88,18 @@ def tested(difference: np.ndarray, margin: float = MARGIN) -> dict[str, object]:
         mean = float(difference[0])
         alike = dict.fromkeys(("mean", "low", "high", "low90", "high90"), mean)
         p = 2 * 0.5 ** len(difference) if mean else 1.0
-        return alike | dict(pairs=len(difference), p=p, p_equivalent=float(abs(mean) >= margin))
+        p_equivalent = float(abs(mean) >= margin) if margin else math.nan
+        return alike | dict(pairs=len(difference), p=p, p_equivalent=p_equivalent)
     mean, low, high = interval(difference)
     _, low90, high90 = interval(difference, 0.90)
     p = p_equivalent = math.nan
     if not math.isnan(low):
         test = scipy.stats.permutation_test((difference,), np.mean, permutation_type="samples", rng=0)
         p = float(test.pvalue)
-        below = scipy.stats.ttest_1samp(difference, -margin, alternative="greater").pvalue
-        above = scipy.stats.ttest_1samp(difference, margin, alternative="less").pvalue
-        p_equivalent = float(max(below, above))
+        if margin:
+            below = scipy.stats.ttest_1samp(difference, -margin, alternative="greater").pvalue
+            above = scipy.stats.ttest_1samp(difference, margin, alternative="less").pvalue
+            p_equivalent = float(max(below, above))
     return dict(
         pairs=len(difference), mean=mean, low=low, high=high, low90=low90, high90=high90, p=p,
         p_equivalent=p_equivalent,
@@ -186,7 +192,7 @@ def rank_correlation(
     interval over windows.
 
     Neighbours in a text are not independent, so whole windows (rows) are drawn (cluster bootstrap). Places
-    that are NaN in x or y are left out.
+    that are NaN in x or y are left out. Windows in which one of the two is constant correlate by 0.
     """
     known = ~(np.isnan(x) | np.isnan(y))
     factors = [factor[known] for factor in given]
@@ -200,7 +206,8 @@ def rank_correlation(
     drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)  # [draws, n]
     ab, aa, bb, sum_a, sum_b, count = sums @ np.vstack([np.ones(n), drawn]).T  # each [1 + draws]
     covariance = ab - sum_a * sum_b / count
-    r = covariance / np.sqrt((aa - sum_a**2 / count) * (bb - sum_b**2 / count))
+    spread = np.sqrt((aa - sum_a**2 / count).clip(0) * (bb - sum_b**2 / count).clip(0))
+    r = np.divide(covariance, spread, out=np.zeros_like(spread), where=spread > 1e-9)
     low, high = np.percentile(r[1:], [2.5, 97.5])
     return float(r[0]), float(low), float(high)
 

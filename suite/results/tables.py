@@ -219,7 +219,10 @@ def possible(records: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[tu
 
 
 def comparisons(
-    records: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str = "accuracy", margin: float = 0.5
+    records: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    metric: str = "accuracy",
+    margin: float | None = None,
 ) -> pd.DataFrame:
     """Each pair's `compare`, a row a pair: the difference a minus b with all that the claim rests on. Beside
     accuracy stands what the losses show (`loss_words`).

@@ -89,6 +89,8 @@ def checked(s: runs.Settings, texts, sample, own_text) -> tuple[list[str], int |
     own_text = "" if own_text is None else str(own_text)
     if not texts or not (s.text or set(texts) <= set(TEXTS)):
         raise ValueError(f"texts must be a list of one or more of {', '.join(TEXTS)}, not {texts!r}")
+    if s.text and len(names := {Path(text).stem for text in texts}) < len(texts):
+        raise ValueError(f"the texts share a name ({', '.join(sorted(names))}): rename one of them")
     if len(own_text) == 1:
         raise ValueError("own_text needs two characters or more: the first is only read")
     if sample is not None and sample < 10:
@@ -302,7 +304,7 @@ def watch(material: Material, run: runs.Run) -> pd.DataFrame:
             r = spearman(score["depth"], entropy)
             looks.append(table.assign(step=training.step, r=r, seed=run.train.seed))
 
-    device, dtype, _ = runs.pick_device()
+    device, dtype, _ = runs.pick_device(run.device)
     torch.manual_seed(run.train.seed)
     config = replace(run.config, vocab_size=material.corpus.vocab_size)
     model = morlib.Transformer(config).to(device)
@@ -325,8 +327,10 @@ def passages(subjects: list[Subject]) -> list[dict]:
 
 
 def cut(text: str, characters: int) -> str:
-    """A passage that begins with a line's end and ends with a word."""
-    start = max(text.find("\n\n"), text.find("\n") if "\n\n" not in text else -1, 0)
+    """A passage that begins with a line's end, where enough of the text follows one, and ends with a word."""
+    breaks = (text.find("\n\n"), text.find("\n"))
+    enough = min(characters, len(text) // 2)
+    start = next((at for at in breaks if 0 <= at <= len(text) - enough), 0)
     passage = text[start : start + characters]
     end = max(passage.rfind(" "), passage.rfind("\n"))
     return passage[:end] if end > 0 else passage

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import types
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -116,6 +118,8 @@ def settings(
             values["jobs"] = max(torch.cuda.device_count(), 1)  # one run a card
         if jobs := os.environ.get("MORLIB_JOBS"):
             values["jobs"] = as_meant(jobs, int)
+    if values.get("text"):
+        values["text"] = [wherever(place) for place in values["text"]]
     names = {k: v for k, v in values.items() if k in FIELDS[Settings]}
     result = Settings(**names | dict(preset=preset, recipe=recipe, values=values))
     result.model(vocab_size=2)
@@ -178,6 +182,12 @@ def names_set(namespace: dict) -> set[str] | None:
     return set().union(*cells.values())
 
 
+def wherever(place: str) -> str:
+    """The path of a text as any process finds it, whatever its folder; what is no file or folder as it is."""
+    path = Path(place).expanduser()
+    return str(path.absolute()) if path.exists() else place
+
+
 def as_meant(value, hint):
     """A value as it was meant: "none" as None, text as a number, digits as text, one thing as a list."""
     options = get_args(hint) if get_origin(hint) is not Annotated else ()
@@ -193,6 +203,9 @@ def as_meant(value, hint):
     if kinds == {str} and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
     if kinds & {list, tuple} and not kinds & {str, int, float}:
+        if isinstance(value, str) and value.startswith("["):  # papermill's -p has no lists
+            with contextlib.suppress(ValueError, SyntaxError):
+                return ast.literal_eval(value)
         if isinstance(value, (str, int, float)) and not isinstance(value, bool):
             return [value]
         return list(value) if isinstance(value, tuple) and tuple not in kinds else value

@@ -23,7 +23,10 @@ def save_model(
     if taken := [name for name in notes or {} if name in NOTES]:
         raise ValueError(f"the note {taken[0]!r} is the tokenizer's: give yours another name")
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder {path.parent}: {error.strerror}") from error
     of_tokenizer = dict(tokenizer=tokenizer.to_text(), tokenizer_kind=tokenizer.kind)
     morlib.save_model(model, path, (notes or {}) | of_tokenizer)
 

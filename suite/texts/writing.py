@@ -27,7 +27,7 @@ def write(
     use_cache: bool = True,
     top_k: int | None = None,
     top_p: float | None = None,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = None,
     stream: bool = False,
 ) -> str | list[str]:
     """The prompt and up to n further tokens of text; of a list of prompts a list, each as if it stood alone.
@@ -45,9 +45,9 @@ def write(
     check_together(model, tokenizer)
     _check(n, temperature, seed, top_k, top_p)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    stop = [stop] if isinstance(stop, str) else list(stop)
-    if "" in stop:
-        raise ValueError("a stop string must not be empty")
+    stop = [stop] if isinstance(stop, str) else list(stop or ())
+    if not all(isinstance(each, str) and each for each in stop):
+        raise ValueError(f"a stop string must be text and not empty, not {stop!r}")
     encoded = [_encode(tokenizer, each) for each in prompts]
     longest = max(map(len, encoded), default=0)
     if longest > model.cfg.max_len:
@@ -116,7 +116,7 @@ def choose(
 def _check(n: int, temperature: float, seed: int, top_k: int | None, top_p: float | None) -> None:
     for name, value, hint in (
         ("n", n, morlib.Whole),
-        ("seed", seed, int),
+        ("seed", seed, Annotated[int, -(2**63), 2**63 - 1]),  # torch's range
         ("temperature", temperature, morlib.NotNegative),
         ("top_k", top_k, morlib.Count | None),
         ("top_p", top_p, ABOVE_ZERO_TO_ONE | None),
