@@ -573,6 +573,27 @@ def test_exits_are_read_where_they_are_and_the_oracle_picks_the_cheapest_best(ma
     assert torch.allclose(model.policy.objective(torch.zeros(()), out, x), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("name, home", [("exit", field.exits), ("ponder", field.ponder)])
+def test_halting_is_learnt_in_float32_where_the_rest_is_not(make, monkeypatch, name, home):
+    model, x, kinds = make(name).train(), tokens(4), []
+    monkeypatch.setattr(home, "log_stopping", lambda z: kinds.append(z.dtype) or log_stopping(z))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x)
+        loss = model.policy.objective(torch.zeros(()), out, x)
+    assert out.logits.dtype == torch.bfloat16 and kinds == [torch.float32] and loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["exit", "exit-confidence"])
+@torch.no_grad()
+def test_only_inference_sets_the_threshold_of_an_exit(make, name):
+    model = make(name, target_depth=2.5)
+    before = model.policy.threshold.clone()
+    model.train()(tokens(16))
+    assert torch.equal(model.policy.threshold, before), "a pass of training, here without gradients"
+    morlib.calibrate(model, tokens(16))
+    assert not torch.equal(model.policy.threshold, before)
+
+
 @pytest.mark.parametrize("name", ["exit", "exit-confidence"])
 @pytest.mark.parametrize("target", [1.5, 2.5, 3.5])
 @torch.no_grad()

@@ -69,13 +69,14 @@ class Exits(System):
         return came_so_far * 2 * self.cfg.d_model * self.outputs
 
     def look_on(self, step: StepInput) -> Decision:
-        """All run, while their highest scores so far are noted; the last layer sets the threshold by these.
+        """All run, while their highest scores so far are noted; in inference the last layer sets the
+        threshold by these.
 
         So keys are of states that ran on, where in use some are copied: the target is met nearly.
         """
         scores, highest = self.scores(step.states, step), step.memory.setdefault("highest", [])
         highest.append(torch.maximum(scores, highest[-1]) if highest else scores)
-        if step.layer == self.cfg.n_layers - 1:
+        if step.layer == self.cfg.n_layers - 1 and not step.sampling:
             further = (self.cfg.target_depth - 1) / (self.cfg.n_layers - 1)  # share beyond the first block
             every = torch.cat(highest)
             self.threshold.copy_(morlib.apart(morlib.quantile(every, 1 - further), every, step))
@@ -110,7 +111,7 @@ class DepthAdaptive(Exits):
         logits = [halt(states.detach())[:, 0] for halt, states in zip(self.halt, out.memory["seen"])]
         N = torch.arange(len(losses), device=losses.device)
         oracle = (losses.detach() + self.options["cost"] * N[:, None]).argmin(0)  # [T]
-        nll = -log_stopping(torch.stack(logits)).gather(0, oracle[None])
+        nll = -log_stopping(torch.stack(logits).float()).gather(0, oracle[None])
         return losses.mean() + self.options["weight"] * nll.mean()
 
 
