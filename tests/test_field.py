@@ -639,6 +639,8 @@ def test_the_predictor_of_mod_changes_nothing_else(make):
     guess, run = out.memory["guesses"][0]
     agreed = torch.cat([(g > 0) == r for g, r in out.memory["guesses"]]).float().mean().item()
     assert model.policy.agreement(model.eval(), x) == pytest.approx(agreed) and 0 < agreed < 1
+    one = make("mod", n_layers=1)
+    assert math.isnan(one.policy.agreement(one, x)), "no layer is routed"
 
 
 def test_the_router_of_experts_learns_from_the_loss_itself(make):
