@@ -788,6 +788,9 @@ def test_balance_is_least_where_all_are_used_evenly():
     (dict(routing="mor-token", n_layers=3), "needs n_layers of 2 more"),
     (dict(routing="moe", options=dict(top=3)), "top in 1..4 that divides d_ff"),
     (dict(routing="dr", dropout=0.1), "routing dr needs dropout 0, not 0.1"),
+    (dict(routing="dr", options=dict(beta=1.0)), r"routing dr needs a beta in \[0, 1\), not 1.0"),
+    (dict(routing="dr", options=dict(beta=-1.0)), r"routing dr needs a beta in \[0, 1\), not -1.0"),
+    (dict(routing="exit-confidence", vocab_size=1), "needs a vocab_size of 2 or more, not 1"),
 ])  # fmt: skip
 def test_a_wrong_setting_is_explained(make_model, changes, message):
     with pytest.raises(ValueError, match=message):

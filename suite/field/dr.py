@@ -32,7 +32,8 @@ class DynamicRouting(System):
     a tree (MCTS) that labels a set of questions once. All actions weigh the same (beta 0), where theirs has
     beta 0.999, which was worse in the trials. A record does not count the passes of
     the search among its applications. Where memory makes a batch several parts, `lines` are of each part.
-    Raises ValueError with dropout, by which a path would cost another amount each time.
+    Raises ValueError with dropout, by which a path would cost another amount each time, and for a beta
+    outside [0, 1).
     """
 
     OPTIONS = dict(cost=0.1, lines=8, rounds=128, gamma=2.0, beta=0.0)
@@ -42,6 +43,8 @@ class DynamicRouting(System):
         if cfg.dropout:  # the search sees the states as the batch began with them
             raise ValueError(f"ModelConfig: routing dr needs dropout 0, not {cfg.dropout}")
         morlib.check_value("ModelConfig: option lines", self.options["lines"], morlib.Count)
+        if not 0 <= self.options["beta"] < 1:
+            raise ValueError(f"ModelConfig: routing dr needs a beta in [0, 1), not {self.options['beta']}")
         self.hidden = max(cfg.d_model // 2, 8)
         self.routers = nn.ModuleList(self.router() for _ in range(cfg.n_layers))
 

@@ -124,6 +124,7 @@ class ConfidenceExit(Exits):
 
     Differs: one threshold for all positions, without the decay over a text. Scores are logarithms, since
     on a task with much that nobody can predict most lie near 0, too near for a threshold between them.
+    Raises ValueError with a vocabulary of one token, which has no second.
     """
 
     OPTIONS = dict(threshold=0.9)
@@ -132,6 +133,8 @@ class ConfidenceExit(Exits):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
+        if cfg.vocab_size < 2:
+            raise ValueError(f"ModelConfig: routing {cfg.routing} needs a vocab_size of 2 or more, not 1")
         self.outputs = cfg.vocab_size
         self.threshold.clamp_min_(self.LEAST).log_()
 
