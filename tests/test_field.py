@@ -493,7 +493,7 @@ def test_recursions_are_tied_attention_included(make, name):
 
 @torch.no_grad()
 def test_the_weights_of_act_add_up_to_one(make):
-    """The code beside the paper writes `previous * 1 - weights`, without brackets: no mean at all."""
+    """The code beside the paper interpolates, at first with `previous * 1 - weights`, without brackets."""
     model = make("act")
     model.blocks[0].forward = lambda x, *_: x - model.blocks[0].signal[0]  # states stay as they are
     model.blocks[0].signal.copy_(model.blocks[0].signal[:1].expand_as(model.blocks[0].signal).clone())
