@@ -493,7 +493,7 @@ def test_recursions_are_tied_attention_included(make, name):
 
 @torch.no_grad()
 def test_the_weights_of_act_add_up_to_one(make):
-    """The code beside the paper writes `previous * 1 - weights`, without brackets: no mean at all."""
+    """The code beside the paper interpolates, at first with `previous * 1 - weights`, without brackets."""
     model = make("act")
     model.blocks[0].forward = lambda x, *_: x - model.blocks[0].signal[0]  # states stay as they are
     model.blocks[0].signal.copy_(model.blocks[0].signal[:1].expand_as(model.blocks[0].signal).clone())
@@ -573,6 +573,27 @@ def test_exits_are_read_where_they_are_and_the_oracle_picks_the_cheapest_best(ma
     assert torch.allclose(model.policy.objective(torch.zeros(()), out, x), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("name, home", [("exit", field.exits), ("ponder", field.ponder)])
+def test_halting_is_learnt_in_float32_where_the_rest_is_not(make, monkeypatch, name, home):
+    model, x, kinds = make(name).train(), tokens(4), []
+    monkeypatch.setattr(home, "log_stopping", lambda z: kinds.append(z.dtype) or log_stopping(z))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(x)
+        loss = model.policy.objective(torch.zeros(()), out, x)
+    assert out.logits.dtype == torch.bfloat16 and kinds == [torch.float32] and loss.isfinite()
+
+
+@pytest.mark.parametrize("name", ["exit", "exit-confidence"])
+@torch.no_grad()
+def test_only_inference_sets_the_threshold_of_an_exit(make, name):
+    model = make(name, target_depth=2.5)
+    before = model.policy.threshold.clone()
+    model.train()(tokens(16))
+    assert torch.equal(model.policy.threshold, before), "a pass of training, here without gradients"
+    morlib.calibrate(model, tokens(16))
+    assert not torch.equal(model.policy.threshold, before)
+
+
 @pytest.mark.parametrize("name", ["exit", "exit-confidence"])
 @pytest.mark.parametrize("target", [1.5, 2.5, 3.5])
 @torch.no_grad()
@@ -618,6 +639,8 @@ def test_the_predictor_of_mod_changes_nothing_else(make):
     guess, run = out.memory["guesses"][0]
     agreed = torch.cat([(g > 0) == r for g, r in out.memory["guesses"]]).float().mean().item()
     assert model.policy.agreement(model.eval(), x) == pytest.approx(agreed) and 0 < agreed < 1
+    one = make("mod", n_layers=1)
+    assert math.isnan(one.policy.agreement(one, x)), "no layer is routed"
 
 
 def test_the_router_of_experts_learns_from_the_loss_itself(make):
@@ -765,6 +788,9 @@ def test_balance_is_least_where_all_are_used_evenly():
     (dict(routing="mor-token", n_layers=3), "needs n_layers of 2 more"),
     (dict(routing="moe", options=dict(top=3)), "top in 1..4 that divides d_ff"),
     (dict(routing="dr", dropout=0.1), "routing dr needs dropout 0, not 0.1"),
+    (dict(routing="dr", options=dict(beta=1.0)), r"routing dr needs a beta in \[0, 1\), not 1.0"),
+    (dict(routing="dr", options=dict(beta=-1.0)), r"routing dr needs a beta in \[0, 1\), not -1.0"),
+    (dict(routing="exit-confidence", vocab_size=1), "needs a vocab_size of 2 or more, not 1"),
 ])  # fmt: skip
 def test_a_wrong_setting_is_explained(make_model, changes, message):
     with pytest.raises(ValueError, match=message):

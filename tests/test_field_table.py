@@ -333,6 +333,7 @@ def test_what_deciding_alone_changes_is_shown_with_the_predictor_s_agreement():
     trained = dict(loss=0.5, accuracy=50.0, effective_depth=2.5)
     records["sampled"] = [trained] * len(records)
     costs = costs_of(records)
+    assert not results.sampled_table(records, costs)["predictor agrees (%)"].any(), "none was measured"
     costs.loc[costs["model"] == "mod", "agreement"] = [90.0, 95.0]
     table = results.sampled_table(records, costs)
     assert table.index.tolist() == [NAMES["mod"], NAMES["mor-expert"]]

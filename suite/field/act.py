@@ -62,9 +62,10 @@ class AdaptiveComputation(Universal):
     whose gradient is that of R.
 
     Differs: b begins at -3, so that at first nearly all steps run; with Graves' 1 nearly every token
-    stops after the second step from the start. The code beside Dehghani et al. reads h_n from the
-    state before step n. A position's signal is added at the embedding, that of the step at each
-    step; the paper adds both at each.
+    stops after the second step from the start. The code beside Dehghani et al. (tensor2tensor) reads
+    h_n from the state before step n, and by default it goes from the mean m to p_n s_n + (1 - p_n) m,
+    in which earlier steps weigh less than their p_n; here it is the sum, as Graves has it. A position's
+    signal is added at the embedding, that of the step at each step; the paper adds both at each.
     """
 
     OPTIONS = dict(tau=0.01, epsilon=0.01, bias=-3.0)

@@ -1,6 +1,7 @@
 """Dr.LLM: routers for a trained model, taught by paths that pay.
 
-Heakl et al. 2025, arXiv:2510.12773: what it says of router design and of paths found by length-aware MCTS.
+Heakl et al. 2025, arXiv:2510.12773, sections 3.1 (routers), 3.2 (how they learn), 4.1 (edited paths) and 4.2
+(length-aware MCTS).
 """
 
 from __future__ import annotations
@@ -27,12 +28,18 @@ class DynamicRouting(System):
     in the batch weighs (1 - beta) / (1 - beta^n) (Cui et al. 2019, arXiv:1901.05555), 1 on average.
 
     Differs: each token has its own path, read from its own (normalised) state, where the paper has one for a
-    whole question, read from the means of parts of it. What a path is worth is its loss and its price, where
-    theirs must keep the answer right within a budget. The search climbs, anew for each batch, where theirs is
-    a tree (MCTS) that labels a set of questions once. All actions weigh the same (beta 0), where theirs has
-    beta 0.999, which was worse in the trials. A record does not count the passes of
-    the search among its applications. Where memory makes a batch several parts, `lines` are of each part.
-    Raises ValueError with dropout, by which a path would cost another amount each time.
+    whole question, read from the means of parts of it. So a token that skips a layer shows no keys there, and
+    a second pass sees those that repeat only; there all tokens skip or repeat together, and attention sees
+    them all. The trained model never met such gaps; whether that is why it has little to skip is not tested.
+    What a path is worth is its loss and its price, where theirs must keep the answer right within a budget.
+    Any number of layers in a row may be skipped, of theirs two at most (section 4.1). The search climbs, anew
+    for each batch, where theirs is a tree (MCTS) that labels a set of questions once. All actions weigh the
+    same (beta 0), where theirs has beta 0.999, which was worse in the trials; weights are of a batch, theirs
+    of all labels (section 3.2). The bias of FORWARD begins at 1, where theirs begin at 0 (section 3.1).
+    A record does not count the passes of the search among its applications. Where memory makes a batch
+    several parts, `lines` are of each part.
+    Raises ValueError with dropout, by which a path would cost another amount each time, and for a beta
+    outside [0, 1).
     """
 
     OPTIONS = dict(cost=0.1, lines=8, rounds=128, gamma=2.0, beta=0.0)
@@ -42,6 +49,8 @@ class DynamicRouting(System):
         if cfg.dropout:  # the search sees the states as the batch began with them
             raise ValueError(f"ModelConfig: routing dr needs dropout 0, not {cfg.dropout}")
         morlib.check_value("ModelConfig: option lines", self.options["lines"], morlib.Count)
+        if not 0 <= self.options["beta"] < 1:
+            raise ValueError(f"ModelConfig: routing dr needs a beta in [0, 1), not {self.options['beta']}")
         self.hidden = max(cfg.d_model // 2, 8)
         self.routers = nn.ModuleList(self.router() for _ in range(cfg.n_layers))
 

@@ -69,13 +69,14 @@ class Exits(System):
         return came_so_far * 2 * self.cfg.d_model * self.outputs
 
     def look_on(self, step: StepInput) -> Decision:
-        """All run, while their highest scores so far are noted; the last layer sets the threshold by these.
+        """All run, while their highest scores so far are noted; in inference the last layer sets the
+        threshold by these.
 
         So keys are of states that ran on, where in use some are copied: the target is met nearly.
         """
         scores, highest = self.scores(step.states, step), step.memory.setdefault("highest", [])
         highest.append(torch.maximum(scores, highest[-1]) if highest else scores)
-        if step.layer == self.cfg.n_layers - 1:
+        if step.layer == self.cfg.n_layers - 1 and not step.sampling:
             further = (self.cfg.target_depth - 1) / (self.cfg.n_layers - 1)  # share beyond the first block
             every = torch.cat(highest)
             self.threshold.copy_(morlib.apart(morlib.quantile(every, 1 - further), every, step))
@@ -110,7 +111,7 @@ class DepthAdaptive(Exits):
         logits = [halt(states.detach())[:, 0] for halt, states in zip(self.halt, out.memory["seen"])]
         N = torch.arange(len(losses), device=losses.device)
         oracle = (losses.detach() + self.options["cost"] * N[:, None]).argmin(0)  # [T]
-        nll = -log_stopping(torch.stack(logits)).gather(0, oracle[None])
+        nll = -log_stopping(torch.stack(logits).float()).gather(0, oracle[None])
         return losses.mean() + self.options["weight"] * nll.mean()
 
 
@@ -123,6 +124,7 @@ class ConfidenceExit(Exits):
 
     Differs: one threshold for all positions, without the decay over a text. Scores are logarithms, since
     on a task with much that nobody can predict most lie near 0, too near for a threshold between them.
+    Raises ValueError with a vocabulary of one token, which has no second.
     """
 
     OPTIONS = dict(threshold=0.9)
@@ -131,6 +133,8 @@ class ConfidenceExit(Exits):
 
     def __init__(self, cfg: ModelConfig):
         super().__init__(cfg)
+        if cfg.vocab_size < 2:
+            raise ValueError(f"ModelConfig: routing {cfg.routing} needs a vocab_size of 2 or more, not 1")
         self.outputs = cfg.vocab_size
         self.threshold.clamp_min_(self.LEAST).log_()
 

@@ -60,13 +60,13 @@ class MixtureOfDepths(System):
     def agreement(self, model: Transformer, tokens: Tensor) -> float:
         """The share of tokens [n, L] and routed layers in which the predictor says what top-k does.
 
-        From 0 to 1; one that lets nobody run has 1 - `capacity`.
+        From 0 to 1; one that lets nobody run has 1 - `capacity`. NaN where no layer is routed.
         """
         agreed = []
         for lines in tokens.split(LINES):
-            guesses = model(lines, sampling=True).memory["guesses"]
+            guesses = model(lines, sampling=True).memory.get("guesses", ())
             agreed += [(guess > 0) == run for guess, run in guesses]
-        return float(torch.cat(agreed).float().mean())
+        return float(torch.cat(agreed).float().mean()) if agreed else float("nan")
 
 
 morlib.POLICIES["mod"] = MixtureOfDepths

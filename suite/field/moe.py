@@ -90,6 +90,7 @@ class MixtureOfExperts(System):
     other layer. Mixtral's experts have the full width each, and there are eight; its section 2 names no
     balance, so the one here is Switch's. No expert has a capacity beyond which it drops tokens. Switch has
     one for the sake of many devices; it would let a token's output depend on later tokens. Mixtral has none.
+    Switch's smaller initialisation (a tenth) and its router's jitter are left out.
     """
 
     block = ExpertBlock

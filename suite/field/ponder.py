@@ -28,8 +28,9 @@ class PonderNet(Universal):
     Others see the last state of a token that has stopped.
 
     Differs: the step network is one block of a Universal Transformer for each token, as the paper's is for a
-    whole sequence in its experiment on bAbI; lambda begins near the prior, and depth above its mean, for
-    the last step takes what is left.
+    whole sequence in its experiment on bAbI; N is always `n_layers`, where the paper ends once the p_n add up
+    to more than 1 - epsilon; lambda begins near the prior, and depth above its mean, for the last step takes
+    what is left.
     """
 
     OPTIONS = dict(beta=0.01, prior=0.2)

@@ -51,13 +51,16 @@ class SlicedBlock(Apart):
 class Sliced(Cycled):
     """Every token runs all layers; `shared_blocks` blocks (by default one) are passed in a cycle.
 
-    groups: into how many slices a row of `max_len` tokens is cut, in the first pass and every second one
-    after it.
+    groups: into how many slices, at most, a row of `max_len` tokens is cut, in the first pass and every
+    second one after it. All but the last are equally long.
 
     Differs: the paper reads images. Here a token looks back only, slices are runs of neighbours,
     and nothing is permuted between passes, for the pass across the row mixes them. The learnt
     coefficients of residual connections are left out. Slices are only masked, so attention costs as
-    much as without them.
+    much as without them. In the authors' code (SReT.py) a projection follows each pass, the last one
+    too; here it stands between passes alone. Several blocks are repeated one by one there (B0 B0 B1 B1),
+    and take turns here. Their first stage slices both passes of a block, and their last one none; here one
+    is sliced and one whole.
     """
 
     block = SlicedBlock
