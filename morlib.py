@@ -51,9 +51,9 @@ ACTIONS = ("skip", "forward", "recurse")
 
 # ---- Configurations: a wrong one cannot be made ----
 
-TINY, HUGE = math.nextafter(0, 1), sys.float_info.max
+TINY, HUGE, BELOW = math.nextafter(0, 1), sys.float_info.max, math.nextafter(1, 0)
 Count, Whole = Annotated[int, 1, HUGE], Annotated[int, 0, HUGE]
-Share, BelowOne = Annotated[float, 0, 1], Annotated[float, 0, math.nextafter(1, 0)]
+Share, BelowOne = Annotated[float, 0, 1], Annotated[float, 0, BELOW]
 Positive, NotNegative = Annotated[float, TINY, HUGE], Annotated[float, 0, HUGE]
 
 
@@ -75,7 +75,7 @@ def check_value(name: str, value, hint):
         raise ValueError(f"{name} must be {kind.__name__}, not {type(value).__name__} {value!r}")
     if ends and not ends[0] <= value <= ends[1]:
         low = "above 0" if ends[0] == TINY else f"{ends[0]} or more"
-        high = "" if ends[1] == HUGE else f", {ends[1]:g} at most"
+        high = {HUGE: "", BELOW: ", below 1"}.get(ends[1], f", {ends[1]:g} at most")
         raise ValueError(f"{name} must be {low}{high}, not {value!r}")
     return float(value) if kind is float else value  # 8 and 8.0 are one run
 

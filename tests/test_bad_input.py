@@ -233,7 +233,7 @@ MODELS = {
     "no vocabulary": (model(vocab_size=0), "vocab_size must be 1 or more, not 0"),
     "heads that do not divide": (model(n_heads=3), r"d_model must be a multiple of n_heads \(3\)"),
     "an odd width": (model(d_model=15, n_heads=3), "d_model must be even"),
-    "dropout of one": (model(dropout=1.0), "dropout must be 0 or more, 1 at most, not 1.0"),
+    "dropout of one": (model(dropout=1.0), "dropout must be 0 or more, below 1, not 1.0"),
     "dropout that is no number": (model(dropout=NAN), "dropout must be 0 or more, .*, not nan"),
     "an infinite temperature": (model(temperature=INF), "temperature must be above 0, not inf"),
     "a temperature of zero": (model(temperature=0), "temperature must be above 0"),
