@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
-OUT := $(if $(MORLIB_OUTPUTS),$(shell realpath -m -- "$(MORLIB_OUTPUTS)"),$(CURDIR)/outputs)
+# The folder as the suite reads it; suite/files.py needs nothing but Python
+OUTPUTS = MORLIB_OUTPUTS="$(MORLIB_OUTPUTS)" $(PYTHON) -c 'import runpy; print(runpy.run_path("suite/files.py")["outputs"]())'
+OUT := $(if $(MORLIB_OUTPUTS),$(or $(shell $(OUTPUTS)),$(error $(PYTHON) cannot read MORLIB_OUTPUTS)),$(CURDIR)/outputs)
 
 # A compiled module is kept: else each of the many processes here compiles torch and the suite anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -15,7 +17,7 @@ install: $(VENV)/ready
 
 # On a CPU the notebooks run side by side, as many as the preset has jobs (or MORLIB_JOBS), each on one core. The longest come
 # first. On a card they run one after another. 05 takes the models of 02 and 04 over, and waits for those under way.
-JOBS_HERE := $(BIN)/python -c 'from suite import runs; s = runs.settings({}); print(s.jobs if runs.pick_device()[0].type == "cpu" else 1)'
+JOBS_HERE := $(BIN)/python -c 'from suite import runs; s = runs.settings({}); print(s.jobs if s.stored or runs.pick_device()[0].type == "cpu" else 1)'
 LONGEST := $(foreach number,04 02 03 07,$(wildcard notebooks/$(number)_*.ipynb))
 EXECUTED := $(patsubst notebooks/%.ipynb,execute-%,$(LONGEST) $(filter-out $(LONGEST),$(NOTEBOOKS)))
 SIDE_BY_SIDE = $(MAKE) --no-print-directory $(if $(filter output-sync,$(.FEATURES)),--output-sync=$(1))

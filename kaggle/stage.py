@@ -8,6 +8,7 @@ Nothing is sent: the commands that send it are printed.
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import zipfile
@@ -96,6 +97,8 @@ def stage(owner: str, folder: Path) -> list[Path]:
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{2,}", owner):
         advice = "give the one in your profile's address, in small letters, digits and dashes"
         raise ValueError(f"{owner!r} is no Kaggle user name: {advice}")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: remove it, or name another folder")
     staged = [folder / "dataset"]
@@ -113,18 +116,18 @@ def main(arguments: list[str]) -> None:
     folder = Path(arguments[1]) if len(arguments) == 2 else ROOT / "outputs" / "kaggle"
     try:
         dataset, *kernels = stage(arguments[0], folder)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"not staged: {error}")
     print(
         f"by hand: upload {folder / 'mor-bench.zip'} as a data set named mor-bench, import a notebook, add it"
     )
     print("or with the Kaggle client; the first time:")
-    print(f"    kaggle datasets create -p {dataset} --dir-mode zip")
+    print(f"    kaggle datasets create -p {shlex.quote(str(dataset))} --dir-mode zip")
     print("afterwards:")
-    print(f"    kaggle datasets version -p {dataset} --dir-mode zip -m 'what is new'")
+    print(f"    kaggle datasets version -p {shlex.quote(str(dataset))} --dir-mode zip -m 'what is new'")
     print("and each notebook:")
     for kernel in kernels:
-        print(f"    kaggle kernels push -p {kernel}")
+        print(f"    kaggle kernels push -p {shlex.quote(str(kernel))}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from test_runs import new_model, strip
 from test_survival import TINY, spec
 
 import morlib
-from suite import files, runs
+from suite import cost, files, runs
+from suite.cost import bench, systems
 from suite.runs import device as devices
 from suite.runs import records, runner
 
@@ -163,6 +164,28 @@ def test_the_device_of_the_parameters_reaches_the_run(small_text, monkeypatch):
     with pytest.raises(ValueError, match="stopped here"):
         runs.run(one)
     assert asked == ["cpu"]
+
+
+def test_what_the_cpu_did_does_not_bear_the_name_of_a_card(card, monkeypatch, tmp_path):
+    card("Tesla T4", (7, 5), False)
+    assert cost.machine()["gpu"] == "Tesla T4" and systems.here().startswith("Tesla T4, ")
+    measured = cost.Measured(runs.settings(dict(preset="smoke", device="cpu")))
+    assert cost.machine("cpu")["gpu"] is measured.record["gpu"] is None
+    assert "Tesla" not in systems.here("cpu") and measured.record["device"].startswith("CPU")
+    assert bench.record_path(tmp_path).stem == "speed_tesla-t4"
+    assert bench.record_path(tmp_path, "growth").stem.startswith("growth_cpu-")
+    monkeypatch.setenv("MORLIB_DEVICE", "cpu")
+    assert cost.machine()["gpu"] is None and bench.record_path(tmp_path).stem.startswith("speed_cpu-")
+
+
+def test_stored_records_need_no_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("MORLIB_PRESET", "stored")
+    monkeypatch.setenv("MORLIB_DEVICE", "cuda")
+    assert runs.settings({}).stored and runs.settings(dict(device="cuda")).stored
+    monkeypatch.setenv("MORLIB_PRESET", "auto")
+    with pytest.raises(ValueError, match="cuda was asked for and cannot be used"):
+        runs.settings({})
 
 
 def test_runs_side_by_side_take_a_card_each():

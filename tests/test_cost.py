@@ -1,5 +1,6 @@
 """What is said of cost is true: arithmetic as torch counts it, time, memory, energy, int8, goals, records."""
 
+import importlib
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import joblib
 import nbformat
@@ -27,6 +29,7 @@ from suite.cost import (
     others,
     probes,
     speed,
+    timing,
 )
 from suite.files import ROOT, outputs
 from suite.routing.interventions import Planned
@@ -295,7 +298,39 @@ def test_serving_gives_latency_throughput_and_cache(make_model):
     assert table["cache bytes a sequence"].notna().tolist() == [False, True, False, True]
 
 
+def test_nothing_needs_float64_which_apple_gpus_have_not(make_model, monkeypatch):
+    def double(self):
+        raise TypeError("the MPS framework doesn't support float64")
+
+    monkeypatch.setattr(torch.Tensor, "double", double)
+    model, windows = make_model(routing="even", target_depth=2.0), torch.cat([TOKENS, TOKENS[:, :1]], dim=1)
+    calls = [cost.training_step(model, windows), cost.forward_pass(model, TOKENS)]
+    calls += [cost.decoding(model, TOKENS[:, :4], 4), others.cached_generation(model, TOKENS[:, :4], 4, 1)]
+    assert [float(call()["E"]) for call in calls[1:]] == [2.0] * 3 and 1 < calls[0]()["E"] < 3
+    assert cost.arithmetic({"even": model}, windows)["E"].tolist() == [2.0]
+
+
+def test_the_clock_waits_for_the_device_that_is_timed(make_model, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: waited.append(str(device)))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    for device in ("cuda:1", "cpu", torch.device("mps")):
+        assert timing.clock(device) > 0
+    assert waited == ["cuda:1", "mps"]
+    cost.forward_pass(make_model(routing="none"), TOKENS)()
+    assert len(waited) == 2, "a model on the CPU waits for no card"
+
+
 # ---- Parts of a step, memory, energy, int8 ----
+
+
+def test_the_parts_of_a_step_on_the_cpu_are_the_cpus_also_where_a_card_is_in_use(make_model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    model = make_model(routing="none")
+    parts = cost.where_time_goes(model, cost.forward_pass(model, TOKENS), repeats=1)
+    assert parts.sum(axis=1).to_numpy() == pytest.approx([1.0])
 
 
 def test_the_parts_of_a_step_are_all_of_it(make_model):
@@ -342,28 +377,95 @@ def test_hooks_go_also_when_a_step_fails(make_model):
 
 
 def test_energy_is_read_or_said_to_be_unreadable(monkeypatch):
-    monkeypatch.setattr(probes, "energy_counter", lambda: None)
-    assert cost.energy_a_token(dict, 1) == cost.NOT_MEASURABLE == "not measurable here"
+    monkeypatch.setattr(probes, "energy_counter", lambda device: None)
+    assert cost.energy_a_token(dict, 1, "cpu") == cost.NOT_MEASURABLE == "not measurable here"
     joules = iter((10.0, 30.0))
-    monkeypatch.setattr(probes, "energy_counter", lambda: (lambda: next(joules), "a counter"))
-    assert cost.energy_a_token(dict, 5, seconds=0.0) == 4.0, "20 joules, one call, 5 tokens"
+    monkeypatch.setattr(probes, "energy_counter", lambda device: (lambda: next(joules), "a counter"))
+    assert cost.energy_a_token(dict, 5, "cpu", seconds=0.0) == 4.0, "20 joules, one call, 5 tokens"
     joules = iter((30.0, 1.0))
-    assert cost.energy_a_token(dict, 5, seconds=0.0) == cost.NOT_MEASURABLE, "the counter went round"
+    assert cost.energy_a_token(dict, 5, "cpu", seconds=0.0) == cost.NOT_MEASURABLE, "the counter went round"
 
 
-def test_peak_memory_grows_with_the_batch(make_model, monkeypatch, tmp_path):
+@pytest.fixture
+def power_zones(tmp_path, monkeypatch):
+    """RAPL of two processors, the cores of one of them, and the board; the joules of each."""
+    zones = {"0": ("package-0", 3), "0:0": ("core", 2), "1": ("package-1", 5), "2": ("psys", 9)}
+    for number, (name, joules) in zones.items():
+        zone = tmp_path / f"intel-rapl:{number}"
+        zone.mkdir()
+        (zone / "name").write_text(f"{name}\n")
+        (zone / "energy_uj").write_text(f"{joules}000000\n")
+    monkeypatch.setattr(probes, "POWER_ZONES", tmp_path)
+
+
+def test_the_energy_of_processors_counts_once(power_zones):
+    read, what = cost.energy_counter("cpu")
+    assert read() == 8.0 and what == "RAPL, the whole package"
+    assert cost.energy_counter("mps") is None
+
+
+def test_the_energy_of_a_card_is_that_of_the_models_card(power_zones, monkeypatch):
+    """Found by its id, as the driver counts hidden cards, too."""
+    cards = {"GPU-first": 1000, "GPU-second": 7000}
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: "GPU-first",
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetTotalEnergyConsumption=lambda card: cards[card],
+    )
+    names = {torch.device("cuda:0"): "hidden", torch.device("cuda:1"): "second"}
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(uuid=names[d]))
+    read, what = cost.energy_counter("cuda:1")
+    assert read() == 7.0 and what == "NVML, the whole card"
+    assert cost.energy_counter("cuda:0") is None, "a card that NVML does not find; the processor is another"
+    assert cost.energy_counter("cpu")[1] == "RAPL, the whole package"
+
+
+def test_peak_memory_on_a_card_is_that_of_the_models_card(monkeypatch):
+    card, asked = torch.device("cuda:1"), []
+    allocated = {"memory_allocated": 5, "reset_peak_memory_stats": None, "max_memory_allocated": 12}
+    for name, n in allocated.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device=None, n=n: asked.append(device) or n)
+    monkeypatch.setattr(probes, "_call", lambda *case: dict)
+    model = SimpleNamespace(parameters=lambda: iter([SimpleNamespace(device=card)]))
+    assert probes._peak_on_card(model, 1, 4, False, torch.float32) == 7 and asked == [card] * 3
+
+
+@pytest.fixture
+def of_a_user(tmp_path, monkeypatch):
+    """A user's policies, by name: of a module that registers nothing, and of no module, as in a notebook."""
+    code = "import morlib\n\nprint('hello')\n\n\nclass Own(morlib.RandomPolicy):\n    pass\n"
+    (tmp_path / "own_policy.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    class Here(morlib.RandomPolicy):
+        pass
+
+    policies = {"own": importlib.import_module("own_policy").Own, "here": Here}
+    for name, policy in policies.items():
+        monkeypatch.setitem(morlib.POLICIES, name, policy)
+    return policies
+
+
+def test_peak_memory_grows_with_the_batch(make_model, monkeypatch, tmp_path, of_a_user):
     """From any folder, in a process that is told where our modules are while this one's environment stays."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     size = dict(n_layers=2, d_model=32, d_ff=512, max_len=64)
     blind = make_model(**size, routing="even", target_depth=1.0)
     models = {"fixed": make_model(**size, routing="none"), "blind": blind}
+    models |= {name: make_model(**size, routing=name, target_depth=1.0) for name in of_a_user}
     small, large = (cost.peak_memory(models, B, 64) for B in (2, 128))
     assert "PYTHONPATH" not in os.environ
-    assert list(small) == ["forward pass", "training step"] and list(small.index) == ["fixed", "blind"]
+    assert list(small) == ["forward pass", "training step"] and list(small.index) == [*models]
     if sys.platform != "linux":
         assert (small == cost.NOT_MEASURABLE).to_numpy().all()
         pytest.skip("no counter of resident memory here")
+    assert (small.loc["here"] == cost.NOT_MEASURABLE).all(), "no other process can find it"
+    small, large = small.drop("here"), large.drop("here")
     assert small.map(lambda value: isinstance(value, int)).to_numpy().all()
     assert (large["training step"] > small["training step"] + 2_000_000).all()
     assert (large["training step"] > large["forward pass"]).all()

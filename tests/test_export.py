@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import morlib
+import suite.field  # noqa: F401  registers act and others
 import suite.runs  # noqa: F401  registers by-kind
 from suite.cost.export import Masked, export
 
@@ -46,6 +47,20 @@ def test_an_exported_model_is_the_model_at_other_batches_and_lengths(make_model,
         assert torch.equal(depth, out.depth)
         assert torch.allclose(logits, out.logits, atol=1e-5)
         assert 0 < depth.double().mean() < 3  # its routing is inside
+
+
+def test_a_model_on_a_card_is_exported_on_tokens_that_lie_there(make_model, monkeypatch):
+    """`meta` stands in for the card."""
+    seen = []
+
+    def stop(masked, args, **how):
+        seen.append(args[0].device.type)
+        raise RuntimeError("stopped here")
+
+    monkeypatch.setattr(torch.export, "export", stop)
+    with pytest.raises(RuntimeError, match="stopped here"):
+        export(make_model(routing="none").to("meta"))
+    assert seen == ["meta"]
 
 
 def test_a_router_of_prefix_means_is_not_exported(make_model):

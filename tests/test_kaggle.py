@@ -15,7 +15,8 @@ import pytest
 
 from suite import files, texts
 
-stage = runpy.run_path(str(files.ROOT / "kaggle" / "stage.py"))["stage"]
+module = runpy.run_path(str(files.ROOT / "kaggle" / "stage.py"))
+stage = module["stage"]
 NOTEBOOKS = sorted((files.ROOT / "notebooks").glob("*.ipynb"))
 KERNEL_FIELDS = dict(
     id=str,
@@ -91,15 +92,21 @@ def test_staging_explains_itself(tmp_path):
     with pytest.raises(ValueError, match="full is not empty: remove it, or name another folder"):
         stage("some-owner", tmp_path / "full")
     assert os.listdir(tmp_path / "full") == ["mine.txt"]
+    with pytest.raises(ValueError, match="mine.txt is a file: name a folder"):
+        stage("some-owner", tmp_path / "full" / "mine.txt")
+    with pytest.raises(SystemExit, match="not staged: .*Not a directory.*mine.txt"):
+        module["main"](["some-owner", str(tmp_path / "full" / "mine.txt" / "below")])
 
 
 def test_the_commands_that_send_it_are_printed(tmp_path):
-    command = [sys.executable, str(files.ROOT / "kaggle" / "stage.py"), "some-owner", str(tmp_path / "out")]
+    program, folder = str(files.ROOT / "kaggle" / "stage.py"), str(tmp_path / "its out")
+    command = [sys.executable, program, "some-owner", folder]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"kaggle datasets create -p {tmp_path}/out/dataset --dir-mode zip" in done.stdout
-    assert done.stdout.count("kaggle kernels push -p ") == len(NOTEBOOKS)
-    assert f"{tmp_path}/out/mor-bench.zip" in done.stdout and (tmp_path / "out" / "mor-bench.zip").is_file()
+    assert f"kaggle datasets create -p '{tmp_path}/its out/dataset' --dir-mode zip" in done.stdout
+    assert done.stdout.count("kaggle kernels push -p '") == len(NOTEBOOKS)
+    assert f"{tmp_path}/its out/mor-bench.zip" in done.stdout
+    assert (tmp_path / "its out" / "mor-bench.zip").is_file()
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 1 and "not staged: " in again.stderr and "is not empty" in again.stderr
 

@@ -312,3 +312,14 @@ def test_outputs_do_not_depend_on_the_folder_one_is_in(monkeypatch, tmp_path):
     assert files.outputs() == files.ROOT / "outputs"
     monkeypatch.setattr(files, "KAGGLE_INPUT", files.ROOT.parent)
     assert files.outputs() == tmp_path / "outputs", "where the suite is mounted nothing can be written"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.parametrize("folder", ["some where", "~/some where", "../aside", "/an absolute/one", None])
+def test_make_writes_where_the_suite_does(monkeypatch, folder):
+    monkeypatch.delenv("MORLIB_OUTPUTS")
+    if folder:
+        monkeypatch.setenv("MORLIB_OUTPUTS", folder)
+    command = ["make", "-n", "-C", str(files.ROOT), "stored", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert f'MORLIB_OUTPUTS="{files.outputs()}/stored"' in done.stdout, done.stderr

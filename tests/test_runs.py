@@ -785,7 +785,7 @@ def test_the_environment_says_how_many_jobs_where_a_reader_does_not(monkeypatch)
     assert [runs.settings(dict(preset=name)).jobs for name in ("quick", "paper")] == [3, 3]
     assert runs.settings(dict(preset="quick", jobs=1)).jobs == 1
     monkeypatch.setenv("MORLIB_JOBS", "many")
-    with pytest.raises(ValueError, match="jobs must be int, not str 'many'"):
+    with pytest.raises(ValueError, match="MORLIB_JOBS must be int, not str 'many'"):
         runs.settings(dict(preset="quick"))
 
 

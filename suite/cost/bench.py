@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 
 from ..files import REFERENCE, outputs, write_whole
+from ..runs import pick_device
 from . import decoding_rows, goals, growth, training_rows
 from .benched import FULL, QUICK, TINY, Bench, Sizes
 from .grown import findings
@@ -57,8 +58,9 @@ KINDS = {  # what a bench is for: its sizes, and the minutes after which it begi
 
 def record_path(folder: Path, what: str = "speed", kind: str = "full") -> Path:
     on_cpu = f"cpu {platform.machine()} {torch.get_num_threads()} threads"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else on_cpu
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower())
+    device = pick_device("cpu" if what == "growth" else None)[0]
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu
+    name = re.sub(r"[^a-z0-9]+", "-", where.lower())
     return folder / f"{what}_{name}{'' if kind == 'full' else f'_{kind}'}.json"
 
 

@@ -80,8 +80,9 @@ def decided_once(bench: Bench, batch: int, device: str = "cpu") -> Timings:
 
 def gpu(bench: Bench) -> Rows:
     """The same on a card, where there is one: as the models are, without graphs of the card's calls."""
-    for batch in (1, 32) if pick_device()[0].type == "cuda" else ():
-        timings = decided_once(bench, batch, "cuda")
+    device = pick_device()[0]
+    for batch in (1, 32) if device.type == "cuda" else ():
+        timings = decided_once(bench, batch, str(device))
         yield f"decode-gpu-{batch}", timings.ratio("once", "fixed") | about(bench)
 
 

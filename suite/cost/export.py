@@ -85,7 +85,8 @@ def export(model: Transformer, path: str | Path | None = None) -> torch.export.E
     reads more than the tokens' own states, or has blocks or states of its own.
     """
     masked = Masked(model)
-    tokens = torch.randint(model.cfg.vocab_size, (2, max(model.cfg.max_len // 2, 2)))
+    shape, device = (2, max(model.cfg.max_len // 2, 2)), next(model.parameters()).device
+    tokens = torch.randint(model.cfg.vocab_size, shape, device=device)
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2, max=model.cfg.max_len)
     with torch.no_grad():
         program = torch.export.export(masked, (tokens,), dynamic_shapes=({0: batch, 1: length},))

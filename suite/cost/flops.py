@@ -92,7 +92,7 @@ def arithmetic(models: dict[str, Transformer], windows: Tensor) -> pd.DataFrame:
             training=training_flops(model, out.actions) / tokens,
         )
         in_millions = {part: count / 1e6 for part, count in (parts | sums).items()}
-        rows[name] = dict(E=out.depth.double().mean().item()) | in_millions
+        rows[name] = dict(E=out.depth.float().mean().item()) | in_millions
     return pd.DataFrame(rows).T.rename_axis("model")
 
 

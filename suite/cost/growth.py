@@ -101,7 +101,7 @@ def measure(sweep: Sweep = FULL, path: Path | None = None) -> dict:
     A record there of the same machine, versions and sweep is gone on with.
     """
     keep_memory()
-    record = begun(path, machine() | dict(sweep=vars(sweep), dtype="float32"), dict(points=[]))
+    record = begun(path, machine("cpu") | dict(sweep=vars(sweep), dtype="float32"), dict(points=[]))
     there = {(row["kind"], row["axis"], row["value"]) for row in record["points"]}
     for kind, axis, value in values(sweep):
         if (kind, axis, value) in there:

@@ -39,7 +39,7 @@ class Measured:
             self.tables = {name: _unpacked(packed) for name, packed in self.record["tables"].items()}
         else:
             own = dict(preset=settings.preset, dtype=str(dtype).removeprefix("torch."), how=how)
-            self.record = machine() | own | dict(made_from=made_from(settings))
+            self.record = machine(settings.device) | own | dict(made_from=made_from(settings))
 
     def __call__(self, name: str, measure: Callable[[], Table]) -> Table:
         """The table of this name. Raises KeyError where it is not in the record that ships."""

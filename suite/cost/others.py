@@ -98,7 +98,7 @@ def cached_generation(model: Transformer, prompt: Tensor, tokens: int, parts: in
             cache, fresh, depth = Cache(), prompt[:, -1:], 0.0
             if P > 1:
                 model(prompt[:, :-1], cache)
-        began = clock()
+        began = clock(prompt.device)
         for _ in range(some):
             out = model(fresh, cache)
             fresh = out.logits[:, -1].argmax(-1, keepdim=True)
@@ -106,8 +106,8 @@ def cached_generation(model: Transformer, prompt: Tensor, tokens: int, parts: in
                 place = cache.length - P
                 fresh = then[:, place : place + 1]
             depth = depth + out.depth
-        seconds = (clock() - began) * parts
-        return dict(seconds=seconds, E=depth.double().mean() / (cache.length - P + 1))
+        seconds = (clock(prompt.device) - began) * parts
+        return dict(seconds=seconds, E=depth.float().mean() / (cache.length - P + 1))
 
     return call
 
@@ -140,10 +140,10 @@ def plain_generation(model: Transformer, prompt: Tensor, tokens: int, parts: int
             start, fresh = P - 1, prompt[:, -1:]
             if P > 1:
                 step(prompt[:, :-1], 0)
-        began = clock()
+        began = clock(prompt.device)
         for _ in range(some):
             fresh, start = step(fresh, start), start + 1
-        return dict(seconds=(clock() - began) * parts)
+        return dict(seconds=(clock(prompt.device) - began) * parts)
 
     return call
 
@@ -159,11 +159,11 @@ def uncached_generation(model: Transformer, tokens: int, stride: int) -> Timed:
     def call() -> dict:
         nonlocal calls
         model.eval()
-        began = clock()
+        began = clock(text.device)
         for length in range(1 + calls % stride, tokens + 1, stride):
             model(text[:, :length]).logits[:, -1].argmax(-1)
         calls += 1
-        return dict(seconds=(clock() - began) * stride)
+        return dict(seconds=(clock(text.device) - began) * stride)
 
     return call
 
@@ -175,11 +175,11 @@ def linear_layers(model: Transformer, rows: int, times: int) -> Timed:
 
     @torch.inference_mode()
     def call() -> dict:
-        began = clock()
+        began = clock("cpu")
         for _ in range(times):
             for layer, x in zip(layers, inputs):
                 layer(x)
-        return dict(seconds=clock() - began)
+        return dict(seconds=clock("cpu") - began)
 
     return call
 
@@ -192,9 +192,9 @@ def matrix_product(size: int) -> Timed:
     a, b = (torch.randn(size, size) for _ in range(2))
 
     def call() -> dict:
-        began = clock()
+        began = clock("cpu")
         a @ b
-        return dict(seconds=clock() - began)
+        return dict(seconds=clock("cpu") - began)
 
     return call
 

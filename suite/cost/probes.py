@@ -32,6 +32,7 @@ from ..runs import keep_memory
 from .timing import Timed, clock, decoding, forward_pass, in_turn, training_step
 
 NOT_MEASURABLE = "not measurable here"
+POWER_ZONES = Path("/sys/class/powercap")
 
 
 # ---- Where the time goes ----
@@ -50,7 +51,7 @@ def where_time_goes(model: Transformer, step: Timed, repeats: int = 7) -> pd.Dat
     The backward pass of an operation belongs to the part that ran it forward. What a model does between its
     parts (who is asked, who runs, moving tokens in and out of the packed batch) counts as packing.
     """
-    cuda = torch.cuda.is_initialized()
+    cuda = next(model.parameters()).is_cuda
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     cost = "self_device_time_total" if cuda else "self_cpu_time_total"
     shares = []
@@ -176,36 +177,46 @@ def _call(model: Transformer, B: int, L: int, training: bool, dtype: torch.dtype
 
 def _peak_on_card(model: Transformer, B: int, L: int, training: bool, dtype: torch.dtype) -> int:
     call = _call(model, B, L, training, dtype)
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
+    card = next(model.parameters()).device
+    before = torch.cuda.memory_allocated(card)
+    torch.cuda.reset_peak_memory_stats(card)
     call()
-    return torch.cuda.max_memory_allocated() - before
+    return torch.cuda.max_memory_allocated(card) - before
 
 
 def _peaks_of_processes(models: list[Transformer], B: int, L: int) -> list[int | str]:
     """The peaks of a forward pass and a training step of each model, each from a process of its own.
 
     A fresh Python loads torch once, and forks for each measurement before torch has started a thread. It
-    finds what is found here, as it is handed this process' module search path.
+    finds what is found here, as it is handed this process' module search path and where policies are; one
+    that is in no module, as in a notebook, is NOT_MEASURABLE.
     """
     path = os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, sys.path)]))
     program = [sys.executable, "-c", "from suite.cost import probes; probes.answer()"]
+    used = {model.cfg.routing: morlib.POLICIES[model.cfg.routing] for model in models}
+    policies = [(routing, kind.__module__, kind.__name__) for routing, kind in used.items()]
     with tempfile.TemporaryDirectory() as folder:
         cases = []
         for i, model in enumerate(models):
             file = str(Path(folder) / f"{i}.safetensors")
             save_model(model, file)
             cases += [(file, B, L, False), (file, B, L, True)]
-        env = os.environ | {"PYTHONPATH": path}
-        done = subprocess.run(program, input=json.dumps(cases).encode(), capture_output=True, env=env)
-    return json.loads(done.stdout) if done.returncode == 0 else [NOT_MEASURABLE] * len(cases)
+        asked, env = json.dumps([policies, cases]).encode(), os.environ | {"PYTHONPATH": path}
+        done = subprocess.run(program, input=asked, capture_output=True, env=env)
+    if done.returncode:
+        return [NOT_MEASURABLE] * len(cases)
+    return json.loads(done.stdout.splitlines()[-1])  # a user's module may print before
 
 
 def answer() -> None:
     """The fresh Python's part: read from stdin what to measure, write the peaks to stdout."""
     importlib.import_module("torch._dynamo")  # an optimizer loads it: so it is there before the forks
     context, peaks = get_context("fork"), []
-    for case in json.load(sys.stdin):
+    policies, cases = json.load(sys.stdin)
+    for routing, module, name in policies:
+        with contextlib.suppress(ImportError, AttributeError):  # it is in no module
+            morlib.POLICIES[routing] = getattr(importlib.import_module(module), name)
+    for case in cases:
         receive, send = context.Pipe(duplex=False)
         process = context.Process(target=_send_peak, args=(send, *case))
         process.start()
@@ -233,34 +244,43 @@ def _send_peak(connection, file: str, B: int, L: int, training: bool) -> None:
 # ---- Energy ----
 
 
-def energy_counter() -> tuple | None:
-    """A function that reads joules so far, and what it reads; None where no counter can be read."""
-    if torch.cuda.is_available():
+def energy_counter(device: torch.device | str) -> tuple | None:
+    """A function that reads the joules of a device so far, and what it reads; None where none can be read."""
+    device = torch.device(device)
+    if device.type == "cuda":
         with contextlib.suppress(Exception):  # no library, no driver, a card before Volta: then no counter
             nvml = importlib.import_module("pynvml")
             nvml.nvmlInit()
-            card = nvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+            # By its id: the driver's numbers are others than torch's where CUDA_VISIBLE_DEVICES hides cards
+            card = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
             nvml.nvmlDeviceGetTotalEnergyConsumption(card)
             return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000, "NVML, the whole card"
-    counters = Path("/sys/class/powercap").glob("intel-rapl:*/energy_uj")
+    zones = POWER_ZONES.glob("intel-rapl:*") if device.type == "cpu" else ()
+    counters = [zone / "energy_uj" for zone in zones if is_package(zone)]
     readable = [path for path in counters if os.access(path, os.R_OK)]
     if readable:
         return lambda: sum(int(path.read_text()) for path in readable) / 1e6, "RAPL, the whole package"
     return None
 
 
-def energy_a_token(call: Timed, tokens: int, seconds: float = 2.0) -> float | str:
-    """Joules a token of a call that processes so many, over some seconds of calls.
+def is_package(zone: Path) -> bool:
+    """Whether a zone of RAPL is a processor; one within it or the whole board counts its joules again."""
+    name = zone / "name"
+    return name.is_file() and name.read_text().startswith("package")
+
+
+def energy_a_token(call: Timed, tokens: int, device: torch.device | str, seconds: float = 2.0) -> float | str:
+    """Joules a token of a call that processes so many on a device, over some seconds of calls.
 
     NOT_MEASURABLE without a counter, or if it went round meanwhile.
     """
-    counter = energy_counter()
+    counter = energy_counter(device)
     if counter is None:
         return NOT_MEASURABLE
     read, _ = counter
     call()
-    calls, began, before = 0, clock(), read()
-    while not calls or clock() - began < seconds:
+    calls, began, before = 0, clock(device), read()
+    while not calls or clock(device) - began < seconds:
         call()
         calls += 1
     used = read() - before
@@ -277,7 +297,7 @@ def memory_and_energy(models: dict[str, Transformer], served: pd.DataFrame, wind
     peaks, rows = peak_memory(models, B, L, dtype), {}
     for name, model in models.items():
         decoded = served[(served["model"] == name) & (served["phase"] == "decode")].iloc[-1]
-        joules = energy_a_token(decoding(model, windows[:, : L // 2], L // 4), B * (L // 4))
+        joules = energy_a_token(decoding(model, windows[:, : L // 2], L // 4), B * (L // 4), windows.device)
         peak = {f"peak of a {kind} (MB)": worded(n, 1e6, ".1f") for kind, n in peaks.loc[name].items()}
         cache = {"cache, bytes a sequence": f"{decoded['cache bytes a sequence']:,.0f}"}
         cache |= {"E of the cache": f"{decoded['E in cache']:.2f}"}

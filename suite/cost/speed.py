@@ -63,13 +63,17 @@ HOW_TO_READ = (
 # ---- Making and finding records ----
 
 
-def machine() -> dict:
-    """Device, cores, versions, date, load and commit, for a record."""
+def machine(wanted: str | None = None) -> dict:
+    """Device, cores, versions, date, load and commit, for a record.
+
+    wanted: the device that is measured, as for `runs.pick_device`. A card is named where it is that one.
+    """
     core = sha256(Path(morlib.__file__).read_bytes())[:8]
+    device, _, why = pick_device(wanted)
     return dict(
-        device=pick_device()[2],
+        device=why,
         cpu=_processor(),
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        gpu=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,  # of all programs

@@ -38,17 +38,17 @@ def measure_systems(specs: list[Run], lines: int = LINES, repeats: int = 5) -> p
     `times`, over those of a fixed model with as many layers as the deepest of these runs. Runs that
     are not finished are trained.
     """
-    rows, layers, on = [], max(spec.config.n_layers for spec in specs), here()
+    rows, layers = [], max(spec.config.n_layers for spec in specs)
     for spec in specs:
         model, record, task = trained_model(spec)
-        names = dict(run=record["id"], model=spec.model, seed=spec.train.seed, measured_on=on)
+        names = dict(run=record["id"], model=spec.model, seed=spec.train.seed, measured_on=here(spec.device))
         rows.append(names | measured(model, task, lines) | times(model, task, layers, repeats))
     return pd.DataFrame(rows)
 
 
-def here() -> str:
-    """This machine, with versions and the day, in a line."""
-    m = machine()
+def here(wanted: str | None = None) -> str:
+    """This machine, with versions and the day, in a line; wanted: its device, as for `runs.pick_device`."""
+    m = machine(wanted)
     return (
         f"{m['gpu'] or m['cpu']}, threads {m['threads']}, torch {m['versions']['torch']}, "
         f"morlib {m['versions']['morlib']}, {m['date'][:10]}"

@@ -62,10 +62,13 @@ def build(config: ModelConfig, device: torch.device | str = "cpu") -> Transforme
 # ---- Turns ----
 
 
-def clock() -> float:
+def clock(device: torch.device | str) -> float:
     """Seconds, once the device has done what it was given."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 
@@ -114,14 +117,14 @@ def training_step(model: nn.Module, windows: Tensor, dtype: torch.dtype = torch.
     afterwards.
     """
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.0, fused=True)
-    ours = isinstance(model, Transformer)
+    ours, device = isinstance(model, Transformer), windows.device
     buffers = list(model.policy.buffers()) if ours else []
 
     def step() -> dict:
         model.train()
         before = [buffer.clone() for buffer in buffers]
-        began = clock()
-        with torch.autocast(windows.device.type, dtype, enabled=dtype != torch.float32):
+        began = clock(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             out = model(windows[:, :-1], calibrate=True) if ours else model(windows[:, :-1])
             logits = out.logits if ours else out
             loss = F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
@@ -133,10 +136,10 @@ def training_step(model: nn.Module, windows: Tensor, dtype: torch.dtype = torch.
             own.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seconds = clock() - began
+        seconds = clock(device) - began
         for buffer, kept in zip(buffers, before):
             buffer.copy_(kept)
-        return dict(seconds=seconds, E=out.depth.double().mean() if ours else None)
+        return dict(seconds=seconds, E=out.depth.float().mean() if ours else None)
 
     return step
 
@@ -147,9 +150,9 @@ def forward_pass(model: Transformer, tokens: Tensor, use_cache: bool = False) ->
     @torch.no_grad()
     def call() -> dict:
         model.eval()
-        began = clock()
+        began = clock(tokens.device)
         out = model(tokens, Cache() if use_cache else None)
-        return dict(seconds=clock() - began, E=out.depth.double().mean())
+        return dict(seconds=clock(tokens.device) - began, E=out.depth.float().mean())
 
     return call
 
@@ -167,14 +170,14 @@ def decoding(model: Transformer, prompt: Tensor, tokens: int) -> Timed:
         out = model(prompt, cache)
         fresh, of_prompt = out.logits[:, -1:].argmax(-1), out.depth
         for _ in range(tokens):
-            began = clock()
+            began = clock(prompt.device)
             out = model(fresh, cache)
             fresh = out.logits[:, -1:].argmax(-1)
-            each.append(clock() - began)
+            each.append(clock(prompt.device) - began)
             depths.append(out.depth)
         decoded = torch.cat(depths, 1)
-        held = torch.cat([of_prompt, decoded], 1).double().mean()
-        return dict(seconds=sum(each), each=each, E=decoded.double().mean(), held=held, cache=cache)
+        held = torch.cat([of_prompt, decoded], 1).float().mean()
+        return dict(seconds=sum(each), each=each, E=decoded.float().mean(), held=held, cache=cache)
 
     return call
 

@@ -156,9 +156,9 @@ def update(training: morlib.Training, windows: torch.Tensor) -> Timed:
     """A step of a training on windows [B, L + 1]."""
 
     def call() -> dict:
-        began = clock()
+        began = clock(training.device)
         training.update(windows)
-        return dict(seconds=clock() - began, E=training.depth)
+        return dict(seconds=clock(training.device) - began, E=training.depth)
 
     return call
 
@@ -200,10 +200,10 @@ def gpu(bench: Bench) -> Rows:
     device, dtype, _ = pick_device()
     if device.type != "cuda":
         return
-    models, pays, row = bench.fixed_and_blind(bench.sizes.length, "cuda"), None, None
+    models, pays, row = bench.fixed_and_blind(bench.sizes.length, str(device)), None, None
     models = {name: models[name] for name in ("fixed", 8)}
     for batch in bench.sizes.gpu_batches:
-        windows = bench.windows(batch, bench.sizes.length, "cuda")
+        windows = bench.windows(batch, bench.sizes.length, str(device))
         try:
             timings = bench.turns(f"training, GPU, batch {batch}", bench.steps(models, windows, dtype))
         except torch.OutOfMemoryError:
@@ -213,4 +213,4 @@ def gpu(bench: Bench) -> Rows:
     if row:
         note = f"batch {row['batch']}; it breaks even at batch {pays or 'none of those tried'}"
         yield "train-8-gpu", row | dict(note=note)
-    yield from encoder(bench, "cuda")
+    yield from encoder(bench, str(device))

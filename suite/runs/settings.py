@@ -103,11 +103,12 @@ def settings(
     known = {k: v for k, v in known.items() if k not in hidden and (only is None or k in only)} | (own or {})
     given = parameters(namespace, known)
     preset, recipe = given.get("preset", "auto"), given.get("recipe", "sound")
-    if preset == "auto" or "device" in given:
+    if preset == "auto":
+        preset = os.environ.get("MORLIB_PRESET") or "auto"
+    if preset == "auto" or "device" in given and preset != "stored":  # stored records need none
         on_card = pick_device(given.get("device"))[0].type == "cuda"
     if preset == "auto":
-        preset = os.environ.get("MORLIB_PRESET", "auto")
-        preset = ("paper" if on_card else "quick") if preset in ("", "auto") else preset
+        preset = "paper" if on_card else "quick"
     for name, value, table in (("preset", preset, PRESETS), ("recipe", recipe, RECIPES)):
         if value not in table:
             options = ["auto", *table] if name == "preset" else table
@@ -117,7 +118,7 @@ def settings(
         if preset == "paper":
             values["jobs"] = max(torch.cuda.device_count(), 1)  # one run a card
         if jobs := os.environ.get("MORLIB_JOBS"):
-            values["jobs"] = as_meant(jobs, int)
+            values["jobs"] = check_value("MORLIB_JOBS", as_meant(jobs, int), Count)
     if values.get("text"):
         values["text"] = [wherever(place) for place in values["text"]]
     names = {k: v for k, v in values.items() if k in FIELDS[Settings]}
