@@ -129,7 +129,8 @@ def readme_part() -> str:
         fewer = results.fewer_layers_sentence(results.wide_front_records())
         wide = stored_records("known-depth")
         fewer += results.longer_sentence(wide) if fewer and results.answerable(wide) else ""
-        told += [stays_high, fewer, results.text_sentence()]
+        four = results.four_wide_brief(stored_records("known-depth-4")) if stays_high else ""
+        told += [stays_high, four, fewer, results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     fields = results.stored_field(), results.stored_text_field()
     if told := results.short_field(*fields, cost.stored_systems()):

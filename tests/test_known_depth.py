@@ -501,8 +501,33 @@ def test_four_wide_layers_where_the_rate_stays_high_are_told_by_the_worst_k_and_
     three = scored[scored["model"] == "fixed-between"]["hops"]
     assert f"three layers {three.mean():.0f} % ({results.tables.count(len(three))} seeds)" in told
     assert results.four_wide_sentence(own).endswith("reach 99 % at each k."), "nobody stands beside it"
+    brief = results.four_wide_brief(records)
+    hops = scored.groupby("model")["hops"].mean()
+    assert f"it answers {hops['worth']:.0f} % at E 2.3" in brief and brief.endswith("(six seeds).")
+    enough = scored.groupby("model").size() >= results.stats.LEAST_SEEDS
+    for model, name in (("fixed-half", "two layers"), ("fixed-between", "three layers")):
+        assert (f"{name} {hops[model]:.0f} %" in brief) == enough[model]
+    assert results.four_wide_brief(records[records["seed"] < 3]) == ""
     assert results.four_wide_sentence(records[records["model"] != "worth"]) == ""
-    assert results.four_wide_sentence(records.head(0)) == ""
+    assert results.four_wide_sentence(records.head(0)) == results.four_wide_brief(records.head(0)) == ""
+
+
+def test_what_notebook_07_says_of_four_wide_layers_holds():
+    records = runs.stored_records("known-depth-4")
+    hops = results.known_depth.with_hops(records).pivot_table(index="seed", columns="model", values="hops")
+    assert len(hops["worth"].dropna()) == len(hops["fixed-half"].dropna()) == 6
+    assert (hops["worth"] > hops["fixed-half"]).all()
+    three, four = hops["fixed-between"].dropna(), hops["fixed-deep"].dropna()
+    assert (hops["worth"][three.index] > three).all() and len(three) == 2
+    assert (hops["worth"][four.index] - four).abs().max() < 0.5 and len(four) == 1
+    own = records[records["model"] == "worth"]
+    for record in own["record"]:
+        depth = record["metrics"]["details"]["depth_by_kind"]
+        assert min(depth["table"], depth["x"]) > 3.9 and max(depth["k"], depth["answer"]) < 1.15
+    right = results.known_depth.by_hops(own)
+    assert right.loc[right["accuracy"].idxmin(), "k"] == 6 and round(right["accuracy"].min()) == 95
+    verdicts = results.hops_verdicts(records).set_index("token worth against")["verdict"]
+    assert verdicts["two layers"] == "better"
 
 
 def test_fewer_layers_are_told_by_their_means():
@@ -973,7 +998,9 @@ def test_what_notebook_07_says_of_99_percent_at_each_k_holds():
     }
     assert round(min(whole.values()), 2) == 2.27 and min(whole, key=whole.get) == ("front-wide", "planted 4")
     routers = {name for name, (_, share, _) in solved.items() if share == 1 and name[1].startswith("worth")}
-    assert routers == {("known-depth-4", "worth")} and solved[routers.pop()][2] == 6
+    assert not routers
+    E, share, seeds = solved["known-depth-4", "worth"]
+    assert (round(E, 1), round(share * seeds), seeds) == (2.3, 3, 6)
     wide = {
         model: round(share * n) for (name, model), (_, share, n) in solved.items() if name == "known-depth"
     }

@@ -64,6 +64,7 @@ from .known_depth import (
     deep_records,
     draw_known_depth,
     early_table,
+    four_wide_brief,
     four_wide_sentence,
     harder_sentence,
     hops_curves,

@@ -361,6 +361,21 @@ def four_wide_sentence(records: pd.DataFrame) -> str:
     return sentence + (beside if told else "")
 
 
+def four_wide_brief(records: pd.DataFrame) -> str:
+    """The same in short, of the models with as many seeds as a claim needs; nothing without token worth."""
+    enough = records.groupby("model").filter(lambda own: len(own) >= LEAST_SEEDS) if len(records) else records
+    if "worth" not in set(enough.get("model", ())):
+        return ""
+    scored, names = with_hops(enough), names_of(enough)
+    right = scored.groupby("model")["hops"].mean()
+    own = scored[scored["model"] == "worth"]
+    model, E = own.iloc[0]["record"]["config"]["model"], own["effective_depth"].mean()
+    told = [f"{names[label]} {right[label]:.0f} %" for label in LABELS if label != "worth" and label in right]
+    answers = ", ".join([f"{right['worth']:.0f} % at E {E:.1f}", *told])
+    where = f"{count(model['n_layers'])} layers of width {model['d_model']}"
+    return f"In {where}, with that rate, it answers {answers} ({seeds_of(scored)})."
+
+
 def chains_sentence(folder: Path | None = None) -> str:
     """What the second task shows, where its records ship; else nothing."""
     records = stored_records("chains", folder)
@@ -428,7 +443,8 @@ def known_depth_headline(folder: Path | None = None) -> None:
         f"learning rate {first['config']['train']['lr']:g}."
     )
     stays_high = wsd_sentence(stored_records("known-depth-wsd", folder), ("planted", *FIXED, "mor"))
-    note = "\n\n".join(filter(None, (note, stays_high)))
+    four = four_wide_brief(stored_records("known-depth-4", folder)) if stays_high else ""
+    note = "\n\n".join(filter(None, (note, f"{stays_high} {four}".strip())))
     show(hops_sentence(records), hops_verdicts(records), note)
     draw_known_depth(records)
 
