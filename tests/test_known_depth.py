@@ -537,7 +537,7 @@ def test_fewer_layers_are_told_by_their_means():
     E = records[records["model"] == "worth-shallow"]["effective_depth"].mean()
     assert f"token worth in four layers {hops['worth-shallow']:.0f} % at E {E:.1f}" in told
     assert f"three layers {hops['fixed-half']:.0f} %, six layers {hops['fixed-deep']:.0f} %" in told
-    assert told.startswith("At width 64, hard questions of 4 to 6 hops right: ")
+    assert told.startswith("At width 64, along the usual cosine, hard questions of 4 to 6 hops right: ")
     assert results.fewer_layers_sentence(records.head(0)) == ""
 
 

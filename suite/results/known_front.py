@@ -89,8 +89,8 @@ def fewer_layers_sentence(records: pd.DataFrame) -> str:
     own = scored[scored["model"] == "worth-shallow"]
     E, width = own["effective_depth"].mean(), own.iloc[0]["record"]["config"]["model"]["d_model"]
     return (
-        f"At width {width}, hard questions of {most // 2 + 1} to {most} hops right: {first} at "
-        f"E {E:.1f}, {', '.join(others)} ({seeds_of(scored)})."
+        f"At width {width}, along the usual cosine, hard questions of {most // 2 + 1} to {most} hops right: "
+        f"{first} at E {E:.1f}, {', '.join(others)} ({seeds_of(scored)})."
     )
 
 
