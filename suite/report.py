@@ -252,11 +252,11 @@ def known_depth() -> list[str]:
         markdown(results.hops_table(stored_records("rates"))),
         *("At four times:", markdown(results.hops_table(stored_records("rates-4")))),
         f"{results.other_depths_sentence(front)} {results.again_sentence(front)}".strip(),
-        *stays_high(),
+        *setting("A learning rate that stays high", "known-depth-wsd", results.wsd_sentence),
         f"### The wide setting: six layers of width 64\n\n{results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
         *fewer_layers(),
-        *four_wide(),
+        *setting("Four wide layers, and a rate that stays high", "known-depth-4", results.four_wide_sentence),
         *harder(),
         *goals_reached(),
         "### Accuracy against depth\n\nIn the narrow setting, held to other depths too; hard answers right "
@@ -304,12 +304,12 @@ def worth_on_text() -> list[str]:
     ]
 
 
-def stays_high() -> list[str]:
-    """The narrow setting with a learning rate that stays high for longer; nothing without records."""
-    records = stored_records("known-depth-wsd")
-    if told := results.wsd_sentence(records):
+def setting(title: str, experiment: str, sentence: Callable[[pd.DataFrame], str]) -> list[str]:
+    """A section on one more setting of the task: its sentence and tables; nothing without records."""
+    records = stored_records(experiment)
+    if told := sentence(records):
         tables = results.hops_table(records), results.hops_verdicts(records)
-        return [f"### A learning rate that stays high\n\n{told}", *map(markdown, tables)]
+        return [f"### {title}\n\n{told}", *map(markdown, tables)]
     return []
 
 
@@ -324,15 +324,6 @@ def fewer_layers() -> list[str]:
     )
     verdicts = results.hops_verdicts(records, "worth-shallow")
     return [told, markdown(results.hops_table(records)), markdown(verdicts)]
-
-
-def four_wide() -> list[str]:
-    """Four wide layers with a learning rate that stays high; nothing without records."""
-    records = stored_records("known-depth-4")
-    if told := results.four_wide_sentence(records):
-        tables = results.hops_table(records), results.hops_verdicts(records)
-        return [f"### Four wide layers, and a rate that stays high\n\n{told}", *map(markdown, tables)]
-    return []
 
 
 def harder() -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
-from suite import files, runs
+from suite import files, routing, runs
 
 NOTEBOOKS = ["01_data", "04_bangla", "05_routing_analysis", "06_deployment", "07_known_depth", "08_field"]
 
@@ -70,3 +70,26 @@ def test_the_studies_of_notebook_02_run(execute):
 def test_papermill_s_unknown_parameter_is_refused(execute):
     with pytest.raises(ValueError, match="unknown parameter sedes; allowed are"):
         execute("03_exp2_equal_cost", sedes=2)
+
+
+@pytest.mark.parametrize("name, given, meant", [
+    ("02_exp1_efficiency", dict(target_depth="none"), dict(target=None)),
+    ("02_exp1_efficiency", dict(target_depth="3"), dict(target=3.0)),
+    ("03_exp2_equal_cost", dict(target_depth="none"), dict(target=2.0)),
+    ("04_bangla", dict(vocabularies="[1000, 4000]"), dict(vocabularies=[1000, 4000])),
+    ("05_routing_analysis", dict(sample="50"), dict(sample=50)),
+    ("06_deployment", dict(batches=4), dict(batches=[4])),
+    ("08_field", dict(systems="act"), dict(labels=["act"])),
+])  # fmt: skip
+def test_a_notebook_works_with_a_parameter_as_it_is_meant(name, given, meant):
+    """The parameters cell, the one that judges them, and the first line of the next."""
+    cells = nbformat.read(files.ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    cells = [cell for cell in cells if cell.cell_type == "code"]
+    at = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    space = {"routing": routing}
+    exec(cells[at].source, space)
+    space |= {"preset": "smoke"} | given
+    exec(cells[at + 1].source, space)
+    if name.startswith("08"):
+        exec(cells[at + 2].source.split("\n")[0], space)
+    assert {key: space[key] for key in meant} == meant

@@ -43,8 +43,6 @@ LABELS = {
     "planted 4": "the plan in four layers",
     "worth": "token worth",
     "worth-shallow": "token worth in {n} layers",
-    "fixed-half-high": "{n} layers, a rate that stays high",
-    "fixed-between-high": "{n} layers, a rate that stays high",
     "worth-by-windows": "token worth, by windows",
     "worth-whole-windows": "token worth, a tenth of the windows whole",
     "mor": "MoR of notebook 02",
@@ -326,15 +324,20 @@ def wsd_sentence(records: pd.DataFrame, others: Sequence[str] = tuple(LABELS)) -
     model, others = "worth", [label for label in others if label != "worth"]
     if model not in set(records.get("model", ())):
         return ""
-    scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
-    right = scored.groupby("model")["hops"].mean()
-    told = "".join(f", {names[label]} {right[label]:.0f} %" for label in others if label in right)
+    scored, most = with_hops(records), by_hops(records)["k"].max()
     scored = scored[scored["model"].isin([model, *others])]
+    right = scored[scored["model"] == model]["hops"].mean()
+    first = f"{right:.0f} % of the hard questions of {most // 2 + 1} to {most} hops"
     return (
         "Where the learning rate stays at its height until the last fifth of the steps, token worth answers "
-        f"{right[model]:.0f} % of the hard questions of {most // 2 + 1} to {most} hops{told} "
-        f"({seeds_of(scored)})."
+        f"{', '.join([first, *answered(scored, others)])} ({seeds_of(scored)})."
     )
+
+
+def answered(scored: pd.DataFrame, labels: Sequence[str]) -> list[str]:
+    """Of each of these models that is there its name, and what it answers on average; scored: `with_hops`."""
+    names, right = names_of(scored), scored.groupby("model")["hops"].mean()
+    return [f"{names[label]} {right[label]:.0f} %" for label in labels if label in right]
 
 
 def four_wide_sentence(records: pd.DataFrame) -> str:
@@ -342,36 +345,33 @@ def four_wide_sentence(records: pd.DataFrame) -> str:
     SOLVED or more, and what the others reach on average; nothing without records of token worth."""
     if "worth" not in set(records.get("model", ())):
         return ""
-    scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
-    groups = dict(list(scored.groupby("model")))
-    own = groups.pop("worth")
-    told = [
-        f"{names[label]} {groups[label]['hops'].mean():.0f} % ({in_seeds(len(groups[label]))})"
-        for label in LABELS
-        if label in groups
-    ]
-    worst, width = by_hops(own)["accuracy"].min(), own.iloc[0]["record"]["config"]["model"]["d_model"]
-    sentence = (
-        f"In four layers of width {width}, where the learning rate stays at its height until the last fifth "
-        f"of the steps, token worth answers {worst:.1f} % of the hard questions or more at each k and seed, "
-        f"at E {own['effective_depth'].mean():.1f} ({seeds_so_far(len(own))}); "
-        f"{count(int(own['solved'].sum()))} of {count(len(own))} reach {SOLVED:g} % at each k."
+    scored, most = with_hops(records), by_hops(records)["k"].max()
+    own, others = scored[scored["model"] == "worth"], scored[scored["model"] != "worth"]
+    worst, model = by_hops(own)["accuracy"].min(), own.iloc[0]["record"]["config"]["model"]
+    told = (
+        f"In {count(model['n_layers'])} layers of width {model['d_model']}, where the learning rate stays at "
+        f"its height until the last fifth of the steps, token worth answers {worst:.1f} % of the hard "
+        f"questions or more at each k and seed, at E {own['effective_depth'].mean():.1f} "
+        f"({seeds_so_far(len(own))}); {count(int(own['solved'].sum()))} of {count(len(own))} reach "
+        f"{SOLVED:g} % at each k."
     )
-    beside = f" Of questions of {most // 2 + 1} to {most} hops the others answer: {', '.join(told)}."
-    return sentence + (beside if told else "")
+    if others.empty:
+        return told
+    beside = ", ".join(answered(others, tuple(LABELS)))
+    return f"{told} Of questions of {most // 2 + 1} to {most} hops: {beside} ({seeds_of(others)})."
 
 
 def four_wide_brief(records: pd.DataFrame) -> str:
-    """The same in short, of the models with as many seeds as a claim needs; nothing without token worth."""
+    """What token worth reaches there on average, and others with as many seeds as a claim needs; nothing as
+    long as it has fewer."""
     enough = records.groupby("model").filter(lambda own: len(own) >= LEAST_SEEDS) if len(records) else records
     if "worth" not in set(enough.get("model", ())):
         return ""
-    scored, names = with_hops(enough), names_of(enough)
-    right = scored.groupby("model")["hops"].mean()
-    own = scored[scored["model"] == "worth"]
-    model, E = own.iloc[0]["record"]["config"]["model"], own["effective_depth"].mean()
-    told = [f"{names[label]} {right[label]:.0f} %" for label in LABELS if label != "worth" and label in right]
-    answers = ", ".join([f"{right['worth']:.0f} % at E {E:.1f}", *told])
+    scored = with_hops(enough)
+    own, others = scored[scored["model"] == "worth"], scored[scored["model"] != "worth"]
+    model = own.iloc[0]["record"]["config"]["model"]
+    answers = f"{own['hops'].mean():.0f} % at E {own['effective_depth'].mean():.1f}"
+    answers = ", ".join([answers, *answered(others, tuple(LABELS))])
     where = f"{count(model['n_layers'])} layers of width {model['d_model']}"
     return f"In {where}, with that rate, it answers {answers} ({seeds_of(scored)})."
 

@@ -15,9 +15,9 @@ from .figures import BLACK, BLUE, GREEN, Look, figure_style, legend_of, marker_o
 from .known_depth import (
     DRAWN,
     FIXED,
+    answered,
     by_hops,
     compare_hops,
-    names_of,
     narrow_records,
     points_of,
     seeds_of,
@@ -81,11 +81,10 @@ def fewer_layers_sentence(records: pd.DataFrame) -> str:
     """
     if records.empty:
         return ""
-    scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
+    scored, most = with_hops(records), by_hops(records)["k"].max()
     asked = ["worth-shallow", "fixed-half", "fixed-deep"]
     scored = scored[scored["model"].isin(asked)]
-    right = scored.groupby("model")["hops"].mean()
-    first, *others = (f"{names[label]} {right[label]:.0f} %" for label in asked if label in right)
+    first, *others = answered(scored, asked)
     own = scored[scored["model"] == "worth-shallow"]
     E, width = own["effective_depth"].mean(), own.iloc[0]["record"]["config"]["model"]["d_model"]
     return (

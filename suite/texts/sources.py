@@ -85,7 +85,7 @@ def text_files(place: str | Path | Iterable) -> list[Path]:
 
     Raises ValueError if there are none.
     """
-    if not isinstance(place, (str, os.PathLike, Iterable)):
+    if not isinstance(place, (os.PathLike, Iterable)):
         raise ValueError(f"a text is given by its path, or by a list of paths, not as {place!r}")
     if not isinstance(place, (str, os.PathLike)):
         found = [path for one in place for path in text_files(one)]
