@@ -289,6 +289,12 @@ def test_the_command_writes_what_the_function_does(letters, tmp_path):
     assert done.stdout.decode() == written + "\n" and not done.stderr
 
 
+def test_a_folder_that_cannot_be_made_is_named(letters, tmp_path):
+    (tmp_path / "taken").write_text("a file", encoding="utf-8")
+    with pytest.raises(OSError, match="cannot make the folder .*taken: File exists"):
+        texts.save_model(new_model(letters), letters, tmp_path / "taken" / "model.safetensors")
+
+
 def test_the_command_explains_what_is_wrong(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["write", str(tmp_path / "nothing"), "--prompt", "abc"])
     with pytest.raises(SystemExit, match="^error: no model file at"):
