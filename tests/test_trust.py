@@ -38,6 +38,7 @@ OWN_CODE = {
     "test_own_text.py",
     "test_field_table.py",
     "test_live.py",
+    "test_notebooks.py",
     "test_runs.py",
 }  # cells and README lines
 
