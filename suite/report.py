@@ -45,8 +45,8 @@ CHOICE = "Which to choose when: [notebook 08](notebooks/08_field.ipynb)."
 DECODING = "Decoding: [notebook 06](notebooks/06_deployment.ipynb)."
 UNITS = (
     "Differences are percentage points of accuracy, means over six paired seeds unless it says otherwise; "
-    "cost is how often blocks are applied, not seconds. [At a glance](RESULTS.md#at-a-glance) gives each its "
-    "interval, and all tables follow there."
+    "cost is how often blocks are applied, not seconds. [At a glance](RESULTS.md#at-a-glance) gives each "
+    "difference its interval, and all tables follow there."
 )
 INTRODUCTION = """# Results
 
@@ -73,21 +73,24 @@ How to read the tables:
   more run is expected (95 %), and so wider.
 - **Comparisons** are over paired seeds: models of one seed see the same text in the same order (but for
   those with twice the steps), and those of equal depth with blocks of their own start from the same
-  weights. *Higher* or *lower* needs a 95 % interval without
-  zero and a sign-flip test that agrees (p below 0.05). *Equal within* a margin needs a 90 % interval
-  inside it, as two one-sided t tests at 5 % do. *Loss* beside points is the same difference in held-out
-  loss, *better* (lower) or *worse* where interval and sign-flip test agree. Under six seeds nothing is
-  claimed: the studies, with three seeds a row or ten, suggest. *42 to 78 %* are the lowest and the highest
-  of fewer than six seeds.
+  weights. *Higher* or *lower* needs a 95 % interval without zero and a sign-flip test that agrees (p below
+  0.05). *Equal within* a margin needs a 90 % interval inside it, as two one-sided t tests at 5 % do. *Loss*
+  beside points is the same difference in held-out loss, *better* (lower) or *worse* where interval and
+  sign-flip test agree. Under six seeds nothing is claimed: the studies, with three seeds a row or ten,
+  suggest. *42 to 78 %* are the lowest and the highest of fewer than six seeds.
+- **Nothing is corrected for the number of comparisons**: of thirty without any difference about one would
+  be called one. With six seeds the sign-flip test cannot give less than p = 0.03, so by that test no claim
+  here would survive a correction.
 - **Cost** is how often blocks are applied, not seconds: *applications* are those of a whole training, in
   millions. *A third less computation* and *equal cost* mean these.
 - **Known depth**: *way* compares losses: how far a model is below half of the layers at the same seeds,
   in per cent of what all layers gain there. *Solved* counts the seeds that are right at 99 % or more
   of the hard answers of each k.
 - **The field**: six seeds show that a system is ahead of fixed depth if interval and test say so, as above;
-  two to five if each is ahead, which is a hint and no proof. *Depth follows hops* (or *surprisal*) is a
-  rank correlation. *Collapsed* counts the seeds in which a router came to choose nothing, so that each
-  layer runs all tokens or none.
+  two to five if each is ahead, which is a hint and no proof. Systems with six seeds were chosen by their
+  first three, which count among the six. *Depth follows hops* (or *surprisal*) is a rank correlation.
+  *Collapsed* counts the seeds in which a router came to choose nothing, so that each layer runs all tokens
+  or none.
 - **Training (s)** is the clock of that run, one thread, beside another run: read it with care.
 - **Beats its table**: a held-out loss below what a table of pairs of tokens reaches; of models that train
   long, below that of the best table of counts.
@@ -125,12 +128,14 @@ def readme_part() -> str:
     known = results.main_records()
     if results.answerable(known):
         stays_high = results.wsd_sentence(stored_records("known-depth-wsd"), results.FIXED)
-        told = [results.known_depth_answer(known), results.weakest_sentence(results.front_records())]
-        fewer = results.fewer_layers_sentence(results.wide_front_records())
-        wide = stored_records("known-depth")
-        fewer += results.longer_sentence(wide) if fewer and results.answerable(wide) else ""
-        four = results.four_wide_brief(stored_records("known-depth-4")) if stays_high else ""
-        told += [stays_high, four, fewer, results.text_sentence()]
+        front = results.front_records()
+        told = [results.known_depth_answer(known), results.weakest_sentence(front)]
+        told += [results.second_sentence(front, known)]
+        four, wide = stored_records("known-depth-4"), stored_records("known-depth")
+        four = results.brief_of_setting(four, ", with that rate,") if stays_high else ""
+        slow = results.brief_of_setting(wide)
+        slow += results.longer_sentence(wide) if slow else ""
+        told += [stays_high, four, slow, results.text_sentence()]
         lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
     fields = results.stored_field(), results.stored_text_field()
     if told := results.short_field(*fields, cost.stored_systems()):
@@ -251,7 +256,8 @@ def known_depth() -> list[str]:
         "### Other learning rates, and depths\n\nAt twice the learning rate:",
         markdown(results.hops_table(stored_records("rates"))),
         *("At four times:", markdown(results.hops_table(stored_records("rates-4")))),
-        f"{results.other_depths_sentence(front)} {results.again_sentence(front)}".strip(),
+        f"{results.other_depths_sentence(front)} {results.again_sentence(front)} "
+        f"{results.second_sentence(front, records)}".strip(),
         *setting("A learning rate that stays high", "known-depth-wsd", results.wsd_sentence),
         f"### The wide setting: six layers of width 64\n\n{results.hops_sentence(wide)}",
         *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
@@ -384,7 +390,8 @@ def field() -> list[str]:
     for title, records in ((FIELD, known), (FIELD_WIDE, wide), (FIELD_TEXT, text)):
         if len(records):
             rows, told = results.rows_of(records), results.field_sentence(records, costs)
-            told = f"{told} {results.stays_high_sentence(costs)}".strip() if title == FIELD else told
+            more = (results.second_lead_sentence, results.stays_high_sentence) if title == FIELD else ()
+            told = " ".join([told, *filter(None, (sentence(costs) for sentence in more))])
             parts += [f"## {title}", about(records), told]
             parts += [markdown(results.field_table(records, costs, rows=rows))]
             parts += [] if title == FIELD_TEXT else [markdown(results.answers_table(records))]

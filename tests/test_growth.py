@@ -210,9 +210,12 @@ def test_the_table_is_in_order_and_has_the_ideal(record):
 
 def test_findings_name_where_routing_breaks_even(record):
     lines = cost.findings(record)
-    assert len(lines) == 8
+    assert len(lines) == 9 and lines[-1].startswith("In brackets are the quartiles over 3 to 3 turns.")
     batch, length, width, depth = lines[:4]
-    assert "1.20 at 1 and 0.60 at 16" in batch and "depth is 0.50" in batch and batch.endswith("from 4 on.")
+    ends = [record["points"][i] for i in (0, 2)]
+    low, high = ([f"{point['quartiles'][i]:.2f}" for i in (0, 1)] for point in ends)
+    assert f"1.20 ({low[0]} to {low[1]}) at 1 and 0.60 ({high[0]} to {high[1]}) at 16" in batch
+    assert "depth is 0.50" in batch and batch.endswith("from 4 on.")
     assert length.endswith("it pays everywhere.") and width.startswith("training step, width 64 to 1024")
     through = "by a line through the points, routing pays from 17 % of the work skipped on."
     assert depth == f"training step, against depth: {through}"

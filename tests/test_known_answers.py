@@ -52,11 +52,14 @@ def test_each_goal_is_judged_by_the_records():
     )
     assert reached(table, "the plan") == ("6 of 6", "yes")
     solved = int(results.known_depth.with_hops(own)["solved"].sum())
-    assert reached(table, "99 % at every k") == (f"{solved} of 6", "yes" if solved == 6 else "no")
+    assert solved == 1 and reached(table, "99 % at every k") == (
+        "1 of 6. The plan: yes, 6 of 6. All layers: no, 0 of 6",
+        "no",
+    )
     assert set(table.index) == {"wide, token worth, six seeds"}
     told = results.known_goals_sentence(table)
-    won = int(table["reached"].eq("yes").sum())
-    assert told == f"Goals reached: wide, token worth, six seeds: {results.tables.count(won)} of six"
+    won = results.tables.count(int(table["reached"].eq("yes").sum()))
+    assert told == f"Goals reached: wide, token worth, six seeds: {won} of {results.tables.count(len(table))}"
 
 
 def test_goals_stand_side_by_side_in_one_order_and_one_router_a_table():
@@ -65,11 +68,12 @@ def test_goals_stand_side_by_side_in_one_order_and_one_router_a_table():
     for router in results.ROUTERS:
         table = results.goals_side_by_side(goals, router)
         own = goals[goals["router"] == router]
-        assert list(table) == list(own.index.unique()) and len(table) == own["goal"].nunique() == 8
+        assert list(table) == list(own.index.unique()) and len(table) == own["goal"].nunique()
+        assert len(table) == {"worth": 9, "worth-by-windows": 8}[router]
         for setting, row in own.iterrows():
             assert table.at[row["goal"], setting] == f"{row['reached']}: {row['found']}"
         assert int(table.ne("").sum().sum()) == len(own), "what has no goal is empty"
-        assert table.index[3:6].str.contains("points ahead of").all()
+        assert sum(table.index.str.contains("points ahead of")) == 3
     assert results.goals_side_by_side(goals.head(0)).empty
     rows = [("a", "g1", "x"), ("a", "g2", "y"), ("b", "g1", "z"), ("b", "g3", "w")]
     made = pd.DataFrame(rows, columns=["setting", "goal", "found"]).assign(router="worth", reached="no")
@@ -93,13 +97,96 @@ def test_a_goal_that_is_missed_is_said_to_be():
 
     table = results.known_goals({"wide": changed(changed(wide, "worth", deeper), "worth", wrong)})
     assert reached(table, "the depth asked for")[1] == reached(table, "the plan")[1] == "no"
-    assert reached(table, "the plan")[0] == "0 of 6" and reached(table, "99 %")[0] == "0 of 6"
+    assert reached(table, "the plan")[0] == "0 of 6" and reached(table, "99 %")[0].startswith("0 of 6. The")
     assert results.known_goals({"wide": wide[wide["model"] == "worth"]})["goal"].str.contains("plan").any()
     told, met = reached(table, "within 1 point of all layers")
-    assert told.startswith("−4") and met == "no", "six layers are right at nearly all"
+    assert told.startswith("−31.0 points at k = 4") and met == "no", "six layers answer nine of ten there"
     assert reached(table, "points ahead of half")[1] == "no"
     told, met = reached(table, "of the plan's gain")
-    assert told.startswith("none of it (the plan itself: ") and met.startswith("no")
+    assert told.startswith("none of it. The plan: no, ") and met.startswith("no")
+
+
+def test_a_point_behind_all_layers_is_decided_by_the_lower_end_of_the_interval():
+    wide = wide_records()
+    told, met = reached(results.known_goals({"wide": wide}), "within 1 point of all layers")
+    right = results.known_depth.by_hops(wide).pivot_table(index=["k", "seed"], columns="model")["accuracy"]
+    gaps = (right["worth"] - right["fixed-deep"]).unstack()  # [k, seed]
+    ends = gaps.mean(axis=1) - 2.015 * gaps.std(axis=1) / 6**0.5  # t at 90 %, five degrees of freedom
+    assert gaps.mean(axis=1).min() > -1 > ends.min() and met == "no"
+    assert (
+        f"points at k = {ends.idxmin()} (\u2212{-ends.min():.1f} to +" in told and ". The plan: no, " in told
+    )
+
+    def level(record):
+        for row in record["metrics"]["details"]["by_hops"]:
+            row["accuracy"] = 90 + (record["seed"] % 2)
+
+    same = changed(changed(wide, "fixed-deep", level), "worth", level)
+    told, met = reached(results.known_goals({"wide": same}), "within 1 point of all layers")
+    assert met == "yes" and told.startswith("+0.0 points") and "The plan" not in told
+
+
+def test_what_few_seeds_reach_is_counted_apart():
+    rows = [("a", "yes"), ("a", "yes so far"), ("a", "no so far"), ("b", "no")]
+    table = pd.DataFrame(rows, columns=["setting", "reached"]).set_index("setting")
+    assert (
+        results.known_goals_sentence(table)
+        == "Goals reached: a: one of three (one more so far); b: no of one"
+    )
+
+
+def test_the_wide_setting_is_also_judged_by_fixed_models_that_others_trained_in_it():
+    goals = results.known_goals(results.known_settings())
+    wide = goals[goals.index.str.startswith("wide, token worth, six")].set_index("goal")
+    longer = wide.loc["25 points ahead of half of the layers in twice the steps"]
+    between = wide.loc["25 points ahead of a fixed depth between half and all"]
+    assert longer["reached"] == between["reached"] == "no so far"
+    assert "; one of six seeds. The plan: no so far, " in longer["found"] and "two of six" in between["found"]
+    scored = results.known_depth.with_hops(runs.stored_records("known-depth"))
+    hops = scored.pivot_table(index="seed", columns="model", values="hops")["worth"]
+    lines = results.known_depth.with_hops(results.map_records()).set_index(["model", "seed"])["hops"]
+    assert longer["found"].startswith(f"\u2212{lines['fixed 3, 8000 steps', 0] - hops[0]:.1f}; one")
+
+
+def test_depth_does_not_rise_with_hops_at_a_routers_own_depth():
+    goals = results.known_goals(results.known_settings())
+    own = goals[goals["goal"] == "depth rises with the number of hops"]
+    assert len(own) == 3 and own["reached"].str.startswith("no").all()
+    dial = results.stored_table(results.DIAL)
+    r = dial[dial["target"] == 3.1]["r"]
+    assert len(r) == 6 and own["found"].iloc[0].startswith(f"+{r.mean():.2f} (\u2212")
+    near = dial[dial["target"] == 2.9]
+    assert near["r"].min() > 0.35, "a little below its own depth it does, as notebook 07 says"
+    told = f"At E 2.9 it is +{near['r'].mean():.2f} (a loss of {near['loss'].mean():.2f}, 95 % interval +"
+    assert told in results.dial_sentence(dial)
+
+
+def test_how_late_models_learn_is_measured_on_the_learning_curves():
+    table = results.learning_table(results.known_settings())
+    row = table.loc["wide", "token worth"]
+    own = wide_records()
+    steps = []
+    for record in own[own["model"] == "worth"]["record"]:
+        curve = {p["step"]: p["val_details"]["by_hops"] for p in record["history"]}
+        right = {
+            step: np.mean([of["accuracy"] for of in rows if of["k"] > 3]) for step, rows in curve.items()
+        }
+        steps.append(min(step for step, share in right.items() if share >= 50))
+    assert row["half are right after"] == f"{min(steps):,} to {max(steps):,}" == "2,000 to 2,500"
+    assert row["the plan stands after"] == "1,000 to 1,500" and row["worst k (%)"] == "94 to 99"
+    assert table.loc["wide", "the plan written down"]["half are right after"] == "1,500"
+    assert table.loc["wide", "six layers"]["half are right after"].endswith("never")
+    signs = table["rank correlation of these"].xs("token worth", level="model")
+    assert len(signs) == 4 and signs.str.startswith("\u2212").all()
+    needed = [r for r in signs if float(r.replace("\u2212", "-")) <= -0.89]
+    assert not needed, "notebook 07: six seeds do not prove it"
+    own = runs.stored_records("known-depth-wsd")
+    missed = [r for r in own[own["model"] == "worth"]["record"] if not plan_found.is_plan(
+        r["metrics"]["details"], r)]  # fmt: skip
+    assert (
+        len(missed) == 1 and round(results.known_depth.by_hops(runs.table_of(missed))["accuracy"].min()) == 98
+    )
+    assert results.learning_table({"wide": own.head(0)}).empty
 
 
 def test_a_goal_rests_on_the_seeds_that_both_models_have():
@@ -137,7 +224,7 @@ def test_what_the_plan_gains_is_measured_half_way():
     made = changed(wide, "fixed-half", history(0.0, 20.0))
     made = changed(changed(made, "planted", history(0.0, 100.0)), "worth", history(96.0, 0.0))
     told, met = reached(results.known_goals({"wide": made}), "of the plan's gain")
-    assert told == "95 % (the plan itself: none of it)" and met.startswith("yes")
+    assert told == "95 %" and met.startswith("yes"), "what others reach stands where a goal is missed"
 
 
 # ---- Who is deep where depth is short ----
@@ -348,6 +435,21 @@ def test_one_model_that_is_held_to_each_depth_stands_in_the_front():
         results.again_sentence(front[front["line"] != "held"]) == results.again_sentence(front.head(0)) == ""
     )
     least = min(again["hops"].min(), first.min())
+    narrow = results.narrow_records()
+    told = results.second_sentence(front, narrow)
+    hops = results.known_depth.with_hops(narrow).pivot_table(index="seed", columns="model", values="hops")
+    again = front[(front["line"] == "held") & (front["asked"] == 2.3)].set_index("seed")["hops"]
+    second, both = again.combine_first(hops["worth"]), hops["worth"].add(again, fill_value=np.nan) / 2
+    both = both.combine_first(hops["worth"])
+    assert f"in place of the first, token worth answers {second.mean():.0f} % (" in told
+    assert f"by the mean of both it answers {both.mean():.0f} % (" in told
+    assert "no lead over two layers in twice the steps and three layers is shown" in told
+    assert told.endswith("and each lead stands.")
+    for other in ("fixed-half-long", "fixed-between"):
+        low = results.interval(second - hops[other])[1]
+        assert low < 0 < results.interval(both - hops[other])[1]
+    assert results.second_sentence(front[front["line"] != "held"], narrow) == ""
+    assert results.second_sentence(front, narrow.head(0)) == ""
     assert results.weakest_sentence(front) == (
         f"Of nine trainings of token worth the weakest answers {least:.0f} %."
     )

@@ -501,15 +501,15 @@ def test_four_wide_layers_where_the_rate_stays_high_are_told_by_the_worst_k_and_
     three = scored[scored["model"] == "fixed-between"]["hops"]
     assert f"three layers {three.mean():.0f} %, four" in told and told.endswith("(one to six seeds).")
     assert results.four_wide_sentence(own).endswith("reach 99 % at each k."), "nobody stands beside it"
-    brief = results.four_wide_brief(records)
+    brief = results.brief_of_setting(records, ", with that rate,")
     hops = scored.groupby("model")["hops"].mean()
-    assert f"it answers {hops['worth']:.0f} % at E 2.3" in brief and brief.endswith("(six seeds).")
-    enough = scored.groupby("model").size() >= results.stats.LEAST_SEEDS
-    for model, name in (("fixed-half", "two layers"), ("fixed-between", "three layers")):
-        assert (f"{name} {hops[model]:.0f} %" in brief) == enough[model]
-    assert results.four_wide_brief(records[records["seed"] < 3]) == ""
+    assert f"In four layers of width 64, with that rate, it answers {hops['worth']:.0f} % at E 2.3" in brief
+    for model, name in (("fixed-half", "two"), ("fixed-between", "three"), ("fixed-deep", "four")):
+        assert f"{name} layers {hops[model]:.0f} %" in brief
+    assert brief.endswith("(one to six seeds).")
+    assert results.brief_of_setting(records[records["seed"] < 3]) == "", "token worth has three seeds"
     assert results.four_wide_sentence(records[records["model"] != "worth"]) == ""
-    assert results.four_wide_sentence(records.head(0)) == results.four_wide_brief(records.head(0)) == ""
+    assert results.four_wide_sentence(records.head(0)) == results.brief_of_setting(records.head(0)) == ""
 
 
 def test_what_notebook_07_says_of_four_wide_layers_holds():
@@ -536,7 +536,9 @@ def test_fewer_layers_are_told_by_their_means():
     hops = results.known_depth.with_hops(records).groupby("model")["hops"].mean()
     E = records[records["model"] == "worth-shallow"]["effective_depth"].mean()
     assert f"token worth in four layers {hops['worth-shallow']:.0f} % at E {E:.1f}" in told
-    assert f"three layers {hops['fixed-half']:.0f} %, six layers {hops['fixed-deep']:.0f} %" in told
+    for model, name in (("fixed-half", "three"), ("fixed-between", "four"), ("fixed-deep", "six")):
+        assert f", {name} layers {hops[model]:.0f} %" in told
+    assert told.endswith(" (two to six seeds). Against six layers: no difference shown.")
     assert told.startswith("At width 64, along the usual cosine, hard questions of 4 to 6 hops right: ")
     assert results.fewer_layers_sentence(records.head(0)) == ""
 
@@ -676,7 +678,9 @@ def test_the_short_answer_names_mor_and_the_plan_where_they_ship():
     assert results.short_known(narrow) == (
         "Token worth does at a depth that is set by hand; MoR's router is not shown to."
     )
-    assert f"four layers {right['fixed-deep']} %, MoR {right['mor']} %, a plan written by hand " in told
+    controls = f"its untrained router {right['frozen']} %, MoR with a budget that could pay for the plan"
+    assert f"four layers {right['fixed-deep']} %, MoR {right['mor']} %, {controls} " in told
+    assert f" the plan {right['mor-spread']} %, a plan written by hand " in told
     assert f"run all layers) {right['planted']} %." in told and "of 4 to 6 hops at E 2.3; two layers" in told
 
 

@@ -265,8 +265,9 @@ def test_what_depth_is_worth_by_length_of_training(tmp_path):
         each["config"]["model"]["d_model"] = 128
     write(tmp_path, several(2) + longer + wider)
     table = results.worth_of_depth(tmp_path)
-    assert list(table.index) == [(15, 64, 64), (15, 128, 64), (30, 64, 64)]
-    table = table.xs((64, 64), level=("width", "context"))
+    name = "Tiny Shakespeare"
+    assert list(table.index) == [(name, 128, 15), (name, 64, 15), (name, 64, 30)]
+    table = table.loc[name, 64]
     assert table["seeds"].tolist() == [2, 3]
     assert table["difference (points)"].tolist() == ["+1.10", "+2.00"]
     assert table["95 % interval"].tolist() == ["", "\u22120.48 to +4.48"]
@@ -296,7 +297,16 @@ def test_goals_on_text_are_judged_by_the_whole_interval_and_by_six_seeds(tmp_pat
     assert (
         len(few)
         and few["reached"].str.endswith("so far").all()
-        and not few["found"].str.contains("\\(").any()
+        and not few["found"].str.split(". Eight").str[0].str.contains("\\(").any()
+    )
+    beside = table[table["found"].str.contains(". Eight fixed layers: no, ", regex=False)]
+    assert set(beside["goal"]) == {"0.5 points behind twelve fixed layers at most"} and len(beside) == 4
+    as_many = results.compare(results.long_records("exp1-thin"), "fixed-at-E", "fixed-deep")
+    assert beside["found"].iloc[-1].count(f"no, {results.signed(as_many['mean'])} (") == 1
+    untrained = table[table["setting"].str.endswith("width 32, token worth, six seeds")]
+    assert (
+        untrained["reached"].eq("no so far").all()
+        and untrained["found"].str.contains("table of counts").all()
     )
     assert results.text_goals(tmp_path).empty
 
@@ -363,8 +373,13 @@ def test_what_notebooks_02_and_03_say_of_loss_holds():
     assert short["low"] < 0 < short["high"], "after 6 epochs this is not shown"
     untrained = stats.compare(results.long_records("exp2"), "mor-equal-epochs", "frozen", "loss")
     assert untrained["low"] > 0 and untrained["p"] < 0.05 and round(untrained["mean"], 3) == 0.006
-    worth = results.worth_of_depth().loc[(6, 64, 64)]
+    table = results.worth_of_depth()
+    worth = table.loc["Tiny Shakespeare", 64, 6]
     assert (worth["seeds"], worth["difference (points)"]) == (3, "+0.15")
+    for experiment, place in (("exp2-thin-long", ("half of Tiny Shakespeare", 48, 15)),
+                              ("bangla-long", ("Bangla Wikipedia", 64, 30))):  # fmt: skip
+        c = stats.compare(runs.stored_records(experiment), "fixed-deep", "fixed-shallow")
+        assert table.loc[place]["difference (points)"] == results.signed(c["mean"])
 
 
 def test_what_notebook_02_says_of_the_budget_and_of_memory_holds():

@@ -87,7 +87,7 @@ def gpu(bench: Bench) -> Rows:
 
 
 def products(bench: Bench, model: Transformer, batch: int) -> str:
-    """How far skipping could go if all else were free: weights are read for half of the rows as for all."""
+    """What half of the rows take of the time of all in linear layers alone: weights are read for either."""
     half, times = batch // 2, bench.sizes.decoded // 2
     alone = {rows: linear_layers(model, rows, times) for rows in (batch, half)}
     part = bench.turns(f"linear layers alone, batch {batch}", alone).ratio(half, batch)["measured"]

@@ -47,7 +47,7 @@ def skip_rate(points: pd.DataFrame, layers: int) -> float:
 
 
 def findings(record: dict) -> list[str]:
-    """A sentence for each kind and axis: what routing saves, and where it breaks even."""
+    """A sentence for each kind and axis: what routing saves, and where it breaks even, with quartiles."""
     lines, layers = [], record["sweep"]["layers"]
     for (kind, axis), points in table_of(record).groupby(["kind", "axis"], sort=False):
         first, last = points.iloc[0], points.iloc[-1]
@@ -57,13 +57,16 @@ def findings(record: dict) -> list[str]:
                 even = "at no depth" if np.isnan(rate) else f"from {100 * rate:.0f} % of the work skipped on"
                 lines.append(f"{kind}, against depth: by a line through the points, routing pays {even}.")
             continue
-        times = (
-            f"{first['measured']:.2f} at {first['value']:g} and {last['measured']:.2f} at {last['value']:g}"
+        times = " and ".join(
+            f"{p['measured']:.2f} ({p['low']:.2f} to {p['high']:.2f}) at {p['value']:g}"
+            for p in (first, last)
         )
         ideal = f"where its depth is {first['E'] / layers:.2f} of it"
         lines.append(f"{kind}, {axis} {first['value']:g} to {last['value']:g}: routing takes {times} of the "
                      f"fixed model's time, {ideal}; it pays {pays(points)}.")  # fmt: skip
-    return lines
+    turns = table_of(record)["repeats"]
+    many = f"{turns.min()} to {turns.max()} turns"
+    return [*lines, f"In brackets are the quartiles over {many}. It pays where the upper one is below 1."]
 
 
 # ---- What more would need: an estimate ----
@@ -104,8 +107,8 @@ def estimate(record: dict, runs: int = 10_000, larger: int = 100) -> pd.DataFram
             "width": f"{w:.0f}",
             "parameters": f"{parameters / 1e6:.1f} million",
             "tokens": f"{read / 1e9:.3g} billion" if read >= 1e9 else f"{read / 1e6:.3g} million",
-            "core hours, fixed": f"{hours['fixed']:,.2f}",
-            "core hours, blind routing": f"{hours['routed']:,.2f}",
+            "core hours, fixed": f"{hours['fixed']:,.3g}",
+            "core hours, blind routing": f"{hours['routed']:,.3g}",
             "GB of weights, gradients, moments": f"{BYTES * parameters / 1e9:.2f}",
         }
     return pd.DataFrame(rows).T.rename_axis("what")

@@ -17,7 +17,7 @@ from ..runs import Run, trained_model
 from .figures import figure_style
 from .known_depth import LABELS, SOLVED
 from .stats import LEAST_SEEDS, interval, spearman
-from .tables import in_seeds, signed, span
+from .tables import in_seeds, signed, span, stored_table
 
 # Tables that ship: of `measure_dial` in the wide setting, the narrow one and with twelve layers, and on text
 DIAL, NARROW_DIAL = "known_depth_dial.json", "known_depth_dial_narrow.json"
@@ -87,6 +87,15 @@ def follows(seen: dict[str, Tensor], lines: Tensor, task) -> float:
     return spearman(k, depth)
 
 
+def at_own_depth(records: list[dict]) -> np.ndarray:
+    """The rank correlations of depth with k that ship, of these runs at the depth that each was trained for,
+    as far as a dial was measured on them."""
+    asked = {record["id"]: record["config"]["model"]["target_depth"] for record in records}
+    tables = pd.concat([stored_table(name) for name in (DIAL, NARROW_DIAL, DEEP_DIAL)])
+    rows = tables.to_dict("records")
+    return np.array([row["r"] for row in rows if row["target"] == asked.get(row["run"])])
+
+
 def by_target(table: pd.DataFrame, what: str) -> pd.DataFrame:
     """Means over seeds of `accuracy` (hard answers, %) or `depth` (at their x): rows targets, columns k."""
     rows = [
@@ -115,7 +124,7 @@ def dial_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def dial_sentence(table: pd.DataFrame) -> str:
     """Whether depth follows difficulty: at the depth asked for at which x is nearest to half of its depth,
-    and at the one with the lowest loss. Nothing for an empty table."""
+    at the one with the lowest loss, and at the one below that. Nothing for an empty table."""
     if table.empty:
         return ""
     depth, loss = by_target(table, "depth"), table.groupby("target")["loss"].mean()
@@ -131,8 +140,12 @@ def dial_sentence(table: pd.DataFrame) -> str:
     held = "Held to less depth after training (the wide setting of notebook 07)"
     told = f"rank correlation of depth with the number of hops {signed(mean, 2)} ({seeds})"
     at_best = f"the correlation is {signed(r[best].mean(), 2)}"
+    below = max((at for at in loss.index if at < best), default=target)
+    near = table[table["target"] == below]["r"]
+    reach = f", 95 % interval {reach}" if (reach := span(*interval(near)[1:])) else ""
     return (
         f"{held}, {start}: at E {target:g}, {told}, though with a loss of {loss[target]:.2f} nats. "
+        f"At E {below:g} it is {signed(near.mean(), 2)} (a loss of {loss[below]:.2f}{reach}). "
         f"At E {best:g}, where the loss is lowest ({loss[best]:.2f}), {at_best}."
     )
 

@@ -32,6 +32,7 @@ from .figures import (
 from .glance import without_intervals
 from .headlines import show
 from .known_depth import FIXED, by_hops, steps_of, way_of, with_hops
+from .known_front import front_records, trained_twice
 from .stats import LEAST_SEEDS, different, interval, tested
 from .tables import count, in_seeds, layers_by_model, signed, span
 
@@ -351,15 +352,18 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     if not known:
         return "Not known yet: fixed models of two depths, and their costs, must be measured first."
     judged, told = {x: gaps for x, gaps in known.items() if len(gaps) > 1}, []
+    shown = [x for x in ahead if len(known[x]) >= LEAST_SEEDS]
     if judged:
-        many = count(len(ahead)).capitalize() if ahead else "None"
-        lie = f"{'is' if len(ahead) < 2 else 'are'} shown to lie"
-        leads = "; ".join(f"{NAMES[x]} ({lead(known[x])})" for x in ahead)
+        many = count(len(shown)).capitalize() if shown else "None"
+        lie = f"{'is' if len(shown) < 2 else 'are'} shown to lie"
+        leads = "; ".join(f"{NAMES[x]} ({lead(known[x])})" for x in shown)
         systems = f"{count(len(judged))} system{'' if len(judged) == 1 else 's'}"
         told.append(
             f"{many} of {systems} {lie} below the line of fixed depth at equal operations, in loss"
-            f"{f': {leads}' if ahead else ''}."
+            f"{f': {leads}' if shown else ''}."
         )
+        if hints := [f"{NAMES[x]} ({lead(known[x])})" for x in ahead if x not in shown]:
+            told.append(f"Ahead of it so far, at each of few seeds: {'; '.join(hints)}.")
         if not ahead:
             nearest = max(judged, key=lambda label: judged[label].mean())
             told.append(f"The nearest to it is {NAMES[nearest]} ({lead(judged[nearest])}).")
@@ -393,6 +397,24 @@ def stays_high_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
     return (
         "Where the learning rate stays high for longer, for fixed layers as well, token worth "
         f"{stands} ({lead(gaps)})."
+    )
+
+
+def second_lead_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
+    """By how much token worth is ahead of fixed depth where the second trainings of its seeds count in place
+    of the first (`known_front.second_sentence`); nothing without such trainings and costs."""
+    (_, again), scored = trained_twice(front_records(folder)), with_costs(stored_field(folder), costs)
+    if again.empty or scored.empty:
+        return ""
+    second = scored["seed"].map(again.groupby("seed")["loss"].mean()).where(scored["model"] == "worth")
+    gaps = gaps_to_fixed(scored.assign(loss=second.fillna(scored["loss"])), "worth")
+    if not len(gaps) or np.isnan(gaps).any():
+        return ""
+    stands = "is ahead too" if is_ahead(gaps) else "is not shown to be ahead"
+    seeds = in_seeds(again["seed"].nunique())
+    return (
+        f"If the second trainings of {seeds} count in place of the first, token worth {stands} "
+        f"({lead(gaps)}, ahead at {count(int((gaps > 0).sum()))} of them)."
     )
 
 
@@ -444,7 +466,8 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     shown = ["seeds", "loss (nats)", "way (%)", "operations a token (thousands)"]
     text = stored_text_field(folder)
     answer, short = field_sentence(records, costs), without_intervals(short_field(records, text, costs))
-    told = [stays_high_sentence(costs, folder), on_text_sentence(text, costs), note]
+    told = [second_lead_sentence(costs, folder), stays_high_sentence(costs, folder)]
+    told += [on_text_sentence(text, costs), note]
     if short:
         told = [answer, *told]
         answer = f"Ahead of fixed layers at equal operations: {short[0].lower()}{short[1:]}"

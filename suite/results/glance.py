@@ -17,6 +17,7 @@ DEPTH = [("fixed-deep", "fixed-shallow"), ("fixed-at-E", "fixed-shallow"), ("mor
 # Each experiment's comparisons on which an answer rests
 COMPARED = {
     "exp1": [("mor", "fixed-deep"), ("mor", "fixed-at-E"), ("mor", "frozen")],
+    "pareto": [("fixed 12", "fixed 6")],
     "exp1-long": [("mor", "fixed-deep"), ("mor", "fixed-at-E"), *DEPTH],
     "exp1-thin-long": [
         *DEPTH,
@@ -34,6 +35,7 @@ COMPARED = {
         ("mor-deep", "fixed-at-E"),
         ("mor-deep", "frozen-deep"),
         ("mor-half", "fixed-shallow"),
+        ("fixed-deep", "fixed-shallow"),
     ],
     "bangla-long": [("mor-deep", "fixed-deep")],
 }

@@ -12,7 +12,18 @@ from ..runs import PAIRS, stored_records
 from ..runs.experiments import ROUTED, THIN
 from .figures import accuracy_against_depth
 from .stats import LEAST_SEEDS, compare, different, equal, judged
-from .tables import Text, compare_loss, count, in_seeds, markdown, share_words, signed, span, verdicts
+from .tables import (
+    Text,
+    compare_loss,
+    count,
+    in_seeds,
+    layers_by_model,
+    markdown,
+    share_words,
+    signed,
+    span,
+    verdicts,
+)
 
 TEXT_NAMES = {
     "exp1": "Tiny Shakespeare",
@@ -107,13 +118,29 @@ def brief(experiment: str, records: pd.DataFrame, folder: Path | None = None) ->
         against = {"fixed-deep": layers["fixed-deep"]}
         against |= {"fixed-at-E": f"{layers['fixed-at-E']}, which apply blocks as often"}
         against |= {blind.replace("random", "frozen"): untrained}
-        told = f"On {text}, with {less}: {differences(records, routed, against)}."
+        told = f"On {text}, with {less}: {differences(records, routed, against)}.{margin_sentence(records)}"
     long, (routed, other) = stored_records(f"{experiment}-long", folder), rivals(experiment)
     after = differences(long, routed, {other: layers[other]})
     if after:
         epochs = f"{epochs_of(long, other)} epochs in place of {epochs_of(records, other)}"
         told += f" After {epochs}: {after}."
     return told + (narrower(experiment, routed, other, folder) if experiment == "exp2" else "")
+
+
+def margin_sentence(records: pd.DataFrame) -> str:
+    """How half a point, within which models are called equal, stands to what all layers are worth against
+    half of them, by an experiment's records or those of the front; nothing without such records."""
+    deep, half = "fixed-deep", "fixed-shallow"
+    if half not in set(records["model"]):
+        records = stored_records("pareto")
+        deep, half = "fixed 12", "fixed 6"
+    if not {deep, half} <= set(records.get("model", ())):
+        return ""
+    c, layers = compare(records, deep, half), layers_by_model(records)
+    few = "" if c["pairs"] >= LEAST_SEEDS else f" ({in_seeds(c['pairs'])})"
+    gain = signed(c["mean"]) if round(c["mean"], 2) else "0.00"
+    worth = f"{count(layers[deep])} layers are worth {gain} points over {count(layers[half])}"
+    return f" Kept means within half a point; here {worth}{few}."
 
 
 def narrower(experiment: str, routed: str, other: str, folder: Path | None = None) -> str:

@@ -268,6 +268,8 @@ def known_depth_answer(records: pd.DataFrame) -> str:
         "fixed-half": names["fixed-half"],
         "fixed-deep": names.get("fixed-deep"),
         "mor": "MoR",
+        "frozen": "its untrained router",
+        "mor-spread": "MoR with a budget that could pay for the plan",
         "planted": "a plan written by hand (which kinds of tokens run all layers)",
     }
     others = ", ".join(f"{name} {right[label]}" for label, name in said.items() if label in right)
@@ -361,19 +363,19 @@ def four_wide_sentence(records: pd.DataFrame) -> str:
     return f"{told} Of questions of {most // 2 + 1} to {most} hops: {beside} ({seeds_of(others)})."
 
 
-def four_wide_brief(records: pd.DataFrame) -> str:
-    """What token worth reaches there on average, and others with as many seeds as a claim needs; nothing as
-    long as it has fewer."""
-    enough = records.groupby("model").filter(lambda own: len(own) >= LEAST_SEEDS) if len(records) else records
-    if "worth" not in set(enough.get("model", ())):
+def brief_of_setting(records: pd.DataFrame, how: str = "") -> str:
+    """What token worth reaches on average in one more setting, and fixed models; nothing as long as it has
+    fewer seeds than a claim needs. how: what the setting has besides its size, in words."""
+    if list(records.get("model", ())).count("worth") < LEAST_SEEDS:
         return ""
-    scored = with_hops(enough)
-    own, others = scored[scored["model"] == "worth"], scored[scored["model"] != "worth"]
+    scored = with_hops(records)
+    own = scored[scored["model"] == "worth"]
     model = own.iloc[0]["record"]["config"]["model"]
     answers = f"{own['hops'].mean():.0f} % at E {own['effective_depth'].mean():.1f}"
-    answers = ", ".join([answers, *answered(others, tuple(LABELS))])
-    where = f"{count(model['n_layers'])} layers of width {model['d_model']}"
-    return f"In {where}, with that rate, it answers {answers} ({seeds_of(scored)})."
+    answers = ", ".join([answers, *answered(scored, FIXED)])
+    where = f"{count(model['n_layers'])} layers of width {model['d_model']}{how}"
+    counted = scored[scored["model"].isin(["worth", *FIXED])]
+    return f"In {where} it answers {answers} ({seeds_of(counted)})."
 
 
 def chains_sentence(folder: Path | None = None) -> str:
@@ -443,7 +445,8 @@ def known_depth_headline(folder: Path | None = None) -> None:
         f"learning rate {first['config']['train']['lr']:g}."
     )
     stays_high = wsd_sentence(stored_records("known-depth-wsd", folder), ("planted", *FIXED, "mor"))
-    four = four_wide_brief(stored_records("known-depth-4", folder)) if stays_high else ""
+    four = stored_records("known-depth-4", folder)
+    four = brief_of_setting(four, ", with that rate,") if stays_high else ""
     note = "\n\n".join(filter(None, (note, f"{stays_high} {four}".strip())))
     show(hops_sentence(records), hops_verdicts(records), note)
     draw_known_depth(records)

@@ -18,6 +18,7 @@ from .known_depth import (
     answered,
     by_hops,
     compare_hops,
+    names_of,
     narrow_records,
     points_of,
     seeds_of,
@@ -25,8 +26,8 @@ from .known_depth import (
     upper_half,
     with_hops,
 )
-from .stats import spearman
-from .tables import count, in_seeds, stored_table
+from .stats import interval, judged, spearman
+from .tables import count, in_seeds, stored_table, verdict_words
 
 FRONT_LINES = {  # of models that differ in depth only
     "fixed": "fixed depth",
@@ -82,15 +83,17 @@ def fewer_layers_sentence(records: pd.DataFrame) -> str:
     if records.empty:
         return ""
     scored, most = with_hops(records), by_hops(records)["k"].max()
-    asked = ["worth-shallow", "fixed-half", "fixed-deep"]
+    asked = ["worth-shallow", *FIXED]
     scored = scored[scored["model"].isin(asked)]
     first, *others = answered(scored, asked)
     own = scored[scored["model"] == "worth-shallow"]
     E, width = own["effective_depth"].mean(), own.iloc[0]["record"]["config"]["model"]["d_model"]
-    return (
+    told = (
         f"At width {width}, along the usual cosine, hard questions of {most // 2 + 1} to {most} hops right: "
         f"{first} at E {E:.1f}, {', '.join(others)} ({seeds_of(scored)})."
     )
+    c = compare_hops(scored, "worth-shallow", "fixed-deep")
+    return f"{told} Against {names_of(scored)['fixed-deep']}: {verdict_words(c)}."
 
 
 def held_rows(folder: Path | None = None) -> pd.DataFrame:
@@ -205,6 +208,36 @@ def weakest_sentence(front: pd.DataFrame) -> str:
         return ""
     hops = [*first["hops"], *again["hops"]]
     return f"Of {count(len(hops))} trainings of token worth the weakest answers {min(hops):.0f} %."
+
+
+def second_sentence(front: pd.DataFrame, narrow: pd.DataFrame) -> str:
+    """What token worth reaches, and which of its leads over fixed models are still shown, where the second
+    trainings of its seeds count, and where the mean of both does; nothing without them.
+
+    narrow: `narrow_records`, whose seeds these are.
+    """
+    _, again = trained_twice(front)
+    scored = with_hops(narrow) if len(narrow) else narrow
+    if again.empty or not {"worth", *FIXED} <= set(scored.get("model", ())):
+        return ""
+    names, second = names_of(scored), again.groupby("seed")["hops"].mean()
+    others = [label for label in ("fixed-half", "fixed-half-long", *FIXED[1:]) if label in names]
+    led = [x for x in others if judged(compare_hops(scored, "worth", x)) == "better"]
+    here, told = scored["model"] == "worth", []
+    for part in (1.0, 0.5):
+        first = scored["hops"].where(here)
+        counted = first + part * (scored["seed"].map(second) - first).fillna(0)
+        table = scored.assign(hops=counted.fillna(scored["hops"]))
+        mean, low, high = interval(table[here]["hops"])
+        lost = [
+            names[x].replace(", ", " in ") for x in led if judged(compare_hops(table, "worth", x)) != "better"
+        ]
+        leads = f"no lead over {' and '.join(lost)} is shown" if lost else "each lead stands"
+        told.append(f"{mean:.0f} % (95 % interval {low:.0f} to {min(high, 100):.0f}), and {leads}")
+    return (
+        f"If the second trainings of {in_seeds(len(second))} count in place of the first, token worth "
+        f"answers {told[0]}; by the mean of both it answers {told[1]}."
+    )
 
 
 def plan_sentence(front: pd.DataFrame) -> str:

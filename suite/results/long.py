@@ -32,6 +32,10 @@ WHO_PAIRS = [
     ("told-sees-all", "fixed-at-E"),
     ("told-sees-all", "fixed-deep"),
 ]
+# Experiments with fixed models of all layers and of half of them, and the text that each reads
+WORTH_OF_DEPTH = dict.fromkeys(("pareto", "exp1-long", "exp1-thin-long", "length", "sizes"), "exp1")
+WORTH_OF_DEPTH |= dict.fromkeys(("exp2-long", "exp2-thin-long"), "exp2")
+WORTH_OF_DEPTH |= dict.fromkeys(("bangla", "bangla-long"), "bangla")
 WHO = ("worth-above", "blind-tokens", "by-position", "by-kind", "by-kind-sees-all", "told", "told-sees-all")
 
 
@@ -78,19 +82,19 @@ def gate_sentence(experiment: str, folder: Path | None = None) -> str:
 
 
 def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
-    """One row a length of training, width and context on the text of experiment 1: seeds, accuracy (%) of N
-    and of N/2 fixed layers as each is judged, their difference in points with its 95 % interval."""
+    """One row a text, length of training and width: seeds, accuracy (%) of N and of N/2 fixed layers as each
+    is judged, their difference in points with its 95 % interval. Windows are of one length in all."""
     rows = []
-    for experiment in ("pareto", "exp1-long", "exp1-thin-long", "length", "sizes"):
+    for experiment, text in WORTH_OF_DEPTH.items():
         for r in stored_records(experiment, folder).get("record", ()):
             model, epochs = r["config"]["model"], r["config"]["train"]["epochs"]
-            if model["routing"] == "none":
-                setting = epochs, model["d_model"], model["max_len"]
+            if model["routing"] == "none" and not model.get("shared_blocks"):
+                setting = TEXT_NAMES[text], model["d_model"], epochs
                 rows.append([*setting, model["n_layers"], r["seed"], r["metrics"]["accuracy"]])
-    settings = ["epochs", "width", "context"]
+    settings = ["text", "width", "epochs"]
     table = pd.DataFrame(rows, columns=[*settings, "layers", "seed", "accuracy"])
     N, found = table["layers"].max(), []
-    for setting, group in table.groupby(settings):
+    for setting, group in table.groupby(settings, sort=False):
         wide = group.pivot_table(index="seed", columns="layers", values="accuracy")  # one run may stand twice
         wide = wide.reindex(columns=[N // 2, N]).dropna()
         if wide.empty:
@@ -100,7 +104,11 @@ def worth_of_depth(folder: Path | None = None) -> pd.DataFrame:
         row |= {f"{layers} layers (%)": round(wide[layers].mean(), 2) for layers in (N // 2, N)}
         row |= {"difference (points)": signed(mean)}
         found.append(row | {"95 % interval": "" if math.isnan(low) else span(low, high)})
-    return pd.DataFrame(found).set_index(settings) if found else pd.DataFrame()
+    if not found:
+        return pd.DataFrame()
+    order = list(dict.fromkeys(row["text"] for row in found))
+    found.sort(key=lambda row: (order.index(row["text"]), -row["width"], row["epochs"]))
+    return pd.DataFrame(found).set_index(settings)
 
 
 def gap(records: pd.DataFrame, a: str, b: str) -> str:

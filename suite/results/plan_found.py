@@ -1,7 +1,8 @@
-"""How the plan is found: who is deep in one line, while token worth learns."""
+"""How the plan is found: who is deep in one line, while token worth learns; and how late hops are learnt."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,10 @@ from ..runs import Run, run
 from ..runs.known_depth import PLANS
 from ..texts import load_corpus
 from .figures import figure_style
+from .known_depth import by_hops, names_of, upper_half
+from .known_goals import ROUTERS, YARDSTICKS, is_plan
+from .stats import LEAST_SEEDS, spearman
+from .tables import signed
 
 PLAN_FOUND = "plan_found.json"  # a table of `watch_plan` that ships
 STEPS = (100, 200, 400, 800, 1200, 1600, 2000, 3000, 4000, 6000, 8000)
@@ -68,3 +73,40 @@ def draw_plan_found(table: pd.DataFrame, text: str) -> Figure:
     ax.grid(False)
     figure.colorbar(image, ax=ax, label="depth (applications)", pad=0.01, ticks=MaxNLocator(integer=True))
     return figure
+
+
+def learning_table(settings: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """How late models learn, a row a setting and model of six seeds: after how many steps a router's plan
+    stands, and half of the hard answers of the upper half of k are right, both on validation lines; what is
+    right in the end at the worst k (%); and over seeds the rank correlation of the latter two.
+
+    settings: of each name, its records. A seed that never gets half of them right comes last.
+    """
+    rows = []
+    for name, records in settings.items():
+        for label in (*ROUTERS, *YARDSTICKS):
+            own = records[records["model"] == label] if len(records) else records
+            if len(own) < LEAST_SEEDS:
+                continue
+            plan = own["record"].map(lambda r: first_step(r, lambda at: is_plan(at, r)))
+            half = own["record"].map(lambda r: first_step(r, lambda at: upper_half(at["by_hops"]) >= 50))
+            worst = by_hops(own).groupby("seed")["accuracy"].min().reindex(own["seed"])
+            rows.append({
+                "setting": name, "model": names_of(own)[label],
+                "the plan stands after": steps_words(plan) if label in ROUTERS else "",
+                "half are right after": steps_words(half),
+                "worst k (%)": f"{worst.min():.0f} to {worst.max():.0f}",
+                "rank correlation of these": "" if half.nunique() == 1 else signed(spearman(half, worst)),
+            })  # fmt: skip
+    return pd.DataFrame(rows).set_index(["setting", "model"]) if rows else pd.DataFrame()
+
+
+def first_step(record: dict, holds: Callable[[dict], bool]) -> float:
+    """After how many steps something first holds of the details on validation lines; inf if it never does."""
+    return next((float(p["step"]) for p in record["history"] if holds(p["val_details"])), np.inf)
+
+
+def steps_words(steps: pd.Series) -> str:
+    """A range of steps over seeds; "never" where something did not come at some seed."""
+    low, high = (f"{step:,.0f}" if np.isfinite(step) else "never" for step in (steps.min(), steps.max()))
+    return low if low == high else f"{low} to {high}"

@@ -320,9 +320,10 @@ def verdict_words(c: dict) -> str:
     if different(c):
         better = "better" if c["mean"] > 0 else "worse"
         return f"{better}, by less than {margin}" if equal(c) else better
+    undecided = "undecided" in c["claim"]
     if equal(c):
-        return f"equal within {margin}"
-    return "undecided: two tests disagree" if "undecided" in c["claim"] else "no difference shown"
+        return f"{'undecided, yet ' if undecided else ''}equal within {margin}"
+    return "undecided: two tests disagree" if undecided else "no difference shown"
 
 
 def front_table(front: pd.DataFrame) -> pd.DataFrame:

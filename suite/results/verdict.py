@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..runs.experiments import ROUTED
-from .headlines import epochs_of, longer, rivals
+from .headlines import epochs_of, longer, loss_apart, rivals
 from .known_depth import answerable, compare_hops, names_of, with_hops
 from .stats import compare, different, judged
 from .tables import count, layers_by_model, signed
@@ -77,7 +77,16 @@ def mor_gets(tables: list[pd.DataFrame]) -> str:
     return (
         f"That is {layers['fixed-deep']} layers against {layers['fixed-shallow']}, after "
         f"{epochs_of(tables[0], 'fixed-deep')} epochs. MoR, at the cost of {layers['fixed-at-E']}, gets "
-        f"{gains_of_mor(tables)} points."
+        f"{gains_of_mor(tables)} points. Against these {layers['fixed-at-E']}: {at_its_cost(tables)}."
+    )
+
+
+def at_its_cost(tables: list[pd.DataFrame]) -> str:
+    """MoR against fixed layers of its cost, in each table (points), and in loss where that shows more."""
+    return "; ".join(
+        f"{signed(compare(records, 'mor', 'fixed-at-E')['mean'])} points"
+        f"{loss_apart(records, 'mor', 'fixed-at-E')}"
+        for records in tables
     )
 
 
@@ -105,7 +114,10 @@ def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
     for label in [label for label in ("worth", "mor") if label in right]:
         stands = judged(compare_hops(scored, label, "fixed-half"))
         found[label] = words.get(stands, "does not find them")
-    mor = f"; MoR's router {found['mor']} ({right['mor']})" if "mor" in found else ""
+    spread = (
+        f"; with a budget that could pay for them, {right['mor-spread']}" if "mor-spread" in right else ""
+    )
+    mor = f"; MoR's router {found['mor']} ({right['mor']}{spread})" if "mor" in found else ""
     trained = f"On text, after {epochs_of(tables[0], 'fixed-deep')} epochs"
     return (
         "**In short.** Where depth is known to matter (a task of following a permutation), *token worth*, a "

@@ -53,8 +53,10 @@ def kind_of_answer(subjects: list[Subject]) -> str:
 
 
 def short(subjects: list[Subject]) -> str:
-    """The answer in a word or two."""
-    return f"{SHORT[kind_of_answer(subjects)]}."
+    """The answer in a word or two. Where a rise is not shown on some text, that is no "no"."""
+    kind = kind_of_answer(subjects)
+    open_on = any(answer(part).startswith("no, a rise") for _, _, part in cases(subjects, ("entropy",)))
+    return "Not shown." if kind == "no" and open_on else f"{SHORT[kind]}."
 
 
 def sentence(subjects: list[Subject]) -> str:
