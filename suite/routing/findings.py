@@ -385,11 +385,8 @@ def save(subjects: list[Subject], s: runs.Settings) -> Path:
     )
     made |= dict(places=len(subjects[0].material.windows))
     made["texts"] = {subject.text: as_json(subject) for subject in subjects}
-    return write_findings(made, outputs() / FILE)
-
-
-def write_findings(made: dict, path: Path) -> Path:
-    return write_whole(path, json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode())
+    text = json.dumps(made, ensure_ascii=False, separators=(",", ":"))
+    return write_whole(outputs() / FILE, text.encode())
 
 
 def as_json(subject: Subject) -> dict:
