@@ -441,8 +441,6 @@ def test_numbers_of_numpy_are_taken_by_generate(make_model):
         for kind, half in ((int, 0.5), (np.int64, np.float32(0.5)))
     )
     assert mine.shape == (1, 7) and torch.equal(mine, theirs)
-    with pytest.raises(ValueError, match="max_new_tokens must be int, not float 2.5"):
-        morlib.generate(model, prompt, np.float64(2.5))
 
 
 def test_random_draws_the_asked_depth(make_model):
@@ -453,28 +451,11 @@ def test_random_draws_the_asked_depth(make_model):
         assert abs(model(x, sampling=True).depth.float().mean().item() - target) < 0.02, "training"
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(d_model=15), "multiple of n_heads"),
-    (dict(n_heads=3), "multiple of n_heads"),
-    (dict(n_layers=0), "n_layers"),
-    (dict(dropout=1.5), "dropout"),
-    (dict(routing="magic"), "routing must be one of none, mor"),
-    (dict(norm="middle"), "norm must be one of"),
-    (dict(granularity="word"), "granularity"),
-    (dict(shared_blocks=4), "shared_blocks"),
-    (dict(target_depth=7.0), "target_depth"),
-    (dict(action_rates=((1, 0, 0),)), "action_rates"),
-])  # fmt: skip
-def test_a_wrong_configuration_is_explained(make_model, changes, message):
-    with pytest.raises(ValueError, match=message):
-        make_model(**changes)
-
-
 @pytest.mark.parametrize("bad, message", [
     (torch.zeros(1, 13, dtype=torch.long), "longer than the model's max_len of 12"),
     (torch.full((1, 4), 11), "token id 11 is out of range"),
     (torch.full((1, 4), -1), "token id -1 is out of range"),
-    (torch.zeros(1, 4), "int64"),
+    (torch.zeros(1, 4), "tokens must be a non-empty int64 tensor"),
     (torch.zeros(4, dtype=torch.int32), "int64"),
     (torch.zeros(1, 0, dtype=torch.long), "non-empty"),
 ])  # fmt: skip
@@ -484,28 +465,6 @@ def test_wrong_tokens_are_explained(make_model, bad, message):
         model(bad)
     with pytest.raises(ValueError, match=message):
         morlib.generate(model, bad, 3)
-
-
-def test_a_policy_from_outside_works_everywhere(make_model, monkeypatch):
-    """The README's example: early exit, where a token that has stopped stays stopped."""
-
-    class EarlyExit(morlib.Policy):
-        def __init__(self, cfg):
-            super().__init__(cfg)
-            self.score = torch.nn.Linear(cfg.d_model, 1)
-
-        def forward(self, step):
-            go_on = self.score(step.states)[:, 0] > 0
-            if step.layer:
-                go_on &= step.actions[step.layer - 1, 0, step.index] == FORWARD
-            return morlib.Decision(go_on.long())
-
-    monkeypatch.setitem(morlib.POLICIES, "early-exit", EarlyExit)
-    model, x = make_model(routing="early-exit", max_recursions=1, n_layers=6), tokens(B=8)
-    out = model(x)
-    stopped = (out.actions[:, 0] == SKIP).long().cummax(0).values
-    assert (out.depth.float().mean() > 0) and ((out.actions[:, 0] == SKIP).long() == stopped).all()
-    assert torch.equal(morlib.generate(model, x, 20), morlib.generate(model, x, 20, use_cache=False))
 
 
 @pytest.mark.parametrize("R", (1, 2, 3))

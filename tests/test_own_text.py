@@ -96,3 +96,6 @@ def test_the_policy_of_the_readme_routes(make_model, monkeypatch):
     ran = out.actions[:, 0] == morlib.FORWARD
     assert 0 < ran.float().mean() < 1
     assert (ran[1:] <= ran[:-1]).all()  # a token that has stopped stays stopped
+    prompt = torch.randint(11, (8, 9))
+    uncached = morlib.generate(model, prompt, 20, use_cache=False)
+    assert torch.equal(morlib.generate(model, prompt, 20), uncached)

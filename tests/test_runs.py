@@ -179,29 +179,13 @@ def test_evaluate_agrees_with_a_plain_computation(corpus, quick_training):
     assert depth.item() == pytest.approx(metrics["effective_depth"], abs=1e-4), "both tell the same story"
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(epochs=0), "epochs must be 1 or more"),
-    (dict(windows=4), "at least batch_size"),
-    (dict(schedule="zigzag"), "schedule"),
-    (dict(lr=-1.0), "lr must be above 0"),
-    (dict(penalty=-1.0), "penalty"),
-])  # fmt: skip
-def test_a_wrong_training_configuration_is_explained(quick_training, changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(quick_training, **changes)
-
-
 def test_training_refuses_what_cannot_work(corpus, quick_training):
     small = morlib.Transformer(morlib.ModelConfig(vocab_size=5, **SMALL))
     with pytest.raises(ValueError, match="build it with vocab_size"):
         morlib.train(small, corpus, quick_training)
-    with pytest.raises(ValueError, match="smaller max_len"):
-        trained(corpus, quick_training, max_len=100_000)
     explode = dataclasses.replace(quick_training, lr=1e30, clip=None, warmup=0.0)
     with pytest.raises(ValueError, match="the loss became nan"):
         trained(corpus, explode, norm="post")
-    with pytest.raises(ValueError, match="the prompt must be an int64 tensor"):
-        morlib.generate(small, "text", 3)
 
 
 @pytest.mark.parametrize("other", ("another text", "another order"))
@@ -537,8 +521,6 @@ def test_numbers_of_numpy_are_numbers(small_text, quick_training, monkeypatch):
     record = runs.run(dataclasses.replace(plain, config=cfg, train=tc))
     refuse_training(monkeypatch)
     assert runs.run(plain) == record
-    with pytest.raises(ValueError, match="n_layers must be int, not float 2.5"):
-        dataclasses.replace(cfg, n_layers=np.float64(2.5))
 
 
 # ---- Policies that a user registers ----
@@ -834,6 +816,7 @@ def test_none_is_a_word_and_None_is_as_the_preset_says():
     ("lr", "1e-3", 1e-3),
     ("lr", 1, 1.0),
     ("lr", "1", 1.0),
+    ("lr", np.float64(0.5), 0.5),
     ("target_depth", "8", 8.0),
     ("epochs", "12", 12),
     ("max_chars", "1000", 1000),
@@ -873,11 +856,6 @@ def test_8_and_8_0_are_one_run_in_scripts_too(corpus):
     assert morlib.ModelConfig(**shape).target_depth is None and type(cfg.n_layers) is int
     with pytest.raises(ValueError, match="lr must be float, not bool True"):
         morlib.TrainConfig(lr=True)
-
-
-def test_a_number_of_numpy_is_python_s_in_the_settings():
-    s = runs.settings(dict(preset="smoke", lr=np.float64(0.5)))
-    assert type(s.values["lr"]) is float
 
 
 def test_a_text_that_is_cut_has_no_record_of_the_whole_text():
