@@ -72,6 +72,18 @@ def test_papermill_s_unknown_parameter_is_refused(execute):
         execute("03_exp2_equal_cost", sedes=2)
 
 
+def judged(name, given):
+    """The names that a notebook's parameters cell and the one that judges them leave; and the cell after."""
+    cells = nbformat.read(files.ROOT / "notebooks" / f"{name}.ipynb", 4).cells
+    cells = [cell for cell in cells if cell.cell_type == "code"]
+    at = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
+    space = {"routing": routing}
+    exec(cells[at].source, space)
+    space |= {"preset": "smoke"} | given
+    exec(cells[at + 1].source, space)
+    return space, cells[at + 2].source
+
+
 @pytest.mark.parametrize("name, given, meant", [
     ("02_exp1_efficiency", dict(target_depth="none"), dict(target=None)),
     ("02_exp1_efficiency", dict(target_depth="3"), dict(target=3.0)),
@@ -82,14 +94,29 @@ def test_papermill_s_unknown_parameter_is_refused(execute):
     ("08_field", dict(systems="act"), dict(labels=["act"])),
 ])  # fmt: skip
 def test_a_notebook_works_with_a_parameter_as_it_is_meant(name, given, meant):
-    """The parameters cell, the one that judges them, and the first line of the next."""
-    cells = nbformat.read(files.ROOT / "notebooks" / f"{name}.ipynb", 4).cells
-    cells = [cell for cell in cells if cell.cell_type == "code"]
-    at = next(i for i, cell in enumerate(cells) if "parameters" in cell.metadata.get("tags", []))
-    space = {"routing": routing}
-    exec(cells[at].source, space)
-    space |= {"preset": "smoke"} | given
-    exec(cells[at + 1].source, space)
+    space, after = judged(name, given)
     if name.startswith("08"):
-        exec(cells[at + 2].source.split("\n")[0], space)
+        exec(after.split("\n")[0], space)
     assert {key: space[key] for key in meant} == meant
+
+
+@pytest.mark.parametrize("name, given, message", [
+    ("04_bangla", dict(vocabularies=[200]), "sizes above 256"),
+    ("04_bangla", dict(vocabularies=["4000"]), "sizes above 256"),
+    ("05_routing_analysis", dict(own_text="a"), "own_text needs two characters"),
+    ("05_routing_analysis", dict(own_text=3), "own_text needs two characters"),
+    ("05_routing_analysis", dict(own_text=["To be"]), "own_text must be str"),
+    ("05_routing_analysis", dict(texts=["hamlet"]), "one or more of tinyshakespeare, bangla"),
+    ("05_routing_analysis", dict(texts=[]), "one or more of tinyshakespeare, bangla"),
+    ("05_routing_analysis", dict(sample=1), "sample must be 10 windows or more"),
+    ("05_routing_analysis", dict(preset="stored", own_text="To be"), "weights, which do not ship"),
+    ("05_routing_analysis", dict(preset="stored", sample=50), "weights, which do not ship"),
+    ("05_routing_analysis", dict(text=["de/book.txt", "fr/book.txt"]), r"share a name \(book\): rename one"),
+    ("06_deployment", dict(batches=[]), "batches must be a list"),
+    ("06_deployment", dict(batches=[0]), "batches must be a list"),
+    ("06_deployment", dict(repeats=0), "repeats must be 1 or more"),
+    ("06_deployment", dict(repeats="seven"), "repeats must be int"),
+])  # fmt: skip
+def test_a_notebook_refuses_what_it_cannot_do(name, given, message):
+    with pytest.raises(ValueError, match=message):
+        judged(name, given)

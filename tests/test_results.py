@@ -642,18 +642,6 @@ def test_normalisation_keeps_joiners_where_the_usual_rule_loses_one():
 # ---- Notebooks ----
 
 
-@pytest.mark.parametrize("given", (dict(vocabularies=[200]), dict(vocabularies=["4000"])))
-def test_the_notebook_about_bangla_refuses_what_it_cannot_do(given):
-    """The parameters cell and the check after it, without the rest."""
-    cells = json.loads((ROOT / "notebooks" / "04_bangla.ipynb").read_text(encoding="utf-8"))["cells"]
-    at = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
-    space = {}
-    exec("".join(cells[at]["source"]), space)
-    space |= {"preset": "smoke"} | given
-    with pytest.raises(ValueError, match="sizes above 256"):
-        exec("".join(cells[at + 1]["source"]), space)
-
-
 def test_the_vocabularies_that_are_compared_suit_the_preset():
     few, many = (runs.settings(dict(preset=name)) for name in ("quick", "cpu"))
     assert bangla_findings.checked(few, None) == [1000]
@@ -663,7 +651,7 @@ def test_the_vocabularies_that_are_compared_suit_the_preset():
 
 @pytest.mark.parametrize("name", ("02_exp1_efficiency", "03_exp2_equal_cost", "04_bangla"))
 def test_a_committed_notebook_shows_the_stored_records(name):
-    """Its first output is the stored answer, it was executed under `stored`, and its cells are short."""
+    """Its first output is the stored answer, and it was executed under `stored`."""
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     experiment = dict(zip(("02", "03", "04"), EXPERIMENTS))[name[:2]]
@@ -671,7 +659,6 @@ def test_a_committed_notebook_shows_the_stored_records(name):
     assert results.sentence(experiment, runs.stored_records(experiment)) in first
     printed = json.dumps([cell["outputs"] for cell in code], ensure_ascii=False)
     assert "preset stored" in printed and "none: a run does not beat its table of counts" not in printed
-    assert all(len("".join(cell["source"]).splitlines()) <= 15 for cell in code)
 
 
 def test_the_reference_folder_holds_the_picture_of_the_front():

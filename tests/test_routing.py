@@ -841,32 +841,3 @@ def test_bangla_in_figures_is_shaped(recwarn):
     assert ends_like(ink("কি", True)[0], letter), "the vowel sign i stands before its consonant"
     assert not ends_like(ink("কি", False)[0], letter)
     assert not [w for w in recwarn if "missing from font" in str(w.message)]
-
-
-# ---- The notebook's parameters ----
-
-
-REFUSED = [
-    (dict(own_text="a"), "own_text needs two characters"),
-    (dict(own_text=3), "own_text needs two characters"),
-    (dict(own_text=["To be"]), "own_text must be str"),
-    (dict(texts=["hamlet"]), "one or more of tinyshakespeare, bangla"),
-    (dict(texts=[]), "one or more of tinyshakespeare, bangla"),
-    (dict(sample=1), "sample must be 10 windows or more"),
-    (dict(preset="stored", own_text="To be"), "weights, which do not ship"),
-    (dict(preset="stored", sample=50), "weights, which do not ship"),
-    (dict(text=["de/book.txt", "fr/book.txt"]), r"the texts share a name \(book\): rename one"),
-]
-
-
-@pytest.mark.parametrize("given, message", REFUSED)
-def test_the_notebook_refuses_what_it_cannot_do(given, message):
-    """The parameters cell and the check after it, without the rest."""
-    path = files.ROOT / "notebooks" / "05_routing_analysis.ipynb"
-    cells = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-    at = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
-    space = {"routing": routing}
-    exec("".join(cells[at]["source"]), space)
-    space |= {"preset": "smoke"} | given
-    with pytest.raises(ValueError, match=message):
-        exec("".join(cells[at + 1]["source"]), space)
