@@ -315,12 +315,12 @@ def measuring_raises(patch):
     patch.setattr(*at(morlib.Training, "measure", last, raising(KeyboardInterrupt())))
 
 
-def loss_turns_nan(patch):
+def loss_turns_nan(patch, step=2):
     gradients = morlib.Training.gradients
 
     def exploding(training, batch):
         loss, applications = gradients(training, batch)
-        return loss * (float("nan") if training.step == 2 else 1), applications
+        return loss * (float("nan") if training.step == step else 1), applications
 
     patch.setattr(morlib.Training, "gradients", exploding)
 
@@ -484,14 +484,9 @@ def test_a_finished_run_is_found_in_a_folder_that_cannot_be_written(small_text, 
 
 
 def test_a_loss_that_turns_nan_stops_the_run_and_keeps_the_last_good_state(small_text, monkeypatch):
-    one, gradients = spec(small_text), morlib.Training.gradients
-
-    def exploding(training, batch):
-        loss, applications = gradients(training, batch)
-        return loss * (float("nan") if training.step == 12 else 1), applications
-
+    one = spec(small_text)
     with monkeypatch.context() as patch:
-        patch.setattr(morlib.Training, "gradients", exploding)
+        loss_turns_nan(patch, step=12)
         message = r"the loss became nan at step 13 of 16: lower lr \(0.003\) or set clip \(1.0\)"
         with pytest.raises(ValueError, match=message):
             run(one, seconds=60.0)

@@ -40,12 +40,6 @@ def test_blind_tokens_run_all_layers_or_the_first_and_hold_the_target(make_model
     assert torch.allclose(torch.cat([part.logits for part in parts], 1), whole.logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("target", [None, 1.0, 6.0])
-def test_blind_tokens_need_a_target_that_leaves_a_choice(make_model, target):
-    with pytest.raises(ValueError, match=r"target_depth above 1 and below n_layers \(6\)"):
-        make_model(n_layers=6, routing="blind-tokens", target_depth=target, max_recursions=1)
-
-
 @pytest.mark.parametrize("routing", ["worth-above-5", "blind-tokens-above-5"])
 def test_five_layers_for_all_leave_a_seventh_of_the_tokens_to_run_twelve(make_model, routing):
     model = make_model(n_layers=12, routing=routing, target_depth=6.0, max_recursions=1, max_len=64)
@@ -139,6 +133,7 @@ def test_what_was_chosen_is_saved(by_kind, tmp_path):
 
 @pytest.mark.parametrize("always, target, message", [
     (6, 3.0, "a target_depth above 6 and below n_layers"),
+    (1, 6.0, r"a target_depth above 1 and below n_layers \(6\), not 6.0"),
     (2, None, "a target_depth above 2"),
     (0, 3.0, "option always must be 1 or more"),
     (True, 3.0, "option always must be int"),

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import morlib
-from morlib import Attention, Cache, Decision, Packing, TrainConfig, Training, WorthRouter
+from morlib import Cache, Decision, TrainConfig, Training, WorthRouter
 from suite.runs.checkpoint import restore, snapshot
 
 T = 6 * 12  # tokens of the windows below
@@ -260,22 +260,6 @@ def test_it_is_causal_and_cached_is_uncached(make):
     assert whole.depth.unique().tolist() == [1, 4]
     assert torch.allclose(changed.logits[:, :8], whole.logits[:, :8], atol=1e-5)
     assert torch.equal(changed.depth[:, :8], whole.depth[:, :8])
-
-
-def test_packed_is_masked_with_the_bias_of_keys(make):
-    attention, B, L = Attention(make().cfg), 3, 12
-    torch.manual_seed(0)
-    x, run, bias = torch.randn(B * L, 16), torch.rand(B * L) < 0.6, -4 * torch.rand(B * L)
-    index = run.nonzero().flatten()
-    packing = Packing(index, B, L)
-    packed = attention(x[index], packing, None, morlib.key_mask(bias[index], packing))
-    q, k, v = (t.transpose(1, 2) for t in attention.qkv(x).view(B, L, 3, 2, 8).unbind(2))
-    of_others = torch.where(torch.eye(L, dtype=torch.bool), torch.zeros(()), bias.view(B, 1, 1, L))
-    logits = q @ k.transpose(-1, -2) / 8**0.5 + of_others
-    seen = torch.ones(L, L, dtype=torch.bool).tril() & run.view(B, 1, 1, L)
-    y = torch.nan_to_num(logits.masked_fill(~seen, -torch.inf).softmax(-1)) @ v
-    masked = attention.proj(y.transpose(1, 2).reshape(B * L, 16))
-    assert torch.allclose(packed, masked[index], atol=1e-5)
 
 
 def test_it_is_taken_up_again_and_saved_with_its_price(make, tmp_path):
