@@ -156,6 +156,10 @@ TEXTS = {
     ),
     "an empty folder": (lambda here: texts.load_corpus(str(here)), r"no \*.txt file in the folder"),
     "an empty list": (lambda here: texts.load_corpus([]), "the list of text files is empty"),
+    "a list with a file that is not there": (
+        lambda here: texts.load_corpus([__file__, here / "none.txt"]),
+        "no text file at .*none.txt",
+    ),
     "a number for a text": (
         lambda here: texts.load_corpus(1984),
         "by its path, or by a list .*, not as 1984",
@@ -187,10 +191,12 @@ TEXTS = {
     "an unknown tokenizer": (text(LONG, tokenizer="words"), "tokenizer must be char or sentencepiece"),
     "negative max_chars": (text(LONG, max_chars=-5), "max_chars must be 1 or more, not -5"),
     "max_chars of zero": (text(LONG, max_chars=0), "max_chars must be 1 or more, not 0"),
+    "max_chars as text": (text(LONG, max_chars="100"), "max_chars must be int, not str '100'"),
     "fractional subwords": (
         text(LONG, tokenizer="sentencepiece", subwords=300.5),
         "subwords must be int",
     ),
+    "subwords of True": (text(LONG, subwords=True), "subwords must be int, not bool True"),
 }
 TOKENIZERS = {
     "more pieces than bytes allow": (

@@ -2,7 +2,6 @@
 
 import http.client
 import io
-import random
 import socket
 import subprocess
 import sys
@@ -87,14 +86,6 @@ def test_no_held_out_character_is_ever_drawn(small_text, split, share):
     assert set(drawn.unique().tolist()) == {0}, "windows come from the training part alone"
 
 
-def test_windows_predict_each_token_once(corpus):
-    windows = corpus.windows("heldout", 16)
-    predicted = windows[:, 1:].flatten()
-    assert torch.equal(predicted, corpus.ids["heldout"][1 : 1 + len(predicted)])
-    assert len(corpus.ids["heldout"]) - 1 - len(predicted) < 16
-    assert len(corpus.windows("heldout", 16, 5)) == 5
-
-
 @pytest.mark.parametrize("length, most", [(16, None), (16, 5), (10_000, None)])
 def test_windows_lie_where_their_starts_say(corpus, length, most):
     starts = corpus.starts("heldout", length, most)
@@ -122,24 +113,12 @@ def test_floors_are_counted_once(corpus):
     assert corpus.floors is corpus.floors
 
 
-def test_characters_round_trip(shakespeare):
-    text = shakespeare.text["heldout"][:5000]
-    assert shakespeare.tokenizer.decode(shakespeare.tokenizer.encode(text)) == text
-
-
-def noise(dice):
-    """30 characters: Latin to Hebrew, Bangla and emoji."""
-    ranges = [(1, 0x700), (0x980, 0xA00), (0x1F600, 0x1F640)]
-    return "".join(chr(dice.randrange(*dice.choice(ranges))) for _ in range(30))
-
-
 def test_subwords_round_trip_any_text(capsys):
     sample = BANGLA_SAMPLE.read_text(encoding="utf-8")
     tokenizer = texts.SubwordTokenizer(sample, 4000)
     assert "smaller than asked" in capsys.readouterr().out and tokenizer.vocab_size < 4000
     hard = ["", "\n\n", " two  spaces ", "a\u2581b", "\u09c7\u09be", "e\u0301", "র\u200d্যাব"]
-    dice = random.Random(0)
-    for text in [sample, *hard, *(noise(dice) for _ in range(100))]:
+    for text in [sample, *hard]:
         assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFC", text)
 
 
@@ -258,22 +237,6 @@ def test_shakespeare_is_rebuilt_from_the_package(tmp_path, shakespeare):
         assert sum(line in known for line in lines) > 0.997 * len(lines)
 
 
-@pytest.mark.parametrize(
-    "data, message",
-    [
-        (b"", "is empty"),
-        (b"  \n\n ", "is empty"),
-        (b"ab", "too short to split"),
-        (b"caf\xe9 au lait " * 20, "not UTF-8: byte 3 is 0xe9"),
-    ],
-)
-def test_a_bad_file_is_explained(tmp_path, data, message):
-    path = tmp_path / "bad.txt"
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=message):
-        texts.load_corpus(str(path))
-
-
 def test_an_edited_file_is_read_again(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("first version " * 20, encoding="utf-8")
@@ -282,32 +245,10 @@ def test_an_edited_file_is_read_again(tmp_path):
     assert texts.load_corpus(str(path)).sha256 != before.sha256
 
 
-def test_bad_arguments_are_explained(small_text, tmp_path):
-    with pytest.raises(ValueError, match="no text file at"):
-        texts.load_corpus(str(tmp_path / "nothing.txt"))
-    with pytest.raises(ValueError, match="split must be one of full, halves, 90/10"):
-        texts.load_corpus(small_text, split="thirds")
-    with pytest.raises(ValueError, match="tokenizer must be"):
-        texts.load_corpus(small_text, tokenizer="bytes")
-    with pytest.raises(ValueError, match="cannot learn 20 pieces"):
-        texts.load_corpus(small_text, tokenizer="sentencepiece", subwords=20)
-    with pytest.raises(ValueError, match=r"unknown character 'é' \(U\+00E9\) at position 3"):
-        texts.load_corpus(small_text).tokenizer.encode("theé")
-    for argument, value in (("subwords", 2.5), ("subwords", True), ("max_chars", 0), ("max_chars", "100")):
-        with pytest.raises(ValueError, match=f"{argument} must be (1 or more|int), not .*{value}"):
-            texts.load_corpus(small_text, **{argument: value})
-
-
 def test_numbers_of_numpy_are_numbers(small_text):
     corpus = texts.load_corpus(small_text, max_chars=np.int64(1000), subwords=np.int32(300))
     assert corpus is texts.load_corpus(small_text, max_chars=1000, subwords=300)
     assert len(whole(corpus)) == 1000
-
-
-def test_marks_and_line_ends_are_made_plain(tmp_path):
-    path = tmp_path / "windows.txt"
-    path.write_bytes(b"\xef\xbb\xbf" + b"one line\r\nand another\r\n" * 30)
-    assert whole(texts.load_corpus(path)) == "one line\nand another\n" * 30
 
 
 # ---- Own texts ----
@@ -355,18 +296,6 @@ def test_a_file_with_the_signs_of_a_pattern_in_its_name(tmp_path):
     path = tmp_path / "play [1].txt"
     path.write_text(FIRST, encoding="utf-8")
     assert whole(texts.load_corpus(path)) == FIRST
-
-
-def test_files_that_are_not_there_are_explained(tmp_path, plays):
-    (tmp_path / "empty").mkdir()
-    for place, message in {
-        tmp_path / "empty": r"no \*.txt file in the folder",
-        str(tmp_path / "*.text"): "no file matches",
-        (): "the list of text files is empty",
-        (plays / "a.txt", plays / "z.txt"): "no text file at .*z.txt",
-    }.items():
-        with pytest.raises(ValueError, match=message):
-            texts.load_corpus(place)
 
 
 def test_a_text_is_read_with_a_given_vocabulary(tmp_path, small_text):

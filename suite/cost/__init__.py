@@ -9,7 +9,7 @@ from .figures import (
     time_against_depth,
 )
 from .flops import arithmetic, flops, training_flops
-from .goals import GOALS, Goal, misses, table
+from .goals import misses, table
 from .grown import basis, estimate, findings, growth_records, show_growth, table_of
 from .live import Measured, against_fixed
 from .probes import (
@@ -30,7 +30,6 @@ from .speed import (
     cache_sentence,
     first_table,
     headline,
-    kind_of,
     machine,
     operations_and_time,
     ratios,
@@ -42,7 +41,6 @@ from .speed import (
 )
 from .systems import measure_systems, save_systems, stored_systems
 from .timing import (
-    EvenPolicy,
     Timings,
     break_even,
     break_even_table,

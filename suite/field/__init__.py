@@ -1,10 +1,6 @@
 """Other systems of the field, one file each, on this suite's backbone. Importing the room registers them."""
 
-from .act import AdaptiveComputation
-from .dr import DynamicRouting
-from .exits import ConfidenceExit, DepthAdaptive
-from .lora import Relaxed
-from .mod import MixtureOfDepths
+from . import act, dr, exits, lora, mod, moe, mor, ponder, sliced
 from .models import (
     QUICK,
     SMALL,
@@ -15,10 +11,6 @@ from .models import (
     text_runs,
     wide_field_runs,
 )
-from .moe import MixtureOfExperts, RecursionsOfExperts
-from .mor import ExpertChoice, TokenChoice
-from .ponder import PonderNet
-from .run_per_hop import RunPerHop, SharingRunPerHop, recursion_runs
-from .sliced import Sliced
+from .run_per_hop import recursion_runs
 from .told import Told, told_runs
 from .trials import AHEAD_ON_TEXT, long_trial_runs, text_trial_runs, trial_runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from ..results.field import BEST, BEST_ON_TEXT, MOST_SEEDS, SEEDS
 from ..runs import NARROW, Run, Settings, known_depth_models, known_depth_runs, settings
@@ -120,11 +121,8 @@ def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
     labels: some of `field_models`; None: all. `suite.runs.run(field_runs(s, ["act"])[0])` trains one row.
     Raises ValueError that names the labels.
     """
-
-    def make(chosen: Changes) -> list[Run]:
-        return first_seeds(known_depth_runs(s, chosen, "field", field_size(s)), BEST)
-
-    return begun(make, field_models(s), labels)
+    make = partial(known_depth_runs, s, experiment="field", size=field_size(s))
+    return begun(make, field_models(s), labels, BEST)
 
 
 def wide_field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
@@ -133,10 +131,7 @@ def wide_field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
     Fixed models, plan, token worth and MoR of notebook 02 are those of `runs.wide_runs`.
     """
     size = SIZES["usual"]
-
-    def make(chosen: Changes) -> list[Run]:
-        return first_seeds(known_depth_runs(s, chosen, "field-wide", size), ())
-
+    make = partial(known_depth_runs, s, experiment="field-wide", size=size)
     return begun(make, field_models(s, size), labels)
 
 
@@ -150,20 +145,17 @@ def text_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
     """
     if s.preset not in SMALL:
         s = settings(dict(preset="long", epochs=LONG["exp1"], seeds=s.seeds, device=s.device))
-
-    def make(chosen: Changes) -> list[Run]:
-        return first_seeds(experiment_runs(s, "field-text", TEXTS["exp1"], chosen), BEST_ON_TEXT)
-
-    return begun(make, text_models(s), labels)
+    make = partial(experiment_runs, s, "field-text", TEXTS["exp1"])
+    return begun(make, text_models(s), labels, BEST_ON_TEXT)
 
 
-def first_seeds(runs: list[Run], best: tuple[str, ...]) -> list[Run]:
+def first_seeds(runs: list[Run], best: tuple[str, ...] = ()) -> list[Run]:
     """The runs of the first SEEDS seeds, and of the best systems those of the first MOST_SEEDS."""
     return [run for run in runs if run.train.seed < (MOST_SEEDS if run.model in best else SEEDS)]
 
 
-def begun(make: Callable[[Changes], list[Run]], models: Changes, labels: list[str] | None) -> list[Run]:
-    """The runs of the models with these labels, or of all.
+def begun(make: Callable, models: Changes, labels: list[str] | None, best: tuple = ()) -> list[Run]:
+    """The runs that `make` gives of the models with these labels, or of all: their `first_seeds`.
 
     Those of ADDED begin with the weights of another row at their seed, and train for a part of its
     steps.
@@ -171,7 +163,8 @@ def begun(make: Callable[[Changes], list[Run]], models: Changes, labels: list[st
     """
     if unknown := sorted(set(labels or ()) - set(models)):
         raise ValueError(f"no system {', '.join(unknown)}: choose among {', '.join(models)}")
-    runs = make({label: changes for label, changes in models.items() if labels is None or label in labels})
+    chosen = {label: changes for label, changes in models.items() if labels is None or label in labels}
+    runs = first_seeds(make(chosen), best)
     first = make({label: models[label] for label, _ in ADDED.values()})
     parents = {(run.model, run.train.seed): run for run in first}
     for index, own in enumerate(runs):

@@ -60,4 +60,4 @@ morlib.POLICIES |= {"run-per-hop": RunPerHop, "run-per-hop-sharing": SharingRunP
 def recursion_runs(s: Settings) -> list[Run]:
     """One Run per seed, three at most, and way to keep keys, on questions of up to K hops."""
     models = {name: (dict(routing=name), {}) for name in ("run-per-hop", "run-per-hop-sharing")}
-    return first_seeds(known_depth_runs(s, models, "run-per-hop", RECURSION), ())
+    return first_seeds(known_depth_runs(s, models, "run-per-hop", RECURSION))

@@ -10,9 +10,8 @@ from .bangla import (
     kinds,
     script_shares,
     segmentation,
-    surfaces,
 )
-from .difficulty import MEASURES, answer, groups, places, verdict
+from .difficulty import groups, verdict
 from .figures import (
     change_forest,
     correlation_forest,
@@ -24,7 +23,6 @@ from .figures import (
     tokens_by_layers,
 )
 from .findings import (
-    Subject,
     changes,
     checked,
     correlations,

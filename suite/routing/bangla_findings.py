@@ -79,7 +79,8 @@ def measure(corpora: dict[str, Corpus]) -> dict:
     corpus = list(corpora.values())[1]  # in pieces: brought to NFC
     heldout = corpus.text["heldout"]
     tokenizers = {name: c.tokenizer for name, c in corpora.items()}
-    line = longest_line(heldout)
+    first = heldout.split("\n")[:40]
+    line = max(first, key=len)[:70].rsplit(" ", 1)[0]  # the longest of the first, cut between words
     cut = {name: "·".join(surfaces(t, t.encode(line))) for name, t in tokenizers.items()}
     whole = conjuncts_whole({name: t for name, t in tokenizers.items() if name != "characters"}, heldout)
     return dict(
@@ -108,11 +109,6 @@ def describe(corpus: Corpus) -> dict:
         changed_words=sum(usual.normalize(word) != word for word in joined),
         in_nfc=whole == unicodedata.normalize("NFC", whole),
     )
-
-
-def longest_line(text: str) -> str:
-    """The longest of the first lines, cut between words."""
-    return max(text.split("\n")[:40], key=len)[:70].rsplit(" ", 1)[0]
 
 
 def stored(path: Path = REFERENCE / FILE) -> dict:

@@ -6,6 +6,7 @@ here from trained models (its Material) when they are first asked for, and then 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -164,46 +165,49 @@ def about_of(records: pd.DataFrame) -> dict:
 # ---- What is found ----
 
 
-def gathered(subjects: list[Subject], name: str, make: Callable[[Subject], pd.DataFrame]) -> pd.DataFrame:
-    """A table of all subjects, with their names in a column `text`; what one does not have is made and
-    kept."""
-    for subject in subjects:
-        if name not in subject.tables:
-            subject.needs()
-            subject.tables[name] = make(subject)
-    tables = [subject.tables[name].assign(text=subject.name) for subject in subjects]
-    table = pd.concat(tables, ignore_index=True)
-    return table[["text", *(column for column in table if column != "text")]]
+def gathered(name: str, first: bool = False) -> Callable:
+    """Decorates what makes a table of one subject: then it takes a list of them, and gives one table.
+
+    Their names are in its column `text`; what a subject does not have is made and kept as `name`.
+    first: of the first subject alone.
+    """
+
+    def decorate(make: Callable[[Subject], pd.DataFrame]) -> Callable[[list[Subject]], pd.DataFrame]:
+        @functools.wraps(make)
+        def table_of(subjects: list[Subject]) -> pd.DataFrame:
+            subjects = subjects[:1] if first else subjects
+            for subject in subjects:
+                if name not in subject.tables:
+                    subject.needs()
+                    subject.tables[name] = make(subject)
+            tables = [subject.tables[name].assign(text=subject.name) for subject in subjects]
+            table = pd.concat(tables, ignore_index=True)
+            return table[["text", *(column for column in table if column != "text")]]
+
+        return table_of
+
+    return decorate
 
 
-def models(subjects: list[Subject]) -> pd.DataFrame:
+@gathered("models")
+def models(subject: Subject) -> pd.DataFrame:
     """Held-out loss, accuracy and depth of each model and seed, and whether it trained."""
-
-    def make(subject):
-        columns = ["model", "seed", "loss", "accuracy", "effective_depth", "did_train"]
-        return subject.material.records[columns]
-
-    return gathered(subjects, "models", make)
+    columns = ["model", "seed", "loss", "accuracy", "effective_depth", "did_train"]
+    return subject.material.records[columns]
 
 
-def rates(subjects: list[Subject]) -> pd.DataFrame:
+@gathered("rates")
+def rates(subject: Subject) -> pd.DataFrame:
     """What is spent in each tenth of each measure: see `difficulty.rates_by`."""
-
-    def make(subject):
-        known, scores = subject.material.known, subject.material.scores
-        tables = [difficulty.rates_by(measure, known, scores) for measure in difficulty.MEASURES]
-        return pd.concat(tables, ignore_index=True)
-
-    return gathered(subjects, "rates", make)
+    known, scores = subject.material.known, subject.material.scores
+    tables = [difficulty.rates_by(measure, known, scores) for measure in difficulty.MEASURES]
+    return pd.concat(tables, ignore_index=True)
 
 
-def correlations(subjects: list[Subject]) -> pd.DataFrame:
+@gathered("correlations")
+def correlations(subject: Subject) -> pd.DataFrame:
     """Rank correlation of depth with each difficulty: see `difficulty.correlations_with`."""
-
-    def make(subject):
-        return difficulty.correlations_with(subject.material.known, subject.material.scores)
-
-    return gathered(subjects, "correlations", make)
+    return difficulty.correlations_with(subject.material.known, subject.material.scores)
 
 
 def verdicts(subjects: list[Subject]) -> pd.DataFrame:
@@ -217,53 +221,41 @@ def verdicts(subjects: list[Subject]) -> pd.DataFrame:
     return wide.sort_values("text", key=lambda text: text.map(order), kind="stable").rename_axis(columns=None)
 
 
-def variance(subjects: list[Subject]) -> pd.DataFrame:
+@gathered("variance")
+def variance(subject: Subject) -> pd.DataFrame:
     """What makes depth vary: see `difficulty.variance_by`."""
-
-    def make(subject):
-        material = subject.material
-        return difficulty.variance_by(material.known, material.scores, material.corpus.vocab_size)
-
-    return gathered(subjects, "variance", make)
+    material = subject.material
+    return difficulty.variance_by(material.known, material.scores, material.corpus.vocab_size)
 
 
-def changes(subjects: list[Subject]) -> pd.DataFrame:
+@gathered("interventions")
+def changes(subject: Subject) -> pd.DataFrame:
     """What overruling the trained and the untrained router does: see `interventions.interventions`."""
-
-    def make(subject):
-        material, tables = subject.material, []
-        for (model, seed), routed in material.models.items():
-            if model != "random":
-                hard = material.known["entropy"]
-                table = interventions.interventions(routed, material.windows, hard, seed)
-                tables.append(table.assign(model=model, seed=seed))
-        return pd.concat(tables, ignore_index=True)
-
-    return gathered(subjects, "interventions", make)
+    material, tables = subject.material, []
+    for (model, seed), routed in material.models.items():
+        if model != "random":
+            hard = material.known["entropy"]
+            table = interventions.interventions(routed, material.windows, hard, seed)
+            tables.append(table.assign(model=model, seed=seed))
+    return pd.concat(tables, ignore_index=True)
 
 
-def oracles(subjects: list[Subject]) -> pd.DataFrame:
+@gathered("oracle")
+def oracles(subject: Subject) -> pd.DataFrame:
     """What the best single decisions would be worth to each trained router: see `interventions.oracle`."""
-
-    def make(subject):
-        material, rows = subject.material, []
-        for (model, seed), routed in material.models.items():
-            if model == "mor":
-                args = material.windows, material.reference, material.tries, seed
-                rows.append(dict(seed=seed) | interventions.oracle(routed, *args))
-        return pd.DataFrame(rows)
-
-    return gathered(subjects, "oracle", make)
+    material, rows = subject.material, []
+    for (model, seed), routed in material.models.items():
+        if model == "mor":
+            args = material.windows, material.reference, material.tries, seed
+            rows.append(dict(seed=seed) | interventions.oracle(routed, *args))
+    return pd.DataFrame(rows)
 
 
-def layers(subjects: list[Subject]) -> pd.DataFrame:
+@gathered("layers")
+def layers(subject: Subject) -> pd.DataFrame:
     """First decisions of each layer of each trained router on held-out text (%): skip, forward, recurse."""
-
-    def make(subject):
-        records = subject.material.records
-        return layers_of(records[records["model"] == "mor"])
-
-    return gathered(subjects, "layers", make)
+    records = subject.material.records
+    return layers_of(records[records["model"] == "mor"])
 
 
 def layers_of(records: pd.DataFrame) -> pd.DataFrame:
@@ -277,16 +269,13 @@ def layers_of(records: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def formation(subjects: list[Subject]) -> pd.DataFrame:
+@gathered("formation", first=True)
+def formation(subject: Subject) -> pd.DataFrame:
     """When depth by entropy forms: the first text's first routers are trained once more, and at each
     point of the learning curve there is `rates` by tenth of entropy, and the rank correlation `r` of
     depth with entropy."""
-
-    def make(subject):
-        watched = [run for run in subject.material.runs if run.model == "mor"][:WATCHED]
-        return pd.concat([watch(subject.material, run) for run in watched], ignore_index=True)
-
-    return gathered(subjects[:1], "formation", make)
+    watched = [run for run in subject.material.runs if run.model == "mor"][:WATCHED]
+    return pd.concat([watch(subject.material, run) for run in watched], ignore_index=True)
 
 
 def watch(material: Material, run: runs.Run) -> pd.DataFrame:
@@ -385,11 +374,8 @@ def save(subjects: list[Subject], s: runs.Settings) -> Path:
     )
     made |= dict(places=len(subjects[0].material.windows))
     made["texts"] = {subject.text: as_json(subject) for subject in subjects}
-    return write_findings(made, outputs() / FILE)
-
-
-def write_findings(made: dict, path: Path) -> Path:
-    return write_whole(path, json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode())
+    text = json.dumps(made, ensure_ascii=False, separators=(",", ":"))
+    return write_whole(outputs() / FILE, text.encode())
 
 
 def as_json(subject: Subject) -> dict:
@@ -439,13 +425,8 @@ def over_seeds(table: pd.DataFrame, by: list[str], value: str) -> pd.DataFrame:
     With fewer than three seeds the mean interval over windows, where the table has one.
     """
     groups = table.groupby(by, sort=False)
-    rows = {names: interval(group[value]) for names, group in groups}
-    index = (
-        pd.MultiIndex.from_tuples(rows, names=by)
-        if len(by) > 1
-        else pd.Index([k[0] for k in rows], name=by[0])
-    )
-    result = pd.DataFrame(list(rows.values()), index=index, columns=["mean", "low", "high"])
+    found = groups[value].apply(interval)
+    result = pd.DataFrame(found.tolist(), found.index, ["mean", "low", "high"])
     if {"low", "high"} <= set(table):
         result = result.fillna(groups[["low", "high"]].mean())
     return result

@@ -1,7 +1,6 @@
 """How runs are set up, trained, found again and kept."""
 
-from .checkpoint import Checkpoint
-from .device import keep_memory, pick_device, quiet
+from .device import keep_memory, pick_device
 from .experiments import (
     LONG,
     PAIRS,
@@ -43,11 +42,10 @@ from .records import (
     check_one_kind,
     evaluate_following,
     read_record,
-    record_of,
     run_id,
     stored_records,
     table_of,
 )
 from .runner import go_on, run, run_all, trained_model
-from .settings import OWN_TEXT, PRESETS, RECIPES, Settings, settings
-from .whole_tokens import BlindTokens, ByKind, WholeTokens
+from .settings import OWN_TEXT, Settings, settings
+from .whole_tokens import ByKind, WholeTokens

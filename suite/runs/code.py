@@ -58,14 +58,17 @@ def described(thing, seen: set) -> object:
     thing = getattr(thing, "__func__", thing)  # a class or static method's function
     thing = thing.__wrapped__ if isinstance(thing, functools._lru_cache_wrapper) else thing
     name = getattr(thing, "__name__", type(thing).__name__)  # __qualname__ differs in workers
-    parts = {types.FunctionType: parts_of_function, types.ModuleType: source_of_module, type: parts_of_class}
-    describe = next((parts[kind] for kind in parts if isinstance(thing, kind)), None)
-    if describe is None and hasattr(thing, "__dict__") and is_the_users(type(thing)):
-        describe = parts_of_object
-    if describe is None or id(thing) in seen or not is_the_users(thing):
+    an_object = not isinstance(thing, (types.FunctionType, types.ModuleType, type))
+    if an_object and not (hasattr(thing, "__dict__") and is_the_users(type(thing))):
+        return name
+    if id(thing) in seen or not is_the_users(thing):
         return name
     seen.add(id(thing))
-    return [name, describe(thing, seen)]
+    if an_object:
+        return [name, described([type(thing), vars(thing)], seen)]
+    if isinstance(thing, types.ModuleType):
+        return [name, sha256(Path(thing.__file__).read_bytes())]
+    return [name, (parts_of_class if isinstance(thing, type) else parts_of_function)(thing, seen)]
 
 
 def parts_of_function(function: types.FunctionType, seen: set) -> list:
@@ -81,14 +84,6 @@ def parts_of_class(kind: type, seen: set) -> list:
     own = {k: v for k, v in vars(kind).items() if not k.startswith("__") or isinstance(v, types.FunctionType)}
     versions = [vars(base).get("version", "") for base in kind.__mro__]  # also of bases that ship
     return described([sorted(own.items(), key=lambda item: item[0]), kind.__bases__, versions], seen)
-
-
-def parts_of_object(thing, seen: set) -> list:
-    return described([type(thing), vars(thing)], seen)
-
-
-def source_of_module(module: types.ModuleType, seen: set) -> str:
-    return sha256(Path(module.__file__).read_bytes())
 
 
 def globals_in(code: types.CodeType) -> set[str]:

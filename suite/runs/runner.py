@@ -80,7 +80,8 @@ class Files:
 
     def __init__(self, spec: Run, cfg: ModelConfig, corpus, folder: Path):
         self.results, self.checkpoints = folder / "results", folder / "checkpoints"
-        self.name = f"{file_name(spec)}_s{spec.train.seed}"
+        # The identity behind it keeps runs apart whose names become one
+        self.name = f"{safe_name(f'{spec.experiment}_{spec.model}')}_s{spec.train.seed}"
         self.rename(run_id(cfg, spec.train, corpus, spec.code, spec.parent, spec.preset))
         self.lock = self.checkpoints / f"{self.id}.lock"
 
@@ -108,11 +109,6 @@ class Files:
         """Remove what a writer that was killed has left; for the holder of the lock."""
         for part in (*self.results.glob(f".*{self.id}*.part"), *self.checkpoints.glob(f".{self.id}*.part")):
             part.unlink(missing_ok=True)
-
-
-def file_name(spec: Run) -> str:
-    """Experiment and label; the identity behind them keeps runs apart whose names become one."""
-    return safe_name(f"{spec.experiment}_{spec.model}")
 
 
 def trained(spec: Run, cfg: ModelConfig, corpus, files: Files, device: tuple, progress: bool, hook,

@@ -136,7 +136,7 @@ def parameters(namespace: dict, known: dict[str, Any]) -> dict:
     plain = (bool, int, float, str, list, tuple, dict, types.NoneType)
     names = names_set(namespace)
     if names is None:
-        names = {k for k, v in namespace.items() if is_plain(k, v, plain)}
+        names = {k for k, v in namespace.items() if not k.startswith("_") and isinstance(v, plain)}
     given = {k: v for k, v in namespace.items() if k in names}
     allowed = f"allowed are: {', '.join(sorted(known))}"
     if unknown := sorted(set(given) - set(known)):
@@ -150,10 +150,6 @@ def parameters(namespace: dict, known: dict[str, Any]) -> dict:
         except ValueError as error:
             raise ValueError(f"{error}; {allowed}") from None
     return result
-
-
-def is_plain(name: str, value, plain: tuple) -> bool:
-    return not name.startswith("_") and name not in ("In", "Out") and isinstance(value, plain)
 
 
 def names_set(namespace: dict) -> set[str] | None:

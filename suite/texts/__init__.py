@@ -7,6 +7,5 @@ from .figures import draw_splits, headline, stored_floors
 from .known_depth import Hops
 from .models import load_model, save_model
 from .ngrams import context_numbers, ngram_floor, ngram_surprisal
-from .sources import CORPORA, read_text
 from .tokenizers import TOKENIZERS, CharTokenizer, SubwordTokenizer, Tokenizer
 from .writing import write
