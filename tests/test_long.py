@@ -332,6 +332,7 @@ def test_numbers_that_notebooks_02_and_03_write_out_are_those_of_the_records():
 
     loss = by_seed("exp2-long", "mor-equal-epochs", "loss") - by_seed("exp2-long", "fixed-shallow", "loss")
     assert (len(loss), round(loss.min(), 3), round(loss.max(), 3)) == (6, 0.009, 0.025)
+    assert by_seed("exp2-long", "worth", "effective_depth").round(2).tolist() == [6.25]
     ahead = by_seed("sources", "mor, per sample", "accuracy") - by_seed(
         "sources", "mor, as published", "accuracy"
     )

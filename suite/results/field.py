@@ -31,21 +31,14 @@ from .figures import (
 )
 from .glance import without_intervals
 from .headlines import show
-from .known_depth import FIXED, by_hops, steps_of, way_of, with_hops
+from .known_depth import FIXED, LABELS, by_hops, steps_of, way_of, with_hops
 from .known_front import front_records, trained_twice
 from .stats import LEAST_SEEDS, different, interval, tested
 from .tables import count, in_seeds, layers_by_model, signed, span
 
 # Each row of the field in words. n: layers of the model, N: of the deepest
 NAMES = {
-    "fixed-half": "{n} layers",
-    "fixed-between": "{n} layers",
-    "fixed-deep": "{n} layers",
-    "planted": "the plan written down",
-    "blind": "blind, whole tokens",
-    "frozen": "untrained router",
-    "worth": "token worth",
-    "mor": "MoR of notebook 02",
+    **{label: LABELS[label] for label in (*FIXED, "planted", "blind", "frozen", "worth", "mor")},
     "act": "Universal Transformer with ACT",
     "ponder": "PonderNet",
     "exit": "Depth-Adaptive Transformer",
