@@ -79,7 +79,8 @@ def test_systems_that_are_left_out_are_named_and_not_praised():
     told = results.field.on_text_sentence(records.assign(accuracy=right), costs)
     assert "a router chose nothing at one seed or more: mixture of experts, top 1." in told
     assert "mixture of experts, top 1" not in told.split("By accuracy")[1]
-    assert "One of one system is " in results.field_sentence(records[records["model"] != "moe-top1"], costs)
+    told = results.field_sentence(records[records["model"] != "moe-top1"], costs)
+    assert told.startswith("None of one system is shown") and "few seeds: Universal Transformer" in told
 
 
 def test_there_is_a_row_for_each_system():
@@ -221,9 +222,14 @@ def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_of_its_seed_at
     assert f"The nearest to it is {NAMES['act']} (+0.020 nats; two seeds)." in told
     better = records_of(losses | {"act": [1.40, 1.50]}, run=(1.0, 0.5))
     told = results.field_sentence(better, costs_of(better, **cost_of))
-    assert f"in loss: {NAMES['act']} (+0.050 nats; two seeds)." in told and "chose nothing" not in told
+    hint = f"Ahead of it so far, at each of few seeds: {NAMES['act']} (+0.050 nats; two seeds)."
+    assert told.startswith("None of two systems is shown") and hint in told and "chose nothing" not in told
     assert "With one seed so far, which shows nothing: PonderNet." in told, "not counted as behind"
     assert "The nearest" not in told
+    six = records_of({model: [v[0] + 0.01 * seed for seed in range(6)] for model, v in LOSSES.items()}
+                     | {"act": [1.40 + 0.01 * seed for seed in range(6)]}, run=(1.0, 0.5))  # fmt: skip
+    told = results.field_sentence(six, costs_of(six, **cost_of))
+    assert told.startswith("One of one system is shown") and "so far" not in told
     short = results.short_field(better, records, costs_of(better, **cost_of))
     assert (
         short
@@ -357,7 +363,8 @@ def test_the_headline_begins_with_what_holds_on_both_tasks(monkeypatch):
     results.field_headline(costs)
     first = results.field_sentence(results.stored_field(), costs)
     assert shown[1][0] == first and first in shown[0][2], "the answer, or what is said after it"
-    assert all(results.stays_high_sentence(costs) in parts[2] for parts in shown)
+    for sentence in (results.stays_high_sentence, results.second_lead_sentence):
+        assert sentence(costs) and all(sentence(costs) in parts[2] for parts in shown)
     plt.close("all")
 
 
@@ -670,6 +677,24 @@ def test_the_lead_where_the_rate_stays_high_is_that_of_its_records(tmp_path):
     lead = float(re.search(r"is ahead too \(\+([\d.]+) nats", told)[1])
     assert lead == pytest.approx(leads.mean(), abs=0.002) and told.endswith("six seeds).")
     assert results.stays_high_sentence(costs, tmp_path) == results.stays_high_sentence(costs.head(0)) == ""
+
+
+def test_the_lead_by_the_second_trainings_is_that_of_their_losses(tmp_path):
+    costs = cost.stored_systems()
+    again = (
+        results.stored_table("known_depth_dial_narrow.json").query("target == 2.3").set_index("seed")["loss"]
+    )
+    own = with_costs(results.stored_field(), costs)
+    losses = own.pivot_table(index="seed", columns="model", values="loss")
+    at = own.groupby("model")["operations"].mean()
+    part = (at["worth"] - at["fixed-half"]) / (at["fixed-between"] - at["fixed-half"])
+    line = losses["fixed-half"] + part * (losses["fixed-between"] - losses["fixed-half"])
+    gaps = line - again.combine_first(losses["worth"])
+    told = results.second_lead_sentence(costs)
+    assert "token worth is not shown to be ahead (+" in told and (gaps > 0).sum() == 5
+    assert float(re.search(r"\(\+([\d.]+) nats", told)[1]) == pytest.approx(gaps.mean(), abs=0.002)
+    assert told.endswith("six seeds, ahead at five of them).")
+    assert results.second_lead_sentence(costs, tmp_path) == ""
 
 
 def test_each_system_is_drawn_as_its_family_and_no_two_families_look_alike():

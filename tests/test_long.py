@@ -267,7 +267,7 @@ def test_what_depth_is_worth_by_length_of_training(tmp_path):
     table = results.worth_of_depth(tmp_path)
     name = "Tiny Shakespeare"
     assert list(table.index) == [(name, 128, 15), (name, 64, 15), (name, 64, 30)]
-    table = table.loc[name, 64]
+    table = table.xs((name, 64), level=("text", "width"))
     assert table["seeds"].tolist() == [2, 3]
     assert table["difference (points)"].tolist() == ["+1.10", "+2.00"]
     assert table["95 % interval"].tolist() == ["", "\u22120.48 to +4.48"]
