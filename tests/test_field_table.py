@@ -649,8 +649,13 @@ def test_what_notebook_08_says_of_six_layers_holds():
     right = results.known_depth.with_hops(wide).set_index(["model", "seed"])["hops"].round()
     first = dict.fromkeys(["fixed-between", "fixed-deep"], 99) | {"fixed-half": 18, "mor-expert": 95}
     first |= {"mor-moe": 94, "mod": 93, "moe-top2": 89, "exit": 68, "mor-token": 59, "act": 4, "sliced": 12}
-    first |= {"ponder": 9, "moe-top1": 5, "exit-confidence": 0}
+    first |= {"ponder": 9, "moe-top1": 5, "exit-confidence": 0, "dr": 95, "lora": 9, "mor-expert-cycle": 3}
+    first |= {"mor-expert-sharing": 79, "mor-token-cycle": 23, "mor-token-sharing": 22}
     assert {label: right[label, 0] for label in first} == first
+    none = {"blind", "frozen", "lora-uptrained"}
+    assert set(NAMES) - set(wide["model"]) == none and set(first) | none | {"planted", "worth", "mor"} == set(
+        NAMES
+    )
     assert (right["fixed-between", 1], right["fixed-deep", 1]) == (77, 69)
     assert right["mor-expert"].tolist() == [95, 88, 22] and right["worth"].min() == 97
     assert (right["fixed-deep"].min(), right["fixed-deep"].max()) == (50, 99)
