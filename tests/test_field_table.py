@@ -377,7 +377,7 @@ def test_on_text_it_is_accuracy_that_is_right():
     assert table.loc[NAMES["act"], "depth follows surprisal"] == "+0.25"
     told = results.on_text_sentence(records, costs_of(records))
     start = (
-        "On text, where four layers are worth 0.300 nats over two layers: one of one system is shown to lie"
+        "On text, where four layers are worth 0.300 nats over two layers: none of one system is shown to lie"
     )
     assert told.startswith(start) and told.endswith("By accuracy, those ahead of it are: none.")
     assert results.on_text_sentence(records[records["model"] == "act"], NO_COSTS) == ""

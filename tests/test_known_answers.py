@@ -689,7 +689,8 @@ def test_in_short_says_both_halves_from_the_records():
     told = results.in_short(known, tables)
     right = results.known_depth.with_hops(known).groupby("model")["hops"].mean()
     assert f"Held to E 2.3, which is set by hand, it answers {right['worth']:.0f} % of the hard " in told
-    mor = f"MoR's router is not shown to find them ({right['mor']:.0f} %)"
+    spread = f"with a budget that could pay for them, {right['mor-spread']:.0f} %"
+    mor = f"MoR's router is not shown to find them ({right['mor']:.0f} %; {spread})"
     assert "finds the tokens that need it." in told
     assert f"two layers {right['fixed-half']:.0f} %; {mor}." in told
     gains = [results.signed(results.compare(table, "mor", "fixed-shallow")["mean"]) for table in tables]
