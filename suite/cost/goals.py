@@ -28,9 +28,8 @@ PADDED = (
     "fourteenth of the time moves tokens in and out of the packed batch, and the optimizer does not shrink."
 )
 LEARNT = (
-    f"{PADDED} Beside one decision by chance, attention takes most of what token worth takes more: its rows "
-    "are fuller and emptier, and while some tokens are explored a mask is added. Then come packing and the "
-    "network that decides."
+    f"{PADDED} Token worth also asks a network, and in training a mask is added in attention, which is then "
+    "written out."
 )
 STARTS = "A small model leaves a card waiting for the next kernel: what counts is how many, not how large."
 SAME = "Both do the same matrix products, and nearly the same work between them."
@@ -180,11 +179,8 @@ def misses(record: dict) -> list[str]:
         measured = row.get("measured")
         if measured is None or goal.met(measured):
             continue
-        note = (
-            f" ({row['note']}{plain_loop(record) if goal.key == 'generation' else ''})"
-            if row.get("note")
-            else ""
-        )
+        more = plain_loop(record) if goal.key == "generation" else ""
+        note = f" ({row['note']}{more})" if row.get("note") else ""
         what = goal.named(record["sizes"])
         line = f"{what}: {measured:.3f}, goal {goal.words()}, {goal.verdict(measured)}{note}"
         missed.setdefault(goal.why, []).append(line)

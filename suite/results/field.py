@@ -386,11 +386,8 @@ def stays_high_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
     gaps = gaps_to_fixed(own.assign(operations=own["model"].map(operations)), "worth")
     if not len(gaps) or np.isnan(gaps).any():
         return ""
-    stands = "is ahead too" if is_ahead(gaps) else "is not shown to be ahead"
-    return (
-        "Where the learning rate stays high for longer, for fixed layers as well, token worth "
-        f"{stands} ({lead(gaps)})."
-    )
+    started = "Where the learning rate stays high for longer, for fixed layers as well, token worth"
+    return f"{started} {stands_too(gaps)} ({lead(gaps)})."
 
 
 def second_lead_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str:
@@ -403,12 +400,14 @@ def second_lead_sentence(costs: pd.DataFrame, folder: Path | None = None) -> str
     gaps = gaps_to_fixed(scored.assign(loss=second.fillna(scored["loss"])), "worth")
     if not len(gaps) or np.isnan(gaps).any():
         return ""
-    stands = "is ahead too" if is_ahead(gaps) else "is not shown to be ahead"
-    seeds = in_seeds(again["seed"].nunique())
-    return (
-        f"If the second trainings of {seeds} count in place of the first, token worth {stands} "
-        f"({lead(gaps)}, ahead at {count(int((gaps > 0).sum()))} of them)."
-    )
+    started = f"If the second trainings of {in_seeds(again['seed'].nunique())} count in place of the first"
+    told = f"{lead(gaps)}, ahead at {count(int((gaps > 0).sum()))} of them"
+    return f"{started}, token worth {stands_too(gaps)} ({told})."
+
+
+def stands_too(gaps: np.ndarray) -> str:
+    """Whether a system is ahead of fixed depth in one more setting, by its gaps [seeds]."""
+    return "is ahead too" if is_ahead(gaps) else "is not shown to be ahead"
 
 
 def short_field(known: pd.DataFrame, text: pd.DataFrame, costs: pd.DataFrame) -> str:
