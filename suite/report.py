@@ -18,6 +18,8 @@ from .routing.findings import FILE as ROUTING_FINDINGS
 from .runs import PAIRS, stored_records
 
 START, END = "<!-- results -->", "<!-- end of results -->"
+BOOKS = {"exp1": "02_exp1_efficiency", "exp2": "03_exp2_equal_cost", "bangla": "04_bangla"}
+READ = "What do the models read, and how far does counting get?"
 QUESTIONS = {
     "exp1": "Does MoR keep accuracy while it computes less?",
     "exp2": "Is MoR better than a fixed-depth Transformer of equal cost?",
@@ -41,12 +43,11 @@ CHOICES = (
     "Which to choose, by what matters, without the plan, the controls, what trains on from a model of the "
     "table, routers that chose nothing in a seed, and rows of one seed:"
 )
-CHOICE = "Which to choose when: [notebook 08](notebooks/08_field.ipynb)."
-DECODING = "Decoding: [notebook 06](notebooks/06_deployment.ipynb)."
+COLOURED = "A [text coloured by depth](outputs/reference/routing_text.html), to be opened in a browser."
 UNITS = (
-    "Differences are percentage points of accuracy, means over six paired seeds unless it says otherwise; "
-    "cost is how often blocks are applied, not seconds. [At a glance](RESULTS.md#at-a-glance) gives each "
-    "difference its interval, and all tables follow there."
+    "The answers, each with the notebook that asks. *Kept* means within half a point; cost is how often "
+    "blocks are applied, not seconds. [At a glance](RESULTS.md#at-a-glance) gives each difference its "
+    "interval, and all tables follow there."
 )
 INTRODUCTION = """# Results
 
@@ -114,45 +115,47 @@ def contents(parts: list[str]) -> str:
 
 def readme_part() -> str:
     """The README's answers, without their intervals, and two pictures."""
-    lines, stored = [], {name: stored_records(name) for name in ("exp1", "bangla", "exp2")}
+    stored = {name: stored_records(name) for name in BOOKS}
     stored = {name: records for name, records in stored.items() if len(records)}
+    lines = [bullet("01_data", READ, "", results.early_line(stored))] if stored else []
     for experiment, records in stored.items():
-        told = results.brief(experiment, records)
-        lines.append(bullet(QUESTIONS[experiment], results.short_answer(experiment, records), told))
-    long = ("exp1", "exp1-thin")
-    tables = [*map(results.long_records, long)]
+        told = results.protocol_sentence(records) if experiment == "exp2" else ""
+        short = results.short_answer(experiment, records)
+        lines.append(bullet(BOOKS[experiment], QUESTIONS[experiment], short, told))
+    tables = [*map(results.long_records, ("exp1", "exp1-thin"))]
     if told := results.short_depth(tables):
-        lines.append(bullet(DEPTH, told, results.mor_gets(tables)))
+        lines.insert(2, bullet(BOOKS["exp1"], DEPTH, told))
     if subjects := stored_subjects():
-        lines.append(bullet(DIFFICULTY, short_difficulty(subjects), difficulty_sentence(subjects)))
+        told = f"{difficulty_sentence(subjects)} {COLOURED}"
+        lines.append(bullet("05_routing_analysis", DIFFICULTY, short_difficulty(subjects), told))
+    for record in cost.speed_records():
+        told = cost.training_sentence(record) if cost.short(record) else ""
+        lines.append(bullet("06_deployment", TIME, cost.short(record), told))
     known = results.main_records()
     if results.answerable(known):
-        stays_high = results.wsd_sentence(stored_records("known-depth-wsd"), results.FIXED)
         front = results.front_records()
         told = [results.known_depth_answer(known), results.weakest_sentence(front)]
-        told += [results.second_sentence(front, known)]
-        four, wide = stored_records("known-depth-4"), stored_records("known-depth")
-        four = results.brief_of_setting(four, ", with that rate,") if stays_high else ""
-        slow = results.brief_of_setting(wide)
-        slow += results.longer_sentence(wide) if slow else ""
-        told += [stays_high, four, slow, results.text_sentence()]
-        lines.append(bullet(KNOWN, results.short_known(known), " ".join(filter(None, told))))
+        told += [results.second_sentence(front, known), results.text_sentence()]
+        told = " ".join(filter(None, told))
+        lines.append(bullet("07_known_depth", KNOWN, results.short_known(known), told))
     fields = results.stored_field(), results.stored_text_field()
     if told := results.short_field(*fields, cost.stored_systems()):
-        lines.append(bullet(SYSTEMS, told, CHOICE))
-    for record in cost.speed_records():
-        told = f"{cost.training_sentence(record)} {DECODING}" if cost.short(record) else ""
-        lines.append(bullet(TIME, cost.short(record), told))
+        lines.append(bullet("08_field", SYSTEMS, told, "Which to choose when stands there."))
     text = results.without_intervals("\n".join(lines)) or "No records yet."
-    pictures = [f"{FRONT}\n{front_caption()}".strip(), *([HOPS] if results.answerable(known) else [])]
-    units = " ".join(filter(None, (UNITS, results.early_line(stored))))
-    parts = [results.in_short(known, tables), *pictures, units, text]
-    return "\n\n".join(filter(None, parts))
+    on_text, on_known = results.text_table(), results.settings_table()
+    parts = [results.in_short(known, tables)]
+    if len(on_text):
+        parts += [f"{FRONT}\n{front_caption()} {results.CAPTION_ON_TEXT}", markdown(on_text)]
+    if len(on_known):
+        parts += [f"{HOPS} {results.CAPTION}", markdown(on_known)]
+    return "\n\n".join(filter(None, [*parts, UNITS, text]))
 
 
-def bullet(question: str, short: str, told: str) -> str:
-    """One of the README's answers: the question, the answer in a few words, and what it rests on."""
-    return " ".join(filter(None, (f"- *{question}*", short and f"**{short}**", told)))
+def bullet(notebook: str, question: str, short: str, told: str = "") -> str:
+    """One of the README's answers: a link to the notebook, the question, the answer in a few words, and more
+    on it."""
+    link = f"- [{notebook[:2]}](notebooks/{notebook}.ipynb)"
+    return " ".join(filter(None, (link, f"*{question}*", short and f"**{short}**", told)))
 
 
 def front_caption() -> str:
@@ -245,24 +248,23 @@ def trained_long(experiment: str) -> list[str]:
 
 def known_depth() -> list[str]:
     """The task of known depth: models, rates, depths, goals, what was tried; and the same on text."""
-    records, wide = results.main_records(), stored_records("known-depth")
+    records = results.main_records()
     if not results.answerable(records):
         return []
     dial, front = results.stored_table(results.DIAL), results.front_records()
     return [
         *(f"## {KNOWN}", about(records), results.hops_sentence(records)),
+        *(results.CAPTION, markdown(results.settings_table())),
         *("Hard answers right (%), by the number of hops k:", markdown(results.hops_table(records))),
         *("Mean over the upper half of k, in points:", markdown(results.hops_verdicts(records))),
         "### Other learning rates, and depths\n\nAt twice the learning rate:",
         markdown(results.hops_table(stored_records("rates"))),
         *("At four times:", markdown(results.hops_table(stored_records("rates-4")))),
-        f"{results.other_depths_sentence(front)} {results.again_sentence(front)} "
-        f"{results.second_sentence(front, records)}".strip(),
-        *setting("A learning rate that stays high", "known-depth-wsd", results.wsd_sentence),
-        f"### The wide setting: six layers of width 64\n\n{results.hops_sentence(wide)}",
-        *(markdown(table(wide)) for table in (results.hops_table, results.hops_verdicts)),
+        f"{results.again_sentence(front)} {results.second_sentence(front, records)}".strip(),
+        *setting("A learning rate that stays high", stored_records("known-depth-wsd")),
+        *setting("The wide setting: six layers of width 64", stored_records("known-depth")),
         *fewer_layers(),
-        *setting("Four wide layers, and a rate that stays high", "known-depth-4", results.four_wide_sentence),
+        *setting("Four wide layers, and a rate that stays high", stored_records("known-depth-4")),
         *harder(),
         *goals_reached(),
         "### Accuracy against depth\n\nIn the narrow setting, held to other depths too; hard answers right "
@@ -271,9 +273,7 @@ def known_depth() -> list[str]:
         f"{results.less_depth_sentence(front)} Depth at x by the number of hops, in brackets how many of the "
         "hard questions are right (%):",
         markdown(results.who_is_deep(front).reset_index()),
-        f"### A task of another kind: chains\n\n{results.chains_sentence()} Hard answers right (%), by the "
-        "assignments k to follow:",
-        *(markdown(table(stored_records("chains"))) for table in (results.hops_table, results.hops_verdicts)),
+        *setting("A task of another kind: chains of k assignments to follow", stored_records("chains")),
         "### Fixed depth by steps of training\n\nOn hops-8-6 at width 64:",
         markdown(results.map_table(results.map_records())),
         f"### Held to other depths after training\n\n{results.dial_sentence(dial)}",
@@ -310,13 +310,14 @@ def worth_on_text() -> list[str]:
     ]
 
 
-def setting(title: str, experiment: str, sentence: Callable[[pd.DataFrame], str]) -> list[str]:
-    """A section on one more setting of the task: its sentence and tables; nothing without records."""
-    records = stored_records(experiment)
-    if told := sentence(records):
-        tables = results.hops_table(records), results.hops_verdicts(records)
-        return [f"### {title}\n\n{told}", *map(markdown, tables)]
-    return []
+def setting(title: str, records: pd.DataFrame) -> list[str]:
+    """A section on one more setting of the task: its models and verdicts; nothing without records."""
+    if not results.answerable(records):
+        return []
+    return [
+        f"### {title}",
+        *(markdown(table(records)) for table in (results.hops_table, results.hops_verdicts)),
+    ]
 
 
 def fewer_layers() -> list[str]:
@@ -324,10 +325,7 @@ def fewer_layers() -> list[str]:
     records = results.wide_front_records()
     if records.empty:
         return []
-    told = (
-        f"Fewer layers for less depth. {results.fewer_layers_sentence(records)} Beside them the other "
-        "models, at the same seeds as far as they ran there:"
-    )
+    told = "Fewer layers for less depth; beside them the other models, at the same seeds as far as they ran:"
     verdicts = results.hops_verdicts(records, "worth-shallow")
     return [told, markdown(results.hops_table(records)), markdown(verdicts)]
 
@@ -337,9 +335,7 @@ def harder() -> list[str]:
     records = results.deep_records()
     if records.empty:
         return []
-    tables = (results.hops_table, results.hops_verdicts)
-    parts = [f"### A harder task: twelve layers\n\n{results.harder_sentence(records)}"]
-    parts += [markdown(table(records)) for table in tables]
+    parts = setting("A harder task: twelve layers", records)
     dial, leads = results.stored_table(results.DEEP_DIAL), stored_records("known-depth-12-leads")
     if len(dial):
         parts += ["Token worth, held to other depths after training:", markdown(results.dial_table(dial))]
@@ -515,7 +511,7 @@ def update_readme(path: Path = ROOT / "README.md") -> None:
         raise ValueError(f"{path.name} must hold {START} and {END} once each")
     before, rest = text.split(START)
     after = rest.split(END)[1]
-    write_whole(path, f"{before}{START}\n\n{readme_part()}\n\n{END}{after}".encode())
+    write_whole(path, f"{before}{START}\n{readme_part()}\n\n{END}{after}".encode())
 
 
 def main() -> None:

@@ -224,7 +224,7 @@ def test_a_system_is_ahead_if_it_is_below_the_line_of_fixed_depth_of_its_seed_at
     told = results.field_sentence(better, costs_of(better, **cost_of))
     hint = f"Ahead of it so far, at each of few seeds: {NAMES['act']} (+0.050 nats; two seeds)."
     assert told.startswith("None of two systems is shown") and hint in told and "chose nothing" not in told
-    assert "With one seed so far, which shows nothing: PonderNet." in told, "not counted as behind"
+    assert "Of one more there is one seed so far, which shows nothing." in told, "not counted as behind"
     assert "The nearest" not in told
     six = records_of({model: [v[0] + 0.01 * seed for seed in range(6)] for model, v in LOSSES.items()}
                      | {"act": [1.40 + 0.01 * seed for seed in range(6)]}, run=(1.0, 0.5))  # fmt: skip
@@ -647,15 +647,11 @@ def test_what_notebook_08_says_of_six_layers_holds():
     costs, wide, narrow = cost.stored_systems(), results.stored_wide_field(), results.stored_field()
     assert all("worth" in results.field.ahead_of_fixed(table, costs)[1] for table in (wide, narrow))
     right = results.known_depth.with_hops(wide).set_index(["model", "seed"])["hops"].round()
-    first = dict.fromkeys(["fixed-between", "fixed-deep"], 99) | {"fixed-half": 18, "mor-expert": 95}
-    first |= {"mor-moe": 94, "mod": 93, "moe-top2": 89, "exit": 68, "mor-token": 59, "act": 4, "sliced": 12}
-    first |= {"ponder": 9, "moe-top1": 5, "exit-confidence": 0, "dr": 95, "lora": 9, "mor-expert-cycle": 3}
-    first |= {"mor-expert-sharing": 79, "mor-token-cycle": 23, "mor-token-sharing": 22}
+    first = {"fixed-half": 18, "fixed-between": 99, "fixed-deep": 99, "dr": 95, "mor-expert": 95, "mod": 93}
+    first |= {"mor-moe": 94, "moe-top2": 89, "lora-uptrained": 71, "frozen": 47, "blind": 1}
     assert {label: right[label, 0] for label in first} == first
-    none = {"blind", "frozen", "lora-uptrained"}
-    assert set(NAMES) - set(wide["model"]) == none and set(first) | none | {"planted", "worth", "mor"} == set(
-        NAMES
-    )
+    others = set(NAMES) - set(first) - {"worth", "planted"}
+    assert max(right[label, 0] for label in others) < 89, "none of the others comes near six layers"
     assert (right["fixed-between", 1], right["fixed-deep", 1]) == (77, 69)
     assert right["mor-expert"].tolist() == [95, 88, 22] and right["worth"].min() == 97
     assert (right["fixed-deep"].min(), right["fixed-deep"].max()) == (50, 99)
@@ -668,7 +664,7 @@ def test_what_notebook_08_says_of_six_layers_holds():
     )
     seeds = results.field_table(wide, costs)["seeds"]
     assert seeds[NAMES["mor-expert"]] == "3 of 3" and seeds[NAMES["worth"]] == "6 of 6"
-    assert "one seed so far, which shows nothing: " in results.field_sentence(wide, costs)
+    assert "more there is one seed so far, which shows nothing." in results.field_sentence(wide, costs)
 
 
 def test_the_lead_where_the_rate_stays_high_is_that_of_its_records(tmp_path):

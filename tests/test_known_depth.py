@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 import morlib
 from suite import field, files, report, results, runs, texts
 from suite.results.dial import follows
-from suite.results.known_depth import RATES
 from suite.runs import leads
-from suite.runs.known_depth import RATE
 from suite.runs.runner import stored
 from suite.texts import drawn, known_depth, tasks
 from suite.texts.drawn import SEEDS, WINDOWS
@@ -487,38 +485,17 @@ def test_what_notebook_07_says_of_fewer_layers_in_the_wide_setting_holds():
     assert len(plans) == 3 and min(right) > 99
 
 
-def test_four_wide_layers_where_the_rate_stays_high_are_told_by_the_worst_k_and_seed():
-    records = runs.stored_records("known-depth-4")
-    assert {record["config"]["train"]["schedule"] for record in records["record"]} == {"wsd"}
-    own = records[records["model"] == "worth"]
-    right = [of["accuracy"] for r in own["record"] for of in r["metrics"]["details"]["by_hops"]]
-    told = results.four_wide_sentence(records)
-    assert f"token worth answers {min(right):.1f} % of the hard questions or more" in told
-    assert "at E 2.3" in told
-    scored = results.known_depth.with_hops(records)
-    solved = results.tables.count(int(scored[scored["model"] == "worth"]["solved"].sum()))
-    assert f"{solved} of {results.tables.count(len(own))} reach 99 % at each k." in told
-    three = scored[scored["model"] == "fixed-between"]["hops"]
-    assert f"three layers {three.mean():.0f} %, four" in told and told.endswith("(one to six seeds).")
-    assert results.four_wide_sentence(own).endswith("reach 99 % at each k."), "nobody stands beside it"
-    brief = results.brief_of_setting(records, ", with that rate,")
-    hops = scored.groupby("model")["hops"].mean()
-    assert f"In four layers of width 64, with that rate, it answers {hops['worth']:.0f} % at E 2.3" in brief
-    for model, name in (("fixed-half", "two"), ("fixed-between", "three"), ("fixed-deep", "four")):
-        assert f"{name} layers {hops[model]:.0f} %" in brief
-    assert brief.endswith("(one to six seeds).")
-    assert results.brief_of_setting(records[records["seed"] < 3]) == "", "token worth has three seeds"
-    assert results.four_wide_sentence(records[records["model"] != "worth"]) == ""
-    assert results.four_wide_sentence(records.head(0)) == results.brief_of_setting(records.head(0)) == ""
-
-
 def test_what_notebook_07_says_of_four_wide_layers_holds():
     records = runs.stored_records("known-depth-4")
+    assert {record["config"]["train"]["schedule"] for record in records["record"]} == {"wsd"}
     hops = results.known_depth.with_hops(records).pivot_table(index="seed", columns="model", values="hops")
     assert len(hops["worth"].dropna()) == len(hops["fixed-half"].dropna()) == 6
     assert (hops["worth"] > hops["fixed-half"]).all()
     three, four = hops["fixed-between"].dropna(), hops["fixed-deep"].dropna()
-    assert (hops["worth"][three.index] > three).all() and len(three) == 2
+    assert (hops["worth"] > three).all() and len(three) == 6
+    assert (round(three.min()), round(three.max())) == (29, 96)
+    lead = results.known_depth.compare_hops(results.known_depth.with_hops(records), "worth", "fixed-between")
+    assert [round(lead[name]) for name in ("mean", "low", "high")] == [28, 4, 53]  # 3.5 and 52.5
     assert (hops["worth"][four.index] - four).abs().max() < 0.5 and len(four) == 1
     own = records[records["model"] == "worth"]
     for record in own["record"]:
@@ -527,20 +504,7 @@ def test_what_notebook_07_says_of_four_wide_layers_holds():
     right = results.known_depth.by_hops(own)
     assert right.loc[right["accuracy"].idxmin(), "k"] == 6 and round(right["accuracy"].min()) == 95
     verdicts = results.hops_verdicts(records).set_index("token worth against")["verdict"]
-    assert verdicts["two layers"] == "better"
-
-
-def test_fewer_layers_are_told_by_their_means():
-    records = results.wide_front_records()
-    told = results.fewer_layers_sentence(records)
-    hops = results.known_depth.with_hops(records).groupby("model")["hops"].mean()
-    E = records[records["model"] == "worth-shallow"]["effective_depth"].mean()
-    assert f"token worth in four layers {hops['worth-shallow']:.0f} % at E {E:.1f}" in told
-    for model, name in (("fixed-half", "three"), ("fixed-between", "four"), ("fixed-deep", "six")):
-        assert f", {name} layers {hops[model]:.0f} %" in told
-    assert told.endswith(" (two to six seeds). Against six layers: no difference shown.")
-    assert told.startswith("At width 64, along the usual cosine, hard questions of 4 to 6 hops right: ")
-    assert results.fewer_layers_sentence(records.head(0)) == ""
+    assert verdicts["two layers"] == verdicts["three layers"] == "better"
 
 
 def test_the_plan_is_equal_to_all_layers_within_a_point_as_in_the_other_sentences():
@@ -567,13 +531,6 @@ def test_the_front_is_drawn_from_both_kinds_of_records():
     worth = front[front["line"] == "worth"]
     for asked, own in worth.groupby("asked"):
         assert own["effective_depth"].mean() == pytest.approx(asked, abs=0.05)
-    told, right = results.other_depths_sentence(front), front.groupby(["line", "asked"])["hops"]
-    low, high = (f"{value:.0f}" for value in right.agg(["min", "max"]).loc["worth", 3.0])
-    assert told.startswith("Trained for other depths token worth answers ")
-    at_three = f"{low} to {high} % at E 3 (three layers {right.mean()['fixed', 3.0]:.0f} %)"
-    assert told.endswith(f"{at_three} (three seeds each; in brackets all seeds of fixed layers).")
-    assert results.other_depths_sentence(front[front["line"] == "fixed"]) == ""
-    assert "layers" not in results.other_depths_sentence(front[front["line"] == "worth"]), "nothing beside it"
     lines = {line.get_label() for line in results.draw_known_front(front).axes[0].lines}
     assert {"fixed depth", "token worth, trained for each depth", "the plan written down"} <= lines
 
@@ -665,37 +622,33 @@ def test_the_short_answer_is_a_verdict_with_its_interval(worth, half, start):
     told = results.known_depth_answer(records)
     against_all = f"{results.signed(sum(worth) / len(worth) - 90, 0)} points ("
     assert results.short_known(records) == start
-    assert f"{sum(worth) / len(worth):.0f} % of the hard questions" in told
-    assert f"; three layers {sum(half) / len(half):.0f} %, six layers 90 %." in told
-    assert re.search(rf"Against six layers: (?:[\w ]+, )?{re.escape(against_all)}", told)
+    assert told.startswith("In six layers of width 64, at E 3.1, *token worth* against six layers: ")
+    assert re.search(rf"against six layers: (?:[\w ]+, )?{re.escape(against_all)}", told)
     assert ("of six seeds" in told) == (len(worth) < 6)
+    narrow = "Token worth does at a depth that is set by hand; MoR's router is not shown to."
+    assert results.short_known(results.main_records()) == narrow
 
 
-def test_the_short_answer_names_mor_and_the_plan_where_they_ship():
-    narrow = results.main_records()
-    right = results.known_depth.with_hops(narrow).groupby("model")["hops"].mean().round().astype(int)
-    told = results.known_depth_answer(narrow)
-    assert results.short_known(narrow) == (
-        "Token worth does at a depth that is set by hand; MoR's router is not shown to."
-    )
-    controls = f"its untrained router {right['frozen']} %, MoR with a budget that could pay for the plan"
-    assert f"four layers {right['fixed-deep']} %, MoR {right['mor']} %, {controls} " in told
-    assert f" the plan {right['mor-spread']} %, a plan written by hand " in told
-    assert f"run all layers) {right['planted']} %." in told and "of 4 to 6 hops at E 2.3; two layers" in told
+def test_settings_stand_side_by_side_with_their_means_and_few_seeds_in_brackets():
+    table, stored = results.settings_table(), results.known_settings()
+    assert len(table) == len(stored) == table.index.nunique()
+    for (name, row), records in zip(table.iterrows(), stored.values()):
+        scored = results.known_depth.with_hops(records)
+        config = records[records["model"] == "fixed-deep"].iloc[0]["record"]["config"]
+        assert ("rate stays high" in name) == (config["train"].get("schedule") == "wsd")
+        assert name.startswith(f"{config['model']['n_layers']} layers, width {config['model']['d_model']}, ")
+        assert row["E"] == f"{scored[scored['model'] == 'worth']['effective_depth'].mean():.1f}"
+        for label, column in results.side_by_side.SIDE_BY_SIDE.items():
+            own = scored[scored["model"] == label]["hops"]
+            few = f" ({len(own)})" if len(own) < 6 else ""
+            assert row[column] == (f"{own.mean():.0f}{few}" if len(own) else "\u2013")
+    assert "(" in table.to_string() and "\u2013" in table.to_string()
 
 
-def test_the_sentence_tells_what_longer_training_reaches():
-    stored = runs.stored_records("known-depth-map")
-    longer = stored[stored["model"] == "fixed 3, 8000 steps"]["record"]
-    upper = [row["accuracy"] for r in longer for row in r["metrics"]["details"]["by_hops"] if row["k"] > 3]
-    told = results.hops_sentence(runs.stored_records("known-depth"))
-    assert f"In twice the steps, three layers come to {sum(upper) / len(upper):.0f} %" in told
-    narrow = results.main_records()
-    long = narrow[narrow["model"] == "fixed-half-long"]["record"]
-    upper = [row["accuracy"] for r in long for row in r["metrics"]["details"]["by_hops"] if row["k"] > 3]
-    told = [results.hops_sentence(narrow), results.known_depth_answer(narrow)]
-    assert f"In twice the steps, two layers come to {sum(upper) / len(upper):.0f} [" in told[0]
-    assert "Against two layers, twice the steps: better, +" in told[1] and "width 32" not in told[1]
+def test_settings_without_an_answer_are_left_out(tmp_path):
+    for path in files.REFERENCE.glob("known-depth-wsd_*.json"):
+        shutil.copy(path, tmp_path)
+    assert results.settings_table(tmp_path).index.tolist() == ["4 layers, width 32, 6 hops, rate stays high"]
 
 
 def test_the_main_answer_rests_on_the_narrow_setting_where_it_ships(tmp_path):
@@ -706,46 +659,10 @@ def test_the_main_answer_rests_on_the_narrow_setting_where_it_ships(tmp_path):
     assert set(results.main_records(tmp_path)["experiment"]) == {"known-depth"}
 
 
-def test_what_a_faster_rate_reaches_is_said_where_its_records_ship():
-    for records, name in ((runs.stored_records("known-depth"), "three"), (results.main_records(), "two")):
-        fast = runs.stored_records(RATES[records.iloc[0]["experiment"]])
-        half = fast[fast["model"] == "fixed-half"]
-        assert half["record"].iloc[0]["config"]["train"]["lr"] == 2 * RATE
-        assert results.hops_table(fast).index[0] == f"{name} layers"
-        told = f"At twice the learning rate, {name} layers come to "
-        assert told in results.hops_sentence(records)
-
-
-def test_the_harder_task_is_told_from_its_records(tmp_path):
-    assert results.harder_sentence(results.deep_records(tmp_path)) == ""
-    few = {"worth": [97, 95], "fixed-half": [60, 70], "fixed-deep": [90, 92]}
-    told = results.harder_sentence(records_of(few))
-    start = (
-        "On a harder task, of up to 6 hops, token worth answers 95 to 97 % of those of 4 and more at E 3.1, "
-    )
-    assert told == f"{start}three layers 60 to 70 %, six layers 90 to 92 % (two of six seeds)."
-    told = results.harder_sentence(records_of(few | {"fixed-deep": [90]}))
-    assert told.endswith("six layers 90 % (one to two of six seeds).")
-
-
-def test_a_rate_that_stays_high_is_told_from_its_records(tmp_path):
-    assert results.wsd_sentence(runs.stored_records("known-depth-wsd", tmp_path)) == ""
-    some = {"worth": [97, 95], "fixed-half": [60, 70], "fixed-deep": [90, 92, 91]}
-    assert results.wsd_sentence(records_of({"fixed-half": [60, 70]})) == "", "it is about token worth"
-    start = (
-        "Where the learning rate stays at its height until the last fifth of the steps, token worth answers "
-        "96 % of the hard questions of 4 to 6 hops"
-    )
-    told = results.wsd_sentence(records_of(some))
-    assert told == f"{start}, three layers 65 %, six layers 91 % (two to three of six seeds)."
-    alone = results.wsd_sentence(records_of({"worth": [97, 95]}))
-    assert alone == f"{start} (two of six seeds)."
-
-
-def test_the_headline_of_notebook_07_says_what_a_rate_that_stays_high_brings(capsys):
+def test_the_headline_of_notebook_07_shows_all_settings(capsys):
     results.known_depth_headline()
-    others = ("planted", "fixed-half", "fixed-between", "fixed-deep", "mor")
-    assert results.wsd_sentence(runs.stored_records("known-depth-wsd"), others) in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert results.CAPTION in told and results.markdown(results.settings_table()) in told
 
 
 def test_of_a_rate_that_stays_high_only_the_schedule_is_another():

@@ -672,21 +672,3 @@ def test_undecided_and_equal_is_said_to_be_both():
     assert tables.verdict_words(c) == "undecided, yet equal within half a point"
     stored = stats.compare(runs.stored_records("exp1-long"), "mor", "fixed-at-E")
     assert tables.verdict_words(stored) == tables.verdict_words(c), "as in RESULTS, At a glance"
-
-
-def test_half_a_point_stands_beside_what_all_layers_are_worth():
-    bangla = runs.stored_records("bangla")
-    worth = stats.compare(bangla, "fixed-deep", "fixed-shallow")["mean"]
-    assert round(worth, 2) == 0
-    told = headlines.margin_sentence(bangla)
-    assert told == " Kept means within half a point; here twelve layers are worth 0.00 points over six."
-    front = stats.compare(runs.stored_records("pareto"), "fixed 12", "fixed 6")["mean"]
-    told = headlines.margin_sentence(runs.stored_records("exp1"))
-    assert f"worth {results.signed(front)} points over six (three seeds)." in told
-
-
-def test_mor_at_its_cost_is_told_in_loss_too():
-    longs = [results.long_records(name) for name in ("exp1", "exp1-thin")]
-    loss = stats.compare(longs[0], "mor", "fixed-at-E", "loss")["mean"]
-    first, second = results.mor_gets(longs).split("Against these eight: ")[1].split("; \u2212")
-    assert f"and in loss worse ({results.signed(loss, 4)} nats" in first and "loss" not in second

@@ -45,37 +45,30 @@ from .figures import (
     learning_curves,
     save_figure,
 )
-from .glance import glance_table, without_intervals
+from .glance import CAPTION_ON_TEXT, glance_table, text_table, without_intervals
 from .headlines import (
     TEXT_NAMES,
-    brief,
     early_line,
     early_sentence,
     headline,
+    protocol_sentence,
     sentence,
     show,
     trained_longer,
 )
 from .known_depth import (
-    FIXED,
     TEXT_PAIRS,
     answerable,
-    brief_of_setting,
     by_hops,
-    chains_sentence,
     deep_records,
     draw_known_depth,
     early_table,
-    four_wide_sentence,
-    harder_sentence,
     hops_curves,
     hops_sentence,
     hops_table,
     hops_verdicts,
     known_depth_answer,
-    known_depth_headline,
     leads_table,
-    longer_sentence,
     main_records,
     map_records,
     map_table,
@@ -83,16 +76,13 @@ from .known_depth import (
     plan_curves,
     text_sentence,
     worth_on_text,
-    wsd_sentence,
 )
 from .known_front import (
     again_sentence,
     draw_known_front,
-    fewer_layers_sentence,
     front_records,
     known_front_table,
     less_depth_sentence,
-    other_depths_sentence,
     plan_sentence,
     second_sentence,
     weakest_sentence,
@@ -104,7 +94,6 @@ from .known_goals import (
     goals_side_by_side,
     known_goals,
     known_goals_sentence,
-    known_settings,
     text_goals,
 )
 from .live import LiveCurve
@@ -132,6 +121,7 @@ from .recursion import (
     recursion_sentence,
     recursion_table,
 )
+from .side_by_side import CAPTION, known_depth_headline, known_settings, settings_table
 from .stats import (
     compare,
     interval,
@@ -162,5 +152,5 @@ from .tables import (
     vocabulary_table,
     with_interval,
 )
-from .verdict import in_short, mor_gets, short_answer, short_depth, short_known
+from .verdict import in_short, short_answer, short_depth, short_known
 from .worth_measured import WORTH_MEASURED, measure_worth, worth_means, worth_table

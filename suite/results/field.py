@@ -360,8 +360,8 @@ def field_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
         if not ahead:
             nearest = max(judged, key=lambda label: judged[label].mean())
             told.append(f"The nearest to it is {NAMES[nearest]} ({lead(judged[nearest])}).")
-    if once := [NAMES[x] for x in known if x not in judged]:
-        told.append(f"With one seed so far, which shows nothing: {'; '.join(once)}.")
+    if once := len(known) - len(judged):
+        told.append(f"Of {count(once)} more there is one seed so far, which shows nothing.")
     if fallen:
         chose = "; ".join(NAMES[x] for x in fallen)
         told.append(f"Left out, since a router chose nothing at one seed or more: {chose}.")

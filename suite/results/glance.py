@@ -8,37 +8,42 @@ from pathlib import Path
 import pandas as pd
 
 from ..runs import stored_records
+from ..runs.experiments import ROUTED
+from .headlines import SOURCES_MOR, TEXT_NAMES, epochs_of
 from .known_depth import WORTH, answerable, hops_verdicts, main_records, steps_of, worth_on_text
-from .stats import compare
-from .tables import deciding_interval, plain_names, signed, verdict_words
+from .stats import LEAST_SEEDS, compare, different
+from .tables import compare_loss, deciding_interval, plain_names, signed, verdict_words
 
-MOR, LONGER = "mor-equal-epochs", "mor-source-protocol"  # of experiment 2
-DEPTH = [("fixed-deep", "fixed-shallow"), ("fixed-at-E", "fixed-shallow"), ("mor", "fixed-shallow")]
-# Each experiment's comparisons on which an answer rests
-COMPARED = {
-    "exp1": [("mor", "fixed-deep"), ("mor", "fixed-at-E"), ("mor", "frozen")],
+AGAINST = (  # the columns of `text_table`
+    "all layers against half",
+    "MoR against all layers",
+    "MoR against layers of its cost",
+    "MoR against its untrained router",
+)
+TEXTS = (
+    *("exp1", "exp1-long", "exp1-thin-long"),
+    *("exp2", "exp2-long", "exp2-thin-long"),
+    *("bangla", "bangla-long"),
+)
+# Further comparisons on which an answer rests
+FURTHER = {
     "pareto": [("fixed 12", "fixed 6")],
-    "exp1-long": [("mor", "fixed-deep"), ("mor", "fixed-at-E"), *DEPTH],
+    "exp1-long": [("fixed-at-E", "fixed-shallow"), ("mor", "fixed-shallow")],
     "exp1-thin-long": [
-        *DEPTH,
-        ("mor", "fixed-at-E"),
+        ("fixed-at-E", "fixed-shallow"),
+        ("mor", "fixed-shallow"),
         ("by-kind", "blind-tokens"),
         ("by-kind", "mor"),
         ("told", "by-kind"),
     ],
-    "exp2": [(MOR, "fixed-shallow"), (MOR, "frozen"), (LONGER, "fixed-shallow"), (LONGER, "fixed-long")],
-    "exp2-long": [(MOR, "fixed-shallow")],
-    "exp2-thin-long": [("fixed-deep", "fixed-shallow"), (MOR, "fixed-shallow")],
+    "exp2": [(SOURCES_MOR, "fixed-shallow"), (SOURCES_MOR, "fixed-long")],
     "exp2-worth": [(WORTH, "fixed-shallow")],
-    "bangla": [
-        ("mor-deep", "fixed-deep"),
-        ("mor-deep", "fixed-at-E"),
-        ("mor-deep", "frozen-deep"),
-        ("mor-half", "fixed-shallow"),
-        ("fixed-deep", "fixed-shallow"),
-    ],
-    "bangla-long": [("mor-deep", "fixed-deep")],
+    "bangla": [("mor-half", "fixed-shallow")],
 }
+CAPTION_ON_TEXT = (
+    "Differences in points of accuracy: means over six paired seeds, in brackets how many where they are "
+    "fewer, in bold where a difference is shown. *Loss worse*: held-out loss shows what accuracy does not."
+)
 INTERVAL = re.compile(r"(?:, |(?<=\())9[05] % intervals? \S+ to [^\s;),]+")
 SEEDS = re.compile(r"(?:[;,] |(?<=\())six seeds(?=\))")
 
@@ -56,12 +61,13 @@ def glance_table(folder: Path | None = None) -> pd.DataFrame:
     folder: of records, by default those that ship. What has no records has no row.
     """
     rows = []
-    for experiment, pairs in COMPARED.items():
+    for experiment in sorted({*TEXTS, *FURTHER}, key=in_order):
         records = (
             worth_on_text("exp2", folder)
             if experiment == "exp2-worth"
             else stored_records(experiment, folder)
         )
+        pairs = [*side_pairs(experiment).values(), *FURTHER.get(experiment, [])]
         found = [pair for pair in pairs if set(pair) <= set(records.get("model", ()))]
         names = plain_names(records) if found else {}
         for a, b in found:
@@ -73,6 +79,51 @@ def glance_table(folder: Path | None = None) -> pd.DataFrame:
     for row in hops_verdicts(known).itertuples(index=False) if answerable(known) else ():
         rows.append([setting(known), f"token worth against {row[0]}", *row[1:]])
     return pd.DataFrame(rows, columns=["setting", "who against whom", "points", "interval", "verdict"])
+
+
+def side_pairs(experiment: str) -> dict[str, tuple[str, str]]:
+    """Of an experiment of TEXTS the two models that each column of `text_table` compares; else none."""
+    if experiment not in TEXTS:
+        return {}
+    mor, blind = ROUTED[experiment.removesuffix("-long")]
+    as_cheap = "fixed-shallow" if experiment.startswith("exp2") else "fixed-at-E"
+    pairs = ("fixed-deep", "fixed-shallow"), (mor, "fixed-deep"), (mor, as_cheap)
+    return dict(zip(AGAINST, (*pairs, (mor, blind.replace("random", "frozen")))))
+
+
+def in_order(experiment: str) -> tuple[int, str]:
+    """A key that sorts experiments by their texts, as they stand in TEXTS."""
+    text = experiment.partition("-")[0].replace("pareto", "exp1")
+    return [name.partition("-")[0] for name in TEXTS].index(text), experiment
+
+
+def text_table(folder: Path | None = None) -> pd.DataFrame:
+    """One row an experiment of TEXTS that has records, and a column each of AGAINST: the difference in points
+    of accuracy, in bold where it is shown. What all layers are worth in experiment 1 is that of the front."""
+    rows, front = {}, stored_records("pareto", folder)
+    front = front.replace({"model": {"fixed 12": "fixed-deep", "fixed 6": "fixed-shallow"}})
+    for experiment in TEXTS:
+        records = stored_records(experiment, folder)
+        if records.empty:
+            continue
+        mor, text = ROUTED[experiment.removesuffix("-long")][0], TEXT_NAMES[experiment.partition("-")[0]]
+        width = records.iloc[0]["record"]["config"]["model"]["d_model"]
+        name = f"{text}, width {width}, {epochs_of(records, mor)} epochs"
+        rows[name] = {"E of MoR": f"{records[records['model'] == mor]['effective_depth'].mean():.1f}"}
+        for column, (a, b) in side_pairs(experiment).items():
+            own = front if experiment == "exp1" and column == AGAINST[0] else records
+            rows[name][column] = points(own, a, b) if {a, b} <= set(own.get("model", ())) else "\u2013"
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("text and training")
+
+
+def points(records: pd.DataFrame, a: str, b: str) -> str:
+    """A difference in points, in bold where it is shown, and its seeds where they are too few for a claim."""
+    c = compare(records, a, b)
+    told = signed(c["mean"]) if round(c["mean"], 2) else "0.00"
+    told = f"**{told}**" if different(c) else told
+    few = "" if c["pairs"] >= LEAST_SEEDS else f" ({c['pairs']})"
+    _, loss = compare_loss(records, a, b)
+    return told + few + (f", loss {loss}" if loss and not different(c) else "")
 
 
 def setting(records: pd.DataFrame) -> str:

@@ -32,6 +32,7 @@ TEXT_NAMES = {
     "exp2-thin": f"half of Tiny Shakespeare, at width {THIN['exp2-thin']['d_model']}",
     "bangla": "Bangla Wikipedia",
 }
+SOURCES_MOR = "mor-source-protocol"  # of experiment 2: trains for longer than the fixed layers
 AHEAD = {"better": "better", "equal": "no better", "worse": "no better", "open": "not shown to be better"}
 HOW_TO_READ = (
     "*Equal within half a point*: the 90 % interval lies between \u22120.5 and +0.5. *Better* or *worse*: "
@@ -99,72 +100,18 @@ def longer(experiment: str, folder: Path | None = None) -> dict | None:
     )
 
 
-def brief(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
-    """An experiment's differences in points, one after another: MoR against fixed layers, against the same
-    with a router that never learns, and what longer training makes of the first."""
-    (routed, blind), text, untrained = ROUTED[experiment], TEXT_NAMES[experiment], "an untrained router"
-    depth = records.groupby("model")["effective_depth"].mean()
-    layers = {label: f"{count(round(E))} fixed layers" for label, E in depth.items()}
-    if experiment == "exp2":
-        against = {"fixed-shallow": layers["fixed-shallow"], "frozen": untrained}
-        protocol = "mor-source-protocol"
-        told = (
-            f"On {text}, at equal cost: {differences(records, routed, against)}. Trained for longer, as the "
-            f"thesis and the paper do: {differences(records, protocol, {'fixed-shallow': 'these layers'})}; "
-            f"{differences(records, protocol, {'fixed-long': 'as many that train as long'})}."
-        )
-    else:
-        less = less_computation(depth, routed)
-        against = {"fixed-deep": layers["fixed-deep"]}
-        against |= {"fixed-at-E": f"{layers['fixed-at-E']}, which apply blocks as often"}
-        against |= {blind.replace("random", "frozen"): untrained}
-        told = f"On {text}, with {less}: {differences(records, routed, against)}.{margin_sentence(records)}"
-    long, (routed, other) = stored_records(f"{experiment}-long", folder), rivals(experiment)
-    after = differences(long, routed, {other: layers[other]})
-    if after:
-        epochs = f"{epochs_of(long, other)} epochs in place of {epochs_of(records, other)}"
-        told += f" After {epochs}: {after}."
-    return told + (narrower(experiment, routed, other, folder) if experiment == "exp2" else "")
-
-
-def margin_sentence(records: pd.DataFrame) -> str:
-    """How half a point, within which models are called equal, stands to what all layers are worth against
-    half of them, by an experiment's records or those of the front; nothing without such records."""
-    deep, half = "fixed-deep", "fixed-shallow"
-    if half not in set(records["model"]):
-        records = stored_records("pareto")
-        deep, half = "fixed 12", "fixed 6"
-    if not {deep, half} <= set(records.get("model", ())):
+def protocol_sentence(records: pd.DataFrame) -> str:
+    """Of experiment 2, what the protocol of the sources shows: MoR that trains longer than fixed layers, and
+    the same against layers that train as long; nothing without records of these."""
+    if not {SOURCES_MOR, "fixed-shallow", "fixed-long"} <= set(records.get("model", ())):
         return ""
-    c, layers = compare(records, deep, half), layers_by_model(records)
-    few = "" if c["pairs"] >= LEAST_SEEDS else f" ({in_seeds(c['pairs'])})"
-    gain = signed(c["mean"]) if round(c["mean"], 2) else "0.00"
-    worth = f"{count(layers[deep])} layers are worth {gain} points over {count(layers[half])}"
-    return f" Kept means within half a point; here {worth}{few}."
-
-
-def narrower(experiment: str, routed: str, other: str, folder: Path | None = None) -> str:
-    """What all layers are worth to narrower models that train long, and what MoR gets of it, against a fixed
-    model of its cost; nothing without such records."""
-    thin = stored_records(f"{experiment}-thin-long", folder)
-    if not {routed, other, "fixed-deep"} <= set(thin.get("model", ())):
-        return ""
-    configs = {record["model"]: record["config"]["model"] for record in thin["record"]}
-    deep, few = (count(configs[label]["n_layers"]) for label in ("fixed-deep", other))
-    gain, gets = differences(thin, "fixed-deep", {other: few}), differences(thin, routed, {other: "these"})
-    return f" At width {configs[other]['d_model']} {deep} layers are worth {gain}, and MoR gets {gets}."
-
-
-def differences(records: pd.DataFrame, routed: str, against: dict[str, str]) -> str:
-    """A model's differences in points to others, with their names; of those without records nothing."""
-    told = []
-    for other, name in against.items():
-        if {routed, other} <= set(records.get("model", ())):
-            c = compare(records, routed, other)
-            few = "" if c["pairs"] >= LEAST_SEEDS else f" ({seeds_so_far(c['pairs'])})"
-            apart = loss_apart(records, routed, other)
-            told.append(f"{signed(c['mean'])} points against {name}{few}{apart}")
-    return "; ".join(told)
+    fixed = "fixed-shallow", "fixed-long"
+    shorter, as_long = (compare(records, SOURCES_MOR, label)["mean"] for label in fixed)
+    layers = f"{count(layers_by_model(records)['fixed-shallow'])} fixed layers"
+    return (
+        f"MoR that trains longer, as in the thesis and the paper: {signed(shorter)} points against {layers}; "
+        f"{signed(as_long)} points against as many that train as long."
+    )
 
 
 def epochs_of(records: pd.DataFrame, model: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,9 +28,9 @@ from .figures import (
     look_of,
     marker_of,
 )
-from .headlines import TEXT_NAMES, seeds_so_far, show
+from .headlines import TEXT_NAMES, seeds_so_far
 from .stats import LEAST_SEEDS, by_equality_alone, compare, different, interval, judged
-from .tables import count, in_seeds, layers_by_model, plain_names, signed, span, verdict_words
+from .tables import count, layers_by_model, plain_names, signed, span, verdict_words
 
 LABELS = {
     "fixed-half": "{n} layers",
@@ -81,7 +80,6 @@ TEXT_PAIRS = (
     *((TWICE, other) for other in (WORTH, "fixed-shallow")),
     (WINDOWS, WORTH),
 )  # fmt: skip
-RATES = {"field": "rates", "known-depth": "known-depth-rates"}  # experiments of `runs.rate_runs`
 MAIN = {"worth", "fixed-half", "fixed-deep"}  # what an answer needs
 SOLVED = 99.0  # per cent of the hard answers, at every k
 KINDS = ("table", "k", "x", "answer")
@@ -193,8 +191,7 @@ def main_records(folder: Path | None = None) -> pd.DataFrame:
 
 
 def hops_sentence(records: pd.DataFrame) -> str:
-    """What records of the task of known depth show, in plain words: token worth, fixed layers, and fixed
-    layers that train for longer or faster, where such records ship."""
+    """What records of the task of known depth show, in plain words: token worth, and fixed layers."""
     scored, names = with_hops(records), names_of(records)
     first = scored[scored["model"] == "worth"].iloc[0]["record"]["config"]
     depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
@@ -206,13 +203,12 @@ def hops_sentence(records: pd.DataFrame) -> str:
     if judged(c) == "better":
         start = "Yes, held to a depth set by hand"
     seeds = seeds_so_far(c["pairs"])
-    told = (
+    return (
         f"{start}: at E {depth:.1f}, token worth (a router that learns what depth is worth) answers "
         f"{right['worth']} % of the hard questions of {most // 2 + 1} to {most} hops, "
         f"{names['fixed-half']} {right['fixed-half']} %, and "
         f"{names['fixed-deep']} {right['fixed-deep']} % ({seeds}, {steps_of(first):,} steps)."
     )
-    return told + longer_sentence(records) + faster_sentence(records)
 
 
 def steps_of(config: dict) -> int:
@@ -221,67 +217,23 @@ def steps_of(config: dict) -> int:
     return train["epochs"] * (train["windows"] // train["batch_size"])
 
 
-def reached(values: pd.Series) -> str:
-    """What seeds reach in per cent, and how many they are."""
-    return f"{shares(values)} % ({in_seeds(len(values))})"
-
-
-def longer_sentence(records: pd.DataFrame) -> str:
-    """What half of the layers reach in twice the steps, by the records or the stored map; else nothing."""
-    name, own = names_of(records)["fixed-half"], records[records["model"] == "fixed-half-long"]
-    if own.empty:
-        config, stored = half_of(records), stored_records("known-depth-map")
-        label = f"fixed {config['model']['n_layers']}, {2 * steps_of(config)} steps"
-        own = stored[stored["model"] == label] if len(stored) else stored
-        same = [r["config"]["model"]["d_model"] == config["model"]["d_model"] for r in own.get("record", ())]
-        own = own[same] if len(own) else own
-    return "" if own.empty else f" In twice the steps, {name} come to {reached(with_hops(own)['hops'])}."
-
-
-def faster_sentence(records: pd.DataFrame) -> str:
-    """What half of the layers reach at twice the learning rate, where such records ship; else nothing."""
-    experiment = RATES.get(records.iloc[0]["experiment"])
-    stored = stored_records(experiment) if experiment else pd.DataFrame()
-    own = stored[stored["model"] == "fixed-half"] if len(stored) else stored
-    if own.empty:
-        return ""
-    name = names_of(records)["fixed-half"]
-    return f" At twice the learning rate, {name} come to {reached(with_hops(own)['hops'])}."
-
-
-def half_of(records: pd.DataFrame) -> dict:
-    """The configurations of the model of half of the layers."""
-    return records[records["model"] == "fixed-half"].iloc[0]["record"]["config"]
-
-
 def known_depth_answer(records: pd.DataFrame) -> str:
-    """The answer of notebook 07 in a few words: how many hard questions token worth answers beside half of
-    the layers, all layers, MoR and the plan, and how it stands to fixed layers, each difference with its
-    interval."""
+    """How token worth stands to fixed layers in the setting of some records: each difference in points, with
+    its interval."""
     scored, names = with_hops(records), names_of(records)
-    right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
-    fixed = [label for label in ("fixed-half-long", "fixed-deep") if label in names]
-    against = {label: compare_hops(scored, "worth", label) for label in fixed}
-    most = by_hops(records)["k"].max()
-    depth = records[records["model"] == "worth"]["effective_depth"].mean()
-    said = {
-        "fixed-half": names["fixed-half"],
-        "fixed-deep": names.get("fixed-deep"),
-        "mor": "MoR",
-        "frozen": "its untrained router",
-        "mor-spread": "MoR with a budget that could pay for the plan",
-        "planted": "a plan written by hand (which kinds of tokens run all layers)",
-    }
-    others = ", ".join(f"{name} {right[label]}" for label, name in said.items() if label in right)
-    told = (
-        "On a task that asks to follow a permutation several times, *token worth* answers "
-        f"{right['worth']} of the hard questions of {most // 2 + 1} to {most} hops at E {depth:.1f}; "
-        f"{others}."
-    )
-    for label, c in against.items():
+    E = records[records["model"] == "worth"]["effective_depth"].mean()
+    told = []
+    for label in [label for label in ("fixed-half-long", "fixed-deep") if label in names]:
+        c = compare_hops(scored, "worth", label)
         shows = f"{verdict_words(c)}, " if c["pairs"] >= LEAST_SEEDS else ""
-        told += f" Against {names[label]}: {shows}{points_of(c)}."
-    return told
+        told.append(f"against {names[label]}: {shows}{points_of(c)}")
+    return f"In {size_in_words(records)}, at E {E:.1f}, *token worth* {'; '.join(told)}."
+
+
+def size_in_words(records: pd.DataFrame) -> str:
+    """The size of the setting of some records in words, by the layers of all of them."""
+    model = records[records["model"] == "fixed-deep"].iloc[0]["record"]["config"]["model"]
+    return f"{count(model['n_layers'])} layers of width {model['d_model']}"
 
 
 def points_of(c: dict, digits: int = 0) -> str:
@@ -291,109 +243,6 @@ def points_of(c: dict, digits: int = 0) -> str:
         level, low, high = 90, c["low90"], c["high90"]
     interval = f"{level} % interval {reach}; " if (reach := span(low, high, digits)) else ""
     return f"{signed(c['mean'], digits)} points ({interval}{seeds_so_far(c['pairs'])})"
-
-
-def harder_sentence(records: pd.DataFrame) -> str:
-    """What token worth and fixed layers reach on the harder task; nothing without records.
-
-    records: `deep_records`.
-    """
-    if records.empty:
-        return ""
-    scored, names, most = with_hops(records), names_of(records), by_hops(records)["k"].max()
-    right = {label: shares(group["hops"]) for label, group in scored.groupby("model")}
-    depth = scored[scored["model"] == "worth"]["effective_depth"].mean()
-    others = [label for label in ("fixed-half", "fixed-deep", "planted", "mor") if label in right]
-    told = ", ".join(f"{names[label]} {right[label]} %" for label in others)
-    windows = "worth-by-windows"
-    by_windows = f" (taught by windows {right[windows]} %)" if windows in right else ""
-    counted = scored[scored["model"].isin(["worth", windows, *others])]
-    return (
-        f"On a harder task, of up to {most} hops, token worth answers {right['worth']} % of those of "
-        f"{most // 2 + 1} and more at E {depth:.1f}{by_windows}, {told} ({seeds_of(counted)})."
-    )
-
-
-def seeds_of(records: pd.DataFrame) -> str:
-    """How many seeds each model has, from the fewest to the most."""
-    fewest, *more = sorted(set(records.groupby("model").size()))
-    return f"{count(fewest)} to {seeds_so_far(more[-1])}" if more else seeds_so_far(fewest)
-
-
-def wsd_sentence(records: pd.DataFrame, others: Sequence[str] = tuple(LABELS)) -> str:
-    """What is reached on average where the learning rate stays at its height for longer (`runs.wsd_runs`),
-    by token worth and by others; nothing without records of it."""
-    model, others = "worth", [label for label in others if label != "worth"]
-    if model not in set(records.get("model", ())):
-        return ""
-    scored, most = with_hops(records), by_hops(records)["k"].max()
-    scored = scored[scored["model"].isin([model, *others])]
-    right = scored[scored["model"] == model]["hops"].mean()
-    first = f"{right:.0f} % of the hard questions of {most // 2 + 1} to {most} hops"
-    return (
-        "Where the learning rate stays at its height until the last fifth of the steps, token worth answers "
-        f"{', '.join([first, *answered(scored, others)])} ({seeds_of(scored)})."
-    )
-
-
-def answered(scored: pd.DataFrame, labels: Sequence[str]) -> list[str]:
-    """Of each of these models that is there its name, and what it answers on average; scored: `with_hops`."""
-    names, right = names_of(scored), scored.groupby("model")["hops"].mean()
-    return [f"{names[label]} {right[label]:.0f} %" for label in labels if label in right]
-
-
-def four_wide_sentence(records: pd.DataFrame) -> str:
-    """Of `runs.four_wide_runs`: what token worth reaches at its worst k and seed, at how many seeds that is
-    SOLVED or more, and what the others reach on average; nothing without records of token worth."""
-    if "worth" not in set(records.get("model", ())):
-        return ""
-    scored, most = with_hops(records), by_hops(records)["k"].max()
-    own, others = scored[scored["model"] == "worth"], scored[scored["model"] != "worth"]
-    worst, model = by_hops(own)["accuracy"].min(), own.iloc[0]["record"]["config"]["model"]
-    told = (
-        f"In {count(model['n_layers'])} layers of width {model['d_model']}, where the learning rate stays at "
-        f"its height until the last fifth of the steps, token worth answers {worst:.1f} % of the hard "
-        f"questions or more at each k and seed, at E {own['effective_depth'].mean():.1f} "
-        f"({seeds_so_far(len(own))}); {count(int(own['solved'].sum()))} of {count(len(own))} reach "
-        f"{SOLVED:g} % at each k."
-    )
-    if others.empty:
-        return told
-    beside = ", ".join(answered(others, tuple(LABELS)))
-    return f"{told} Of questions of {most // 2 + 1} to {most} hops: {beside} ({seeds_of(others)})."
-
-
-def brief_of_setting(records: pd.DataFrame, how: str = "") -> str:
-    """What token worth reaches on average in one more setting, and fixed models; nothing as long as it has
-    fewer seeds than a claim needs. how: what the setting has besides its size, in words."""
-    if list(records.get("model", ())).count("worth") < LEAST_SEEDS:
-        return ""
-    scored = with_hops(records)
-    own = scored[scored["model"] == "worth"]
-    model = own.iloc[0]["record"]["config"]["model"]
-    answers = f"{own['hops'].mean():.0f} % at E {own['effective_depth'].mean():.1f}"
-    answers = ", ".join([answers, *answered(scored, FIXED)])
-    where = f"{count(model['n_layers'])} layers of width {model['d_model']}{how}"
-    counted = scored[scored["model"].isin(["worth", *FIXED])]
-    return f"In {where} it answers {answers} ({seeds_of(counted)})."
-
-
-def chains_sentence(folder: Path | None = None) -> str:
-    """What the second task shows, where its records ship; else nothing."""
-    records = stored_records("chains", folder)
-    trained = set(records.get("model", ()))
-    shown = [label for label in ("fixed-half", "fixed-between", "fixed-deep") if label in trained]
-    if "worth" not in trained or not shown:
-        return ""
-    scored, names = with_hops(records), names_of(records)
-    groups = scored.groupby("model")
-    right = groups["hops"].apply(shares)
-    depth, seeds = groups["effective_depth"].mean()["worth"], min(groups.size()[["worth", *shown]])
-    fixed = ", ".join(f"{names[label]} to {right[label]} %" for label in shown)
-    return (
-        f"On a task of another kind, chains of assignments, token worth comes to {right['worth']} % at "
-        f"E {depth:.1f}, {fixed} ({in_seeds(seeds)})."
-    )
 
 
 def worth_on_text(experiment: str, folder: Path | None = None) -> pd.DataFrame:
@@ -430,26 +279,6 @@ def shares(values: pd.Series) -> str:
     if np.isnan(low):  # all are the same
         return f"{mean:.0f}"
     return f"{mean:.0f} [{max(low, 0):.0f}, {min(high, 100):.0f}]"
-
-
-def known_depth_headline(folder: Path | None = None) -> None:
-    """Show the answer of notebook 07 from the records that ship."""
-    records = main_records(folder)
-    if not answerable(records):
-        print("No stored record of this task ships with this copy: run the notebook to make some.")
-        return
-    first = records["record"].iloc[0]
-    width, steps = first["config"]["model"]["d_model"], steps_of(first["config"])
-    note = (
-        f"Points of accuracy at the hard answers of {first['data']['name']}, width {width}, {steps:,} steps, "
-        f"learning rate {first['config']['train']['lr']:g}."
-    )
-    stays_high = wsd_sentence(stored_records("known-depth-wsd", folder), ("planted", *FIXED, "mor"))
-    four = stored_records("known-depth-4", folder)
-    four = brief_of_setting(four, ", with that rate,") if stays_high else ""
-    note = "\n\n".join(filter(None, (note, f"{stays_high} {four}".strip())))
-    show(hops_sentence(records), hops_verdicts(records), note)
-    draw_known_depth(records)
 
 
 def draw_known_depth(records: pd.DataFrame) -> Figure:

@@ -15,19 +15,16 @@ from .figures import BLACK, BLUE, GREEN, Look, figure_style, legend_of, marker_o
 from .known_depth import (
     DRAWN,
     FIXED,
-    answered,
-    by_hops,
     compare_hops,
     names_of,
     narrow_records,
     points_of,
-    seeds_of,
     shares,
     upper_half,
     with_hops,
 )
 from .stats import interval, judged, spearman
-from .tables import count, in_seeds, stored_table, verdict_words
+from .tables import count, in_seeds, stored_table
 
 FRONT_LINES = {  # of models that differ in depth only
     "fixed": "fixed depth",
@@ -74,28 +71,6 @@ def wide_front_records(folder: Path | None = None) -> pd.DataFrame:
     return pd.concat([own, others[chosen].assign(experiment="front-wide")], ignore_index=True)
 
 
-def fewer_layers_sentence(records: pd.DataFrame) -> str:
-    """What token worth with fewer layers reaches on average, and half and all of the layers; nothing without
-    records.
-
-    records: `wide_front_records`.
-    """
-    if records.empty:
-        return ""
-    scored, most = with_hops(records), by_hops(records)["k"].max()
-    asked = ["worth-shallow", *FIXED]
-    scored = scored[scored["model"].isin(asked)]
-    first, *others = answered(scored, asked)
-    own = scored[scored["model"] == "worth-shallow"]
-    E, width = own["effective_depth"].mean(), own.iloc[0]["record"]["config"]["model"]["d_model"]
-    told = (
-        f"At width {width}, along the usual cosine, hard questions of {most // 2 + 1} to {most} hops right: "
-        f"{first} at E {E:.1f}, {', '.join(others)} ({seeds_of(scored)})."
-    )
-    c = compare_hops(scored, "worth-shallow", "fixed-deep")
-    return f"{told} Against {names_of(scored)['fixed-deep']}: {verdict_words(c)}."
-
-
 def held_rows(folder: Path | None = None) -> pd.DataFrame:
     """The table that ships of the dial in the narrow setting, as rows of `front_records`, without records."""
     table = stored_table(NARROW_DIAL, folder or REFERENCE)
@@ -122,22 +97,6 @@ def known_front_table(front: pd.DataFrame) -> pd.DataFrame:
     table = table.reset_index("asked", drop=True)
     order = [line for line in FRONT_LINES if line in table.index]
     return table.loc[order].rename(index=FRONT_LINES).rename_axis("model")
-
-
-def other_depths_sentence(front: pd.DataFrame) -> str:
-    """What token worth reaches where it is trained for other depths, each beside the fixed model that is next
-    to it in depth; nothing without such records."""
-    own = front[front["model"].str.startswith("worth ")] if len(front) else front
-    if own.empty:
-        return ""
-    fixed, told = front[front["line"] == "fixed"], []
-    for E, hops in own.groupby("asked")["hops"]:
-        layers = fixed[fixed["asked"] == round(E)]["hops"]
-        beside = f" ({count(round(E))} layers {layers.mean():.0f} %)" if len(layers) else ""
-        told.append(f"{shares(hops)} % at E {E:g}{beside}")
-    seeds = in_seeds(own.groupby("asked").size().min())
-    told = f"Trained for other depths token worth answers {', '.join(told)}"
-    return f"{told} ({seeds} each{'; in brackets all seeds of fixed layers' if '(' in told else ''})."
 
 
 def who_is_deep(front: pd.DataFrame) -> pd.DataFrame:

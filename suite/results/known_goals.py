@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..runs import stored_records, table_of
 from ..runs.experiments import ROUTED
 from .dial import at_own_depth
 from .headlines import TEXT_NAMES, seeds_so_far
@@ -19,9 +18,6 @@ from .known_depth import (
     SOLVED,
     by_hops,
     compare_hops,
-    deep_records,
-    map_records,
-    narrow_records,
     steps_of,
     upper_half,
     with_hops,
@@ -103,31 +99,6 @@ def goals_side_by_side(goals: pd.DataFrame, router: str = "worth") -> pd.DataFra
     in_order = dict.fromkeys(itertools.chain(*reversed(of_setting)))  # the setting with the most goals first
     wide = wide.reindex(index=list(in_order), columns=own["setting"].unique())
     return wide.rename_axis(index="goal", columns=None)
-
-
-def known_settings() -> dict[str, pd.DataFrame]:
-    """The records that ship of each setting of hops."""
-    return {
-        "wide": wide_records(),
-        "narrow": narrow_records(),
-        "narrow, a rate that stays high": stored_records("known-depth-wsd"),
-        "wide, four layers, a rate that stays high": stored_records("known-depth-4"),
-        "twelve layers": deep_records(),
-    }
-
-
-def wide_records(folder: Path | None = None) -> pd.DataFrame:
-    """The records that ship of the wide setting, with those of fixed models that other experiments trained in
-    it: half of the layers in twice the steps, and a depth between."""
-    own, between = stored_records("known-depth", folder), stored_records("field-wide", folder)
-    if own.empty:
-        return own
-    first = own[own["model"] == "fixed-half"].iloc[0]["record"]
-    half, kind = first["config"], {name: first[name] for name in ("experiment", "preset")}
-    label = f"fixed {half['model']['n_layers']}, {2 * steps_of(half)} steps"
-    longer = [r | dict(model="fixed-half-long") for r in map_records(folder)["record"] if r["model"] == label]
-    between = [r for r in between.get("record", ()) if r["model"] == "fixed-between"]
-    return table_of([*own["record"], *(r | kind for r in longer + between)])
 
 
 def goals_of(records: pd.DataFrame, model: str) -> Iterator[Row]:

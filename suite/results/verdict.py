@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..runs.experiments import ROUTED
-from .headlines import epochs_of, longer, loss_apart, rivals
+from .headlines import epochs_of, longer, rivals
 from .known_depth import answerable, compare_hops, names_of, with_hops
 from .stats import compare, different, judged
-from .tables import count, layers_by_model, signed
+from .tables import count, signed
 
 
 def short_answer(experiment: str, records: pd.DataFrame, folder: Path | None = None) -> str:
@@ -63,31 +63,6 @@ def short_depth(tables: list[pd.DataFrame]) -> str:
     """
     tables = with_depth(tables)
     return f"{worth_of_all_layers(tables)}; MoR {against_its_cost(tables)}." if tables else ""
-
-
-def mor_gets(tables: list[pd.DataFrame]) -> str:
-    """How much MoR gets of what all layers are worth against half of them. Nothing without records.
-
-    tables: as of `short_depth`.
-    """
-    tables = with_depth(tables)
-    if not tables:
-        return ""
-    layers = {label: count(n) for label, n in layers_by_model(tables[0]).items()}
-    return (
-        f"That is {layers['fixed-deep']} layers against {layers['fixed-shallow']}, after "
-        f"{epochs_of(tables[0], 'fixed-deep')} epochs. MoR, at the cost of {layers['fixed-at-E']}, gets "
-        f"{gains_of_mor(tables)} points. Against these {layers['fixed-at-E']}: {at_its_cost(tables)}."
-    )
-
-
-def at_its_cost(tables: list[pd.DataFrame]) -> str:
-    """MoR against fixed layers of its cost, in each table (points), and in loss where that shows more."""
-    return "; ".join(
-        f"{signed(compare(records, 'mor', 'fixed-at-E')['mean'])} points"
-        f"{loss_apart(records, 'mor', 'fixed-at-E')}"
-        for records in tables
-    )
 
 
 def gains_of_mor(tables: list[pd.DataFrame]) -> str:

@@ -195,8 +195,9 @@ def check_one_kind(records: pd.DataFrame) -> None:
         kinds["morlib version"] = {r["versions"]["morlib"].split("+")[0] for r in records["record"]}
         for model, group in records.groupby("model"):
             configs = [LATER | r["config"]["model"] | r["config"]["train"] for r in group["record"]]
-            columns = pd.DataFrame(configs, dtype=object).drop(columns=["seed", "action_rates"])
-            kinds |= {f"{name} of {model}": columns[name].map(str).unique() for name in columns}
+            names = dict.fromkeys(name for config in configs for name in config)
+            for name in [name for name in names if name not in ("seed", "action_rates")]:
+                kinds[f"{name} of {model}"] = {str(config.get(name)) for config in configs}
     if mixed := {name: sorted(map(str, values)) for name, values in kinds.items() if len(values) > 1}:
         listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in mixed.items())
         advice = "take those of one kind, for instance records[records['preset'] == 'quick']"
