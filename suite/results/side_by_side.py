@@ -14,16 +14,13 @@ from .known_depth import (
     deep_records,
     draw_known_depth,
     hops_sentence,
-    hops_verdicts,
     main_records,
     map_records,
     narrow_records,
-    size_in_words,
     steps_of,
     with_hops,
 )
 from .stats import LEAST_SEEDS
-from .tables import markdown
 
 SIDE_BY_SIDE = {  # the models of the table, and how its columns name them
     "fixed-half": "half of the layers",
@@ -95,11 +92,5 @@ def known_depth_headline(folder: Path | None = None) -> None:
     if not answerable(records):
         print("No stored record of this task ships with this copy: run the notebook to make some.")
         return
-    first = records["record"].iloc[0]
-    note = (
-        f"Points of accuracy at the hard answers of {first['data']['name']}, {size_in_words(records)}, "
-        f"{steps_of(first['config']):,} steps, learning rate {first['config']['train']['lr']:g}."
-    )
-    note = f"{note}\n\n{CAPTION}\n\n{markdown(settings_table(folder))}"
-    show(hops_sentence(records), hops_verdicts(records), note)
+    show(hops_sentence(records), settings_table(folder), CAPTION)
     draw_known_depth(records)
