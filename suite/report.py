@@ -45,9 +45,9 @@ CHOICES = (
 )
 COLOURED = "A [text coloured by depth](outputs/reference/routing_text.html), to be opened in a browser."
 UNITS = (
-    "The answers, each with the notebook that asks. *Kept* means within half a point; cost is how often "
-    "blocks are applied, not seconds. [At a glance](RESULTS.md#at-a-glance) gives each difference its "
-    "interval, and all tables follow there."
+    "The answers, each with the notebook that asks. *Kept* and *no better* are judged to half a point; cost "
+    "is how often blocks are applied, not seconds. RESULTS gives differences their intervals: [at a "
+    "glance](RESULTS.md#at-a-glance), and in the sections after it."
 )
 INTRODUCTION = """# Results
 
@@ -117,14 +117,14 @@ def readme_part() -> str:
     """The README's answers, without their intervals, and two pictures."""
     stored = {name: stored_records(name) for name in BOOKS}
     stored = {name: records for name, records in stored.items() if len(records)}
+    tables = [*map(results.long_records, ("exp1", "exp1-thin"))]
     lines = [bullet("01_data", READ, "", results.early_line(stored))] if stored else []
     for experiment, records in stored.items():
         told = results.protocol_sentence(records) if experiment == "exp2" else ""
         short = results.short_answer(experiment, records)
         lines.append(bullet(BOOKS[experiment], QUESTIONS[experiment], short, told))
-    tables = [*map(results.long_records, ("exp1", "exp1-thin"))]
-    if told := results.short_depth(tables):
-        lines.insert(2, bullet(BOOKS["exp1"], DEPTH, told))
+        if experiment == "exp1" and (worth := results.short_depth(tables)):
+            lines.append(bullet(BOOKS[experiment], DEPTH, worth))
     if subjects := stored_subjects():
         told = f"{difficulty_sentence(subjects)} {COLOURED}"
         lines.append(bullet("05_routing_analysis", DIFFICULTY, short_difficulty(subjects), told))
@@ -139,8 +139,9 @@ def readme_part() -> str:
         told = " ".join(filter(None, told))
         lines.append(bullet("07_known_depth", KNOWN, results.short_known(known), told))
     fields = results.stored_field(), results.stored_text_field()
-    if told := results.short_field(*fields, cost.stored_systems()):
-        lines.append(bullet("08_field", SYSTEMS, told, "Which to choose when stands there."))
+    if short := results.short_field(*fields, costs := cost.stored_systems()):
+        told = f"{results.second_lead_sentence(costs)} Which to choose when stands there.".strip()
+        lines.append(bullet("08_field", SYSTEMS, short, told))
     text = results.without_intervals("\n".join(lines)) or "No records yet."
     on_text, on_known = results.text_table(), results.settings_table()
     parts = [results.in_short(known, tables)]

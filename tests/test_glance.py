@@ -54,7 +54,11 @@ def test_each_cell_on_text_is_a_comparison_of_its_experiment_with_a_row_in_the_t
             c = results.compare(records, a, b)
             n = f" ({c['pairs']})" if c["pairs"] < 6 else ""
             points = results.signed(c["mean"])
-            shown = f"**{points}**" if stats.different(c) else points.replace("\u22120.00", "0.00")
+            shown = (
+                f"**{points}**"
+                if stats.different(c) and c["pairs"] > 5
+                else points.replace("\u22120.00", "0.00")
+            )
             assert row[column].removesuffix(", loss worse") == shown + n
             assert row[column].endswith(", loss worse") == bool(headlines.loss_apart(records, a, b))
             same = told[told["setting"] == glance.setting(records[records["model"].isin([a, b])])]

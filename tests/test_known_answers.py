@@ -162,6 +162,15 @@ def test_depth_does_not_rise_with_hops_at_a_routers_own_depth():
     assert told in results.dial_sentence(dial)
 
 
+def test_what_notebook_07_says_of_the_plan_in_half_of_the_steps_holds():
+    goals = results.known_goals(results.known_settings())
+    own = goals[goals["goal"].str.contains("in half of the steps") & (goals["router"] == "worth")]["found"]
+    share = own.str.extract(r"The plan: no(?: so far)?, (\d+) %")[0].astype(int)
+    share.index = share.index.str.split(", token worth").str[0]
+    assert share.pop("wide") == 89 and share.pop("wide, four layers, a rate that stays high") == 73
+    assert len(share) == 3 and (share < 50).all()
+
+
 def test_how_late_models_learn_is_measured_on_the_learning_curves():
     table = results.learning_table(results.known_settings())
     row = table.loc["wide", "token worth"]
@@ -690,10 +699,15 @@ def test_in_short_says_both_halves_from_the_records():
     told = results.in_short(known, tables)
     right = results.known_depth.with_hops(known).groupby("model")["hops"].mean()
     assert f"Held to E 2.3, which is set by hand, it answers {right['worth']:.0f} % of the hard " in told
-    spread = f"with a budget that could pay for them, {right['mor-spread']:.0f} %"
+    spread = f"free to choose in all layers but one, {right['mor-spread']:.0f} %"
     mor = f"MoR's router is not shown to find them ({right['mor']:.0f} %; {spread})"
-    assert "finds the tokens that need it." in told
-    assert f"two layers {right['fixed-half']:.0f} %; {mor}." in told
+    assert "finds the kinds of tokens that need it." in told
+    fixed = f"two layers {right['fixed-half']:.0f} %, four layers {right['fixed-deep']:.0f} %"
+    assert f"{fixed}; {mor}." in told
+    cheap = [
+        results.signed(results.compare(table, "fixed-at-E", "fixed-shallow")["mean"]) for table in tables
+    ]
+    assert told.endswith(f"fixed layers of its cost, which get {cheap[0]} and {cheap[1]}.")
     gains = [results.signed(results.compare(table, "mor", "fixed-shallow")["mean"]) for table in tables]
     gained = f"{gains[0]} (not shown to be a gain) and {gains[1]}"
     assert f"MoR gets {gained} of that, and is no better than fixed layers of its " in told

@@ -501,10 +501,15 @@ def test_what_notebook_07_says_of_four_wide_layers_holds():
     for record in own["record"]:
         depth = record["metrics"]["details"]["depth_by_kind"]
         assert min(depth["table"], depth["x"]) > 3.9 and max(depth["k"], depth["answer"]) < 1.15
+    plan = results.known_depth.with_hops(records[records["model"] == "planted"])["solved"]
+    assert len(plan) == 6 and plan.all()
     right = results.known_depth.by_hops(own)
     assert right.loc[right["accuracy"].idxmin(), "k"] == 6 and round(right["accuracy"].min()) == 95
     verdicts = results.hops_verdicts(records).set_index("token worth against")["verdict"]
     assert verdicts["two layers"] == verdicts["three layers"] == "better"
+    assert verdicts["the plan written down"] == "undecided: two tests disagree"
+    behind = results.known_depth.compare_hops(results.known_depth.with_hops(records), "worth", "planted")
+    assert round(behind["mean"], 1) == -0.7
 
 
 def test_the_plan_is_equal_to_all_layers_within_a_point_as_in_the_other_sentences():
@@ -648,7 +653,9 @@ def test_settings_stand_side_by_side_with_their_means_and_few_seeds_in_brackets(
 def test_settings_without_an_answer_are_left_out(tmp_path):
     for path in files.REFERENCE.glob("known-depth-wsd_*.json"):
         shutil.copy(path, tmp_path)
-    assert results.settings_table(tmp_path).index.tolist() == ["4 layers, width 32, 6 hops, rate stays high"]
+    assert results.settings_table(tmp_path).index.tolist() == [
+        "4 layers, width 32, 6 hops, 8,000 steps, rate stays high"
+    ]
 
 
 def test_the_main_answer_rests_on_the_narrow_setting_where_it_ships(tmp_path):

@@ -427,7 +427,3 @@ def test_what_notebook_03_says_of_width_48_holds():
     mean = records.groupby("model")["loss"].mean().round(3)
     assert (mean["mor-equal-epochs"], mean["fixed-shallow"]) == (1.811, 1.808)
     assert not {"worth", "frozen"} & set(records["model"])
-    told = results.brief("exp2", runs.stored_records("exp2"))
-    mor = results.compare(records, "mor-equal-epochs", "fixed-shallow")
-    gain, gets = (f"{results.signed(c['mean'])} points against" for c in (depth, mor))
-    assert told.endswith(f" At width 48 twelve layers are worth {gain} six, and MoR gets {gets} these.")

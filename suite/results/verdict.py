@@ -65,11 +65,11 @@ def short_depth(tables: list[pd.DataFrame]) -> str:
     return f"{worth_of_all_layers(tables)}; MoR {against_its_cost(tables)}." if tables else ""
 
 
-def gains_of_mor(tables: list[pd.DataFrame]) -> str:
-    """MoR against half of the layers, in each table (points), and whether that is shown to be a gain."""
-    gains = [compare(records, "mor", "fixed-shallow") for records in tables]
-    shown = ["" if different(gain) else " (not shown to be a gain)" for gain in gains]
-    return " and ".join(signed(gain["mean"]) + words for gain, words in zip(gains, shown))
+def gains(tables: list[pd.DataFrame], model: str) -> str:
+    """A model against half of the layers, in each table (points), and whether that is shown to be a gain."""
+    found = [compare(records, model, "fixed-shallow") for records in tables]
+    shown = ["" if different(gain) else " (not shown to be a gain)" for gain in found]
+    return " and ".join(signed(gain["mean"]) + words for gain, words in zip(found, shown))
 
 
 def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
@@ -84,23 +84,21 @@ def in_short(known: pd.DataFrame, tables: list[pd.DataFrame]) -> str:
     scored, names = with_hops(known), names_of(known)
     right = {label: f"{hops:.0f} %" for label, hops in scored.groupby("model")["hops"].mean().items()}
     E = scored[scored["model"] == "worth"]["effective_depth"].mean()
-    words = {"better": "finds the tokens that need it", "open": "is not shown to find them"}
+    words = {"better": "finds the kinds of tokens that need it", "open": "is not shown to find them"}
     found = {}
     for label in [label for label in ("worth", "mor") if label in right]:
         stands = judged(compare_hops(scored, label, "fixed-half"))
         found[label] = words.get(stands, "does not find them")
-    spread = (
-        f"; with a budget that could pay for them, {right['mor-spread']}" if "mor-spread" in right else ""
-    )
+    spread = f"; free to choose in all layers but one, {right['mor-spread']}" if "mor-spread" in right else ""
     mor = f"; MoR's router {found['mor']} ({right['mor']}{spread})" if "mor" in found else ""
     trained = f"On text, after {epochs_of(tables[0], 'fixed-deep')} epochs"
     return (
         "**In short.** Where depth is known to matter (a task of following a permutation), *token worth*, a "
         f"router that learns what depth is worth to a token, {found['worth']}. Held to E {E:.1f}, which is "
         f"set by hand, it answers {right['worth']} of the hard questions, {names['fixed-half']} "
-        f"{right['fixed-half']}{mor}. {trained}, all layers against half of them are worth "
-        f"{worth_of_all_layers(tables)}. MoR gets {gains_of_mor(tables)} of that, and "
-        f"{against_its_cost(tables)}."
+        f"{right['fixed-half']}, {names['fixed-deep']} {right['fixed-deep']}{mor}. {trained}, all layers "
+        f"against half of them are worth {worth_of_all_layers(tables)}. MoR gets {gains(tables, 'mor')} of "
+        f"that, and {against_its_cost(tables)}, which get {gains(tables, 'fixed-at-E')}."
     )
 
 
