@@ -23,24 +23,24 @@ from .known_depth import (
 from .stats import LEAST_SEEDS
 
 SIDE_BY_SIDE = {  # the models of the table, and how its columns name them
-    "fixed-half": "half of the layers",
-    "fixed-half-long": "half, twice the steps",
-    "fixed-between": "a depth between",
-    "fixed-deep": "all layers",
+    "fixed-half": "half",
+    "fixed-half-long": "half, twice as long",
+    "fixed-between": "between",
+    "fixed-deep": "all",
     "mor": "MoR",
-    "frozen": "untrained router",
+    "frozen": "untrained",
     "worth": "token worth",
-    "worth-by-windows": "token worth, by windows",
+    "worth-by-windows": "by windows",
     "planted": "the plan",
 }
 CAPTION = (
     "A line gives a permutation of eight letters (in the last row ten), and a question asks where *k* hops "
     "lead. The table: how many hard questions of the upper half of *k* are right (%), means of six seeds, in "
-    "brackets how many where they are fewer. *Hard*: no shortcut answers them. *E* is that of token worth; "
-    "MoR and its untrained router are held to the same. *A depth between*: three layers of four, four of "
-    "six. *By windows*: taught by whole windows. *The plan* is written by hand: the permutation and the "
-    "letters asked about run all layers, other tokens one. *Rate stays high*: the learning rate falls in the "
-    "last fifth of the steps only. \u2013: not trained."
+    "brackets how many where they are fewer. *Hard*: no shortcut answers them. Fixed depth: *half* of the "
+    "layers, *between* (three of four, four of six) and *all*. *E* is that of token worth; MoR, and the same "
+    "*untrained*, are held to it. *By windows*: token worth taught by whole windows. *The plan* is written "
+    "by hand: the permutation and the letters asked about run all layers, other tokens one. *Rate stays "
+    "high*: the learning rate falls in the last fifth of the steps only. \u2013: not trained."
 )
 
 
