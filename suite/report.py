@@ -140,7 +140,7 @@ def readme_part() -> str:
         lines.append(bullet("07_known_depth", KNOWN, results.short_known(known), told))
     fields = results.stored_field(), results.stored_text_field()
     if short := results.short_field(*fields, costs := cost.stored_systems()):
-        told = f"{results.second_lead_sentence(costs)} Which to choose when stands there.".strip()
+        told = f"{results.second_lead_sentence(costs)} There stands which to choose when.".strip()
         lines.append(bullet("08_field", SYSTEMS, short, told))
     text = results.without_intervals("\n".join(lines)) or "No records yet."
     on_text, on_known = results.text_table(), results.settings_table()

@@ -197,7 +197,7 @@ def check_one_kind(records: pd.DataFrame) -> None:
             configs = [LATER | r["config"]["model"] | r["config"]["train"] for r in group["record"]]
             names = dict.fromkeys(name for config in configs for name in config)
             for name in [name for name in names if name not in ("seed", "action_rates")]:
-                kinds[f"{name} of {model}"] = {str(config.get(name)) for config in configs}
+                kinds[f"{name} of {model}"] = {str(config.get(name, "absent")) for config in configs}
     if mixed := {name: sorted(map(str, values)) for name, values in kinds.items() if len(values) > 1}:
         listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in mixed.items())
         advice = "take those of one kind, for instance records[records['preset'] == 'quick']"
