@@ -64,6 +64,11 @@ def test_each_cell_on_text_is_a_comparison_of_its_experiment_with_a_row_in_the_t
             same = told[told["setting"] == glance.setting(records[records["model"].isin([a, b])])]
             assert points in set(same["points"])
     assert table.index[0] == "Tiny Shakespeare, width 64, 6 epochs"
+    for row, labels in ((1, ("mor", "fixed-at-E")), (4, ("mor-equal-epochs", "fixed-shallow"))):
+        mor, cheap = labels
+        pairs = ("fixed-deep", "fixed-shallow"), (mor, "fixed-deep"), (mor, cheap), (mor, "frozen")
+        own = runs.stored_records(glance.TEXTS[row])
+        assert table.iloc[row, 1:].tolist() == [glance.points(own, *pair) for pair in pairs], "by its head"
     assert "loss worse" in table.to_string() and "**" in table.to_string()
 
 
