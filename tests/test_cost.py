@@ -178,10 +178,13 @@ def test_even_routing_is_known_in_the_cost_room_only():
 
 
 def test_ratios_are_paired_turn_by_turn():
-    drift = iter(range(1, 100))
-    calls = {"a": lambda: dict(seconds=2.0 * next(drift), E=6), "b": lambda: dict(seconds=2.0)}
+    drift, depth = iter(range(1, 100)), iter([100, 5, 6, 7])
+    calls = {
+        "a": lambda: dict(seconds=2.0 * next(drift), E=next(depth)),
+        "b": lambda: dict(seconds=2.0),
+    }
     timings = cost.in_turn(calls, repeats=3)
-    assert len(timings.seconds) == 3 and timings.depth == {"a": 6.0, "b": None}
+    assert len(timings.seconds) == 3 and timings.depth == {"a": 6.0, "b": None}, "no warm-up counts"
     assert timings.ratio("a", "b") == dict(measured=3.0, quartiles=[2.5, 3.5], repeats=3, E=6.0)
     assert timings.milliseconds("a") == 6000.0
 

@@ -86,19 +86,19 @@ def cached_generation(model: Transformer, prompt: Tensor, tokens: int, parts: in
 
     A call generates the next of `parts` equal parts of the tokens, and multiplies its seconds by `parts`. The
     pass over the prompt, but for its last token, is not timed. then: tokens [B, tokens] to read after the
-    prompt in place of those chosen, so that models compared read one text. E is that of all parts so far.
+    prompt in place of those chosen, so that models compared read one text. E is that of the part.
     """
-    cache, fresh, depth, some, P = Cache(), None, 0.0, tokens // parts, prompt.shape[1]
+    cache, fresh, some, P = Cache(), None, tokens // parts, prompt.shape[1]
 
     @torch.inference_mode()
     def call() -> dict:
-        nonlocal cache, fresh, depth
+        nonlocal cache, fresh
         model.eval()
         if fresh is None or cache.length + some > P - 1 + tokens:
-            cache, fresh, depth = Cache(), prompt[:, -1:], 0.0
+            cache, fresh = Cache(), prompt[:, -1:]
             if P > 1:
                 model(prompt[:, :-1], cache)
-        began = clock(prompt.device)
+        depth, began = 0, clock(prompt.device)
         for _ in range(some):
             out = model(fresh, cache)
             fresh = out.logits[:, -1].argmax(-1, keepdim=True)
@@ -107,7 +107,7 @@ def cached_generation(model: Transformer, prompt: Tensor, tokens: int, parts: in
                 fresh = then[:, place : place + 1]
             depth = depth + out.depth
         seconds = (clock(prompt.device) - began) * parts
-        return dict(seconds=seconds, E=depth.float().mean() / (cache.length - P + 1))
+        return dict(seconds=seconds, E=depth.float().mean() / some)
 
     return call
 

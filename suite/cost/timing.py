@@ -77,7 +77,7 @@ class Timings:
     """What `in_turn` measured."""
 
     seconds: pd.DataFrame  # [turn, name]
-    depth: dict[str, float | None]  # the effective depth E that each name executed; None: it has none
+    depth: dict[str, float | None]  # the mean effective depth E of each name's turns; None: it has none
 
     def ratio(self, over: str, under: str) -> dict:
         """The time of one name over that of another in each turn: median, quartiles, and E of the first."""
@@ -96,14 +96,15 @@ Timed = Callable[[], dict]  # a call that returns its "seconds", and its mean de
 
 def in_turn(calls: dict[str, Timed], repeats: int = 7, warmup: int = 1) -> Timings:
     """Time calls in turn: each once a turn, every second turn in reverse. Warm-up turns do not count."""
-    turns, depth = [], {}
+    turns, depth = [], []
     for turn in range(warmup + repeats):
         order = list(calls) if turn % 2 else list(calls)[::-1]
         done = {name: calls[name]() for name in order}
         turns.append({name: done[name]["seconds"] for name in calls})
-        depth = {name: done[name].get("E") for name in calls}
-    depth = {name: None if E is None else float(E) for name, E in depth.items()}
-    return Timings(pd.DataFrame(turns[warmup:]), depth)
+        depth.append({name: done[name].get("E") for name in calls})
+    seen = pd.DataFrame(depth[warmup:]).astype(float).mean()
+    of_name = {name: None if seen.isna()[name] else float(seen[name]) for name in calls}
+    return Timings(pd.DataFrame(turns[warmup:]), of_name)
 
 
 # ---- Calls that time themselves ----
