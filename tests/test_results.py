@@ -533,7 +533,8 @@ def test_under_quick_bangla_has_one_depth_and_can_be_shown():
     few = records[records["model"].isin([*quick, "random-deep"])]
     assert runs.random_controls(few, [], "mor-half") == []
     shown = results.comparisons(few, runs.PAIRS["bangla"])
-    assert len(shown) == 8 and set(shown.index) == {"mor-deep", "fixed-at-E", "frozen-deep", "random-deep"}
+    minuends = {"mor-deep", "fixed-at-E", "frozen-deep", "random-deep", "fixed-deep"}
+    assert len(shown) == 9 and set(shown.index) == minuends
     drawn = results.learning_curves(few, "loss", minus="fixed-deep")
     assert drawn.axes and not results.summary(few).index.str.contains("half").any()
 

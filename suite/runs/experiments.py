@@ -40,6 +40,7 @@ PAIRS = {
         ("fixed-at-E", "fixed-deep"),
         ("frozen-deep", "fixed-deep"),
         ("random-deep", "fixed-deep"),
+        ("fixed-deep", "fixed-shallow"),
     ],
 }
 TEXTS = {
