@@ -302,7 +302,8 @@ def four_wide_runs(s: Settings) -> list[Run]:
     """The main models in the setting FOUR_WIDE_WSD."""
     models = known_depth_models(s, FOUR_WIDE_WSD)
     models["fixed-between"] = fixed_between(FOUR_WIDE_WSD["layers"])
-    asked = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth", "mor")
+    models["worth-by-windows"] = by_windows(models)
+    asked = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth", "worth-by-windows", "mor")
     return known_depth_runs(s, {x: models[x] for x in asked}, "known-depth-4", FOUR_WIDE_WSD)
 
 
