@@ -398,26 +398,21 @@ def field() -> list[str]:
     return parts
 
 
-def told_by(function: Callable[[pd.DataFrame], pd.DataFrame]) -> Callable[[pd.DataFrame], str]:
-    """A table's function, as one that gives Markdown."""
-    return lambda records: markdown(function(records))
-
-
-STUDIES: dict[str, tuple[str, Callable[[pd.DataFrame], str]]] = {
+STUDIES: dict[str, tuple[str, Callable]] = {  # its title, and what gives its table, or its parts
     "pareto": (
         "The front: loss and accuracy against effective depth",
-        lambda records: f"{FRONT}\n\n{lines_of(results.front_lines(records))}",
+        lambda records: [FRONT, lines_of(results.front_lines(records))],
     ),
-    "estimators": ("How the router learns: validation text, the best first", told_by(results.by_validation)),
-    "recursions": ("What recursing buys: validation text, the best first", told_by(results.by_validation)),
-    "collapse": ("Do routers collapse? Held-out text", told_by(results.collapse_table)),
+    "estimators": ("How the router learns: validation text, the best first", results.by_validation),
+    "recursions": ("What recursing buys: validation text, the best first", results.by_validation),
+    "collapse": ("Do routers collapse? Held-out text", results.collapse_table),
     "sources": (
         "What happened in the sources: held-out text",
-        lambda records: markdown(results.sources_table(records.sort_values("model"))),
+        lambda records: results.summary(records.sort_values("model")),
     ),
     "vocabulary": (
-        "Which vocabulary? Bangla, six fixed layers, held-out text",
-        told_by(results.vocabulary_table),
+        "Which vocabulary? Bangla, six fixed layers, held-out text: bits per byte",
+        lambda records: results.bits_by_vocabulary(records).round(3),
     ),
 }
 
@@ -428,7 +423,9 @@ def studies() -> list[str]:
     for study, (title, told) in STUDIES.items():
         records = stored_records(study)
         if len(records):
-            parts += [f"## {title}", about(records), told(records)]
+            shown = told(records)
+            parts += [f"## {title}", about(records)]
+            parts += shown if isinstance(shown, list) else [markdown(shown)]
     return parts
 
 

@@ -529,67 +529,6 @@ def check_depth_and_cache(model):
     assert torch.allclose(steps, used.logits[:2], atol=1e-4)
 
 
-def test_a_huber_loss_is_half_the_square_below_a_nat_and_the_error_beyond(make_model):
-    model, out = measured(make_model, "worth: huber")
-    model.policy.error = lambda states, worth: (states, worth.clamp(-100, 100))
-    states, worth = model.policy.own_loss(out.memory, 1.0)
-    del model.policy.error
-    error = (model.policy.network(states)[:, 0] - worth).abs()
-    by_hand = torch.where(error < 1, error**2 / 2, error - 0.5)
-    assert (error > 1).any() and (error < 1).any()
-    assert model.policy.own_loss(out.memory, 1.0).item() == pytest.approx(by_hand.mean().item(), rel=1e-5)
-
-
-def test_a_router_of_four_batches_learns_from_the_last_four(make_model):
-    model, out = measured(make_model, "worth: four batches")
-    one, alone = model.policy.own_loss(out.memory, 1.0).item(), morlib.WorthRouter.error
-    states, worth = model.policy.seen[0]
-    assert one == pytest.approx(alone(model.policy, states, worth).item(), rel=1e-5)
-    both = [model.policy.own_loss(out.memory, 0.5).item() for _ in range(4)]  # all is worth twice as much
-    half = (alone(model.policy, states, worth) + alone(model.policy, states, 2 * worth)).item() / 2
-    assert both[0] == pytest.approx(half, rel=1e-5), "two batches"
-    assert both[-1] == pytest.approx(alone(model.policy, states, 2 * worth).item(), rel=1e-5), "not five"
-    assert abs(both[-1] - one) > 0.1 * one
-
-
-def test_the_middle_of_eight_groups_teaches_where_means_have_a_median(make_model):
-    model, _ = measured(make_model, "worth: median of means")
-    states, worth = torch.randn(35, model.cfg.d_model), 3 * torch.randn(35)
-    worth[:4] = 500.0  # of the first group, so all that it could teach is lost
-    error = (model.policy.network(states)[:, 0] - worth.clamp(-100, 100)).detach().numpy()
-    means = sorted((error[4 * i : 4 * i + 4] ** 2).mean() for i in range(8))  # three tokens are left over
-    told = model.policy.error(states, worth)
-    assert told.item() == pytest.approx(means[3] / 2, rel=1e-5) and means[-1] > 100 * means[3]
-    told.backward()
-    assert model.policy.network[0].weight.grad.any()
-    assert model.policy.error(states[:0], worth[:0]).item() == 0
-    few = morlib.WorthRouter.error(model.policy, states[4:5], worth[4:5])
-    assert model.policy.error(states[4:5], worth[4:5]).item() == pytest.approx(few.item(), rel=1e-5)
-
-
-def test_the_fall_of_a_token_s_own_loss_is_added_to_what_is_measured(make_model):
-    learnt = {}
-    for policy in ("worth", "worth: own loss"):
-        torch.manual_seed(0)
-        model = make_model(routing=policy, n_layers=4, max_len=16, target_depth=2.2, max_recursions=1)
-        tokens = torch.randint(model.cfg.vocab_size, (16, 17))
-        seen = []
-        model.policy.error = lambda states, worth, seen=seen: seen.append(worth) or states.sum() * 0
-        out = model.train()(tokens[:, :-1], done=0.1)
-        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), tokens[:, 1:].flatten())
-        (4 * model.policy.objective(loss, out, tokens[:, 1:])).backward()
-        model.policy.own_loss(out.memory, 4.0)
-        learnt[policy] = seen[0]
-    ends = out.logits.log_softmax(-1).gather(2, tokens[:, 1:, None]).flatten()
-    model.eval()
-    asked = model.embed(tokens[:, :-1]) + model.positions[:16]
-    block = model.blocks[0](asked.flatten(0, 1), morlib.Packing(torch.arange(256), 16, 16))
-    begins = model.readout(block).log_softmax(-1).gather(1, tokens[:, 1:].reshape(-1, 1)).flatten()
-    fell = (ends - begins).detach()[out.memory["explored"]]
-    assert learnt["worth: own loss"].numpy() == pytest.approx((learnt["worth"] + fell).numpy(), abs=1e-4)
-    assert fell.abs().max() > 0.01
-
-
 def test_a_second_decision_half_way_makes_four_depths_and_holds_the_target(make_model):
     model, out = measured(make_model, "worth-half-way")
     assert set(out.depth.flatten().tolist()) == {1, 2, 3, 4}
@@ -599,66 +538,6 @@ def test_a_second_decision_half_way_makes_four_depths_and_holds_the_target(make_
     assert all(router.network[0].weight.grad.any() for router in model.policy.routers)
     with pytest.raises(ValueError, match="needs three layers, not 2"):
         make_model(routing="worth-half-way", n_layers=2, target_depth=1.5)
-
-
-def test_each_step_up_is_taken_where_worth_less_price_sums_to_most(make_model):
-    model, out = measured(make_model, "worth: steps up")
-    policy = model.policy
-    worth = torch.tensor([[3.0, 1.0], [0.0, 9.0], [0.5, 0.5]])
-    assert policy.layers.tolist() == [1, 2], "a quarter of four layers is the first, and no step"
-    assert policy.climbed(worth, torch.tensor(1.0)).tolist() == [1, 2, 0], (
-        "the second is worth its first step"
-    )
-    assert set(out.depth.flatten().tolist()) == {1, 2, 4}
-    check_depth_and_cache(model)
-
-    memory, T = out.memory, out.depth.numel()
-    policy.network[2].weight.data.zero_()
-    policy.network[2].bias.data.zero_()  # then the error is what was measured
-    measured_worth = []
-    for s, w in enumerate(memory["weights"]):
-        chosen = memory["explored"] & (memory["at"] == s)
-        assert (w[~chosen] == 1).all() and (out.depth.flatten()[chosen] == policy.depths[s + 1]).all()
-        measured_worth.append((-w.grad[chosen] * T).clamp(-10, 10))
-    loss = policy.own_loss(memory, 1.0)
-    assert loss.item() == pytest.approx(
-        sum((worth**2).mean().item() / 2 for worth in measured_worth), rel=1e-5
-    )
-    loss.backward()
-    up = [
-        -worth.mean().item() for worth in measured_worth
-    ]  # each step's prediction moves to what was measured
-    assert policy.network[2].bias.grad.tolist() == pytest.approx(up, rel=1e-4) and all(up)
-
-
-@pytest.mark.parametrize(
-    "n_layers, depths", [(2, [1, 2]), (4, [1, 2, 4]), (6, [1, 3, 6]), (12, [1, 3, 6, 12])]
-)
-def test_a_price_holds_the_depth_of_any_number_of_steps_up(make_model, n_layers, depths):
-    sizes = dict(routing="worth: steps up", n_layers=n_layers, max_recursions=1)
-    torch.manual_seed(0)
-    for target in (1.05, (1 + n_layers) / 2, n_layers - 0.05):
-        policy = make_model(**sizes, target_depth=target).policy
-        assert policy.depths == depths
-        worth = torch.randn(2000, len(depths) - 1)
-        climbed = policy.climbed(worth, policy.price_that_holds(worth))
-        assert torch.tensor(depths).float()[climbed].mean().item() == pytest.approx(target, abs=0.02)
-    few = torch.randn(3, len(depths) - 1)  # too few for any to take a step
-    price = make_model(**sizes, target_depth=1.05).policy.price_that_holds(few)
-    assert not policy.climbed(few, price).any() and price < 10, "near what the best is worth"
-
-
-def test_those_worth_least_leave_full_depth_first(make_model):
-    model, _ = measured(make_model, "worth: least first")
-    tokens, share = torch.randint(model.cfg.vocab_size, (64, 16)), (2.2 - 1) / 3
-    deep = {}
-    for full in (0.0, 0.5, 0.9):
-        morlib.calibrate(model.eval(), tokens, full)
-        deep[full] = model(tokens, sampling=False, calibrate=False, full=full).depth == 4
-        assert deep[full].float().mean().item() == pytest.approx(share + (1 - share) * full, abs=0.03)
-    assert (deep[0.5] & deep[0.0]).sum() == deep[0.0].sum(), "who is worth most stays to the end"
-    assert (deep[0.9] & deep[0.5]).sum() == deep[0.5].sum()
-    assert model.policy.share == pytest.approx(share)
 
 
 @pytest.mark.parametrize("policy", ["worth-by-windows", "worth: plan", "worth: plan, warm-up"])

@@ -557,7 +557,8 @@ def test_each_lead_changes_what_its_name_says_and_is_a_run_of_its_own():
 def test_what_notebook_07_says_of_leads_that_spoil_the_plan_holds():
     table = results.leads_table(runs.stored_records("leads"))
     s = runs.settings(dict(preset="cpu", seeds=6))
-    assert set(table.index) == {run.model for run in runs.lead_runs(s)}, "each lead of the list was tried"
+    kept = {run.model for run in runs.lead_runs(s)}
+    assert kept < set(table.index) and len(table) == len(kept) + 6, "each was tried, and six lost their code"
     deep = (table["table"] >= 3.6) & (table["symbol x"] >= 3.9)
     assert set(table.index[~deep]) == {
         "a key's slope of 1", "two layers for all", "a second decision half-way",

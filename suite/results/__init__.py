@@ -145,11 +145,9 @@ from .tables import (
     plain_names,
     save_table,
     signed,
-    sources_table,
     stored_table,
     summary,
     verdicts,
-    vocabulary_table,
     with_interval,
 )
 from .verdict import in_short, short_answer, short_depth, short_known

@@ -152,7 +152,7 @@ def hops_table(records: pd.DataFrame) -> pd.DataFrame:
         table[f"k = {k}"] = wide[k].round(0).astype(int)
     table["applications (M)"] = (groups["train_applications"].mean() / 1e6).round(0).astype(int)
     table["solved"] = groups["solved"].sum().astype(str) + " of " + groups.size().astype(str)
-    order = [label for label in LABELS if label in table.index]
+    order = [label for label in LABELS if label in table.index] or [*table.index]
     return table.loc[order].rename(index=names).rename_axis("model")
 
 
@@ -381,12 +381,9 @@ def leads_table(records: pd.DataFrame) -> pd.DataFrame:
     table = pd.DataFrame({"seeds": groups.size(), "E": groups["effective_depth"].mean().round(2)})
     table["loss (nats)"] = groups["loss"].mean().round(3)
     table["right (%)"] = groups["hops"].mean().round(0).astype(int)
-    for kind, name in zip(KINDS, KIND_NAMES):
-        depth = scored["record"].map(
-            lambda record, kind=kind: record["metrics"]["details"]["depth_by_kind"][kind]
-        )
-        table[name] = depth.groupby(scored["model"]).mean().round(1)
-    return table.sort_values("loss (nats)").rename_axis("token worth")
+    depth = pd.DataFrame([record["metrics"]["details"]["depth_by_kind"] for record in scored["record"]])
+    depth = depth[[*KINDS]].groupby(scored["model"].to_numpy()).mean().round(1).set_axis(KIND_NAMES, axis=1)
+    return table.join(depth).sort_values("loss (nats)").rename_axis("token worth")
 
 
 def early_table(
@@ -425,14 +422,6 @@ def map_records(folder: Path | None = None) -> pd.DataFrame:
 
 
 def map_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a fixed model and length of training: trainings, loss, hard answers right by k (%). No
-    records give no rows."""
-    if records.empty:
-        return pd.DataFrame({"trainings": []}).rename_axis("model")
-    wide = by_hops(records).pivot_table(index="model", columns="k", values="accuracy")
-    groups = records.groupby("model")
-    table = pd.DataFrame({"trainings": groups.size(), "loss (nats)": groups["loss"].mean().round(3)})
-    for k in wide:
-        table[f"k = {k}"] = wide[k].round(0).astype(int)
-    table["applications (M)"] = (groups["train_applications"].mean() / 1e6).round(0).astype(int)
-    return table
+    """`hops_table` of fixed models by layers and length of training; a run may stand twice."""
+    table = hops_table(records).drop(columns=["E", "solved"], errors="ignore")
+    return table.rename(columns={"seeds": "trainings"}).sort_index()

@@ -366,20 +366,6 @@ def held_lines(mor: pd.DataFrame) -> list[str]:
     return lines
 
 
-def further_seeds(groups, digits: int) -> list[str]:
-    """Where one more seed of each group is expected (95 %), "" for fewer than three."""
-    ranges = [new_seed_range(values) for _, values in groups]
-    return ["" if math.isnan(low) else f"{low:.{digits}f} to {high:.{digits}f}" for low, high in ranges]
-
-
-def insert_further(table: pd.DataFrame, column: str, groups, digits: int) -> pd.DataFrame:
-    """The table with `further_seeds` as its second column, if any group has three seeds."""
-    further = further_seeds(groups, digits)
-    if any(further):
-        table.insert(1, column, further)
-    return table
-
-
 def by_validation(records: pd.DataFrame) -> pd.DataFrame:
     """One row a model, the best first: loss and accuracy on validation text at the end of training, E on
     held-out text by argmax and sampled, and the loss that sampling costs (nats).
@@ -399,7 +385,10 @@ def by_validation(records: pd.DataFrame) -> pd.DataFrame:
     })  # fmt: skip
     grouped = table.groupby("model", sort=False)
     means = grouped.mean().assign(seeds=grouped.size())
-    means = insert_further(means, "a new seed", grouped["validation loss"], 3)
+    further = [new_seed_range(losses) for _, losses in grouped["validation loss"]]
+    if not all(math.isnan(low) for low, _ in further):
+        words = ["" if math.isnan(low) else f"{low:.3f} to {high:.3f}" for low, high in further]
+        means.insert(1, "a new seed", words)
     digits = {"validation loss": 4, "validation accuracy (%)": 2, "E": 2, "E sampled": 2}
     return means.sort_values("validation loss").round(digits | {"loss sampled - argmax": 4})
 
@@ -434,30 +423,6 @@ def collapse_table(records: pd.DataFrame) -> pd.DataFrame:
 
 def range_words(values: pd.Series) -> str:
     return "" if values.isna().any() else f"{values.min():.2f} to {values.max():.2f}"
-
-
-def sources_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a model, in the order of the records: held-out accuracy (%), loss (nats), E by argmax and
-    sampled, and whether every seed beats its table of counts.
-
-    From three seeds on also where the accuracy of a further one is expected (95 %).
-    """
-    sampled = [metrics["effective_depth"] for metrics in records["sampled"]]
-    grouped = records.assign(sampled_depth=sampled).groupby("model", sort=False)
-    columns = ["accuracy", "loss", "effective_depth", "sampled_depth", "did_train"]
-    table = grouped[columns].mean().astype(float).round(2)
-    table["did_train"] = table["did_train"].map(lambda share: "yes" if share == 1 else "no")
-    table = table.set_axis(["accuracy (%)", "loss (nats)", "E", "E sampled", BEATS], axis=1)
-    return insert_further(table.assign(seeds=grouped.size()), "a new seed (%)", grouped["accuracy"], 1)
-
-
-def vocabulary_table(records: pd.DataFrame) -> pd.DataFrame:
-    """One row a vocabulary, the best first: held-out bits per byte, and from three seeds on where that of a
-    further one is expected (95 %)."""
-    grouped = records.groupby("model")["bits_per_byte"]
-    table = pd.DataFrame({"bits per byte": grouped.mean().round(3), "seeds": grouped.size()})
-    table = insert_further(table, "a new seed", grouped, 3)
-    return table.sort_values("bits per byte").rename_axis("vocabulary")
 
 
 def bits_by_vocabulary(records: pd.DataFrame) -> pd.DataFrame:

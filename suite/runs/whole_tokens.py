@@ -127,24 +127,6 @@ class ByPosition(WholeTokens):
         return warmed_up(self.deep.index_select(0, step.position), step)
 
 
-class FiveThenWorth(morlib.WorthRouter):
-    """Token worth, but five layers run every token, much as in MoR's budget of six layers in twelve."""
-
-    ALWAYS = 5
-
-
-class SixThenWorth(morlib.WorthRouter):
-    """Token worth, but six layers run every token."""
-
-    ALWAYS = 6
-
-
-class FiveThenBlind(BlindTokens):
-    """The control of FiveThenWorth."""
-
-    OPTIONS = dict(always=5)
-
-
 class WorthHalfWay(morlib.Policy):
     """Two routers of token worth: one decides about the layers up to the half, the other about the rest.
 
@@ -180,7 +162,9 @@ morlib.POLICIES |= {
     "by-kind": ByKind,
     "by-position": ByPosition,
     "worth-half-way": WorthHalfWay,
-    "worth-above-5": FiveThenWorth,
-    "worth-above-6": SixThenWorth,
-    "blind-tokens-above-5": FiveThenBlind,
 }
+for _first in (5, 6):  # token worth above more layers; five are much as in MoR's budget of six in twelve
+    _own = dict(ALWAYS=_first, __module__=__name__)
+    morlib.POLICIES[f"worth-above-{_first}"] = type("WorthAbove", (morlib.WorthRouter,), _own)
+_own = dict(OPTIONS=dict(always=5), __module__=__name__)
+morlib.POLICIES["blind-tokens-above-5"] = type("BlindAbove", (BlindTokens,), _own)  # its control
