@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,7 +101,7 @@ How to read the tables:
 def results_page() -> str:
     """The whole of RESULTS.md."""
     parts = [INTRODUCTION.strip(), *glance(), *experiments(), *known_depth(), *field(), *studies(), *speed()]
-    parts += [*growth(), *difficulty(), *price_of_many()]
+    parts += [*growth(), *difficulty()]
     return "\n\n".join([parts[0], contents(parts), *parts[1:]]) + "\n"
 
 
@@ -386,11 +385,11 @@ def field() -> list[str]:
     known, wide, text = results.stored_field(), results.stored_wide_field(), results.stored_text_field()
     for title, records in ((FIELD, known), (FIELD_WIDE, wide), (FIELD_TEXT, text)):
         if len(records):
-            rows, told = results.rows_of(records), results.field_sentence(records, costs)
+            told = results.field_sentence(records, costs)
             more = (results.second_lead_sentence, results.stays_high_sentence) if title == FIELD else ()
             told = " ".join([told, *filter(None, (sentence(costs) for sentence in more))])
             parts += [f"## {title}", about(records), told]
-            parts += [markdown(results.field_table(records, costs, rows=rows))]
+            parts += [markdown(results.field_table(records, costs))]
             parts += [] if title == FIELD_TEXT else [markdown(results.answers_table(records))]
             parts += ["Top-k in training, a decision a token in use:"]
             parts += [markdown(results.sampled_table(records, costs))]
@@ -461,42 +460,6 @@ def difficulty() -> list[str]:
     for what in ("accuracy", "loss"):
         parts += [f"Parts of the gain in {what} (%):", markdown(routing.gain_table(gain, what))]
     return parts
-
-
-def price_of_many(runs: int = 10_000) -> list[str]:
-    """What many runs cost, from the clocks of the stored records: one run at a time on each core."""
-    stored = [records for records in map(stored_records, QUESTIONS) if len(records)]
-    if not stored:
-        return []
-    records = pd.concat(stored)
-    preset = records["preset"].mode()[0]  # of one size, the commonest
-    seconds = records[records["preset"] == preset]["train_seconds"]
-    mean, low, high = seconds.mean(), *seconds.quantile([0.05, 0.95])
-    rows = {}
-    places = (
-        ("one laptop", 2, None),
-        ("Kaggle, a CPU session of 12 hours", 4, 12),
-        ("a cluster of 10 machines", 160, None),
-    )
-    for place, cores, session in places:
-        hours = runs * mean / cores / 3600
-        rows[place] = {
-            "cores": cores,
-            "runs an hour": f"{3600 * cores / mean:,.0f}",
-            f"{runs:,} runs": f"{hours:,.1f} hours",
-            "sessions": math.ceil(hours / session) if session else 1,
-        }
-    told = (
-        f"Preset {preset}, from {len(seconds)} stored records: a run trains for {mean:.0f} seconds of "
-        f"one core on average (nine in ten between {low:.0f} and {high:.0f}), {runs:,} runs for "
-        f"{runs * mean / 3600:,.0f} core hours; the evaluations come on top."
-    )
-    if cost.growth_records():
-        told += (
-            " *How cost grows* estimates the same from a sweep on one machine, so it comes to another number."
-        )
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("where")
-    return ["## What many runs cost", told, markdown(table)]
 
 
 # ---- Writing ----

@@ -18,7 +18,6 @@ from suite.cost.systems import follows_surprisal, times
 from suite.results.field import (
     FIXED,
     NAMES,
-    NO_RECORD,
     ON_TEXT,
     chose_nothing,
     collapsed,
@@ -102,7 +101,8 @@ def test_there_is_a_row_for_each_system():
 
 def test_among_six_layers_mor_runs_about_half_and_shared_models_are_those_of_notebook_07():
     s = runs.settings(dict(preset="cpu", seeds=6))
-    wide, known = field.wide_field_runs(s), {(r.model, r.train.seed): r for r in runs.wide_runs(s)}
+    in_07 = runs.known_depth_runs(s, runs.known_depth_models(s))
+    wide, known = field.wide_field_runs(s), {(run.model, run.train.seed): run for run in in_07}
     assert {run.model for run in wide} == set(NAMES) and {run.train.seed for run in wide} == {0, 1, 2}
     for run in wide:
         if (same := known.get((run.model, run.train.seed))) is not None:
@@ -167,21 +167,18 @@ def test_the_fixed_models_of_the_field_on_text_are_those_of_experiment_1(tmp_pat
     (tmp_path / "field-text_act_s0_0.json").write_text(json.dumps(own), encoding="utf-8")
     stored = results.stored_text_field(tmp_path)
     assert set(stored["model"]) == {*FIXED, "act"} and set(stored["experiment"]) == {"field-text"}
-    table = results.field_table(stored, NO_COSTS, 3, results.rows_of(stored))
+    table = results.field_table(stored, NO_COSTS, 3)
     assert list(table.index) == ["six layers", "eight layers", "twelve layers", NAMES["act"]]
 
 
-def test_partial_records_say_how_many_and_which_are_missing():
+def test_partial_records_say_how_many_there_are():
     records = records_of(LOSSES | {"act": [1.45]})
     table = results.field_table(records, costs_of(records), 3)
-    assert len(table) == len(NAMES)
+    assert list(table.index) == ["two layers", "three layers", "four layers", NAMES["act"]]
     assert table.loc["two layers", "seeds"] == "2 of 3" and table.loc[NAMES["act"], "seeds"] == "1 of 3"
-    assert table.loc["PonderNet"].tolist() == [NO_RECORD, *[""] * (table.shape[1] - 1)]
-    assert (table["seeds"] == NO_RECORD).sum() == len(NAMES) - 4
     more = results.field_table(records_of(LOSSES | {"act": [1.45], "worth": [1.3]}), NO_COSTS)
     assert more.loc[NAMES["worth"], "seeds"] == "1 of 6" and more.loc[NAMES["act"], "seeds"] == "1 of 3"
-    none = results.field_table(runs.stored_records("no-such-experiment"), NO_COSTS, 3)
-    assert none["seeds"].tolist() == [NO_RECORD] * len(NAMES) and "all layers" in none.index
+    assert results.field_table(runs.stored_records("no-such-experiment"), NO_COSTS, 3).empty
 
 
 def test_the_way_is_from_half_of_the_layers_to_all_paired_by_seed():

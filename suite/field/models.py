@@ -128,7 +128,7 @@ def field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
 def wide_field_runs(s: Settings, labels: list[str] | None = None) -> list[Run]:
     """The same in the wide setting of notebook 07: six layers of width 64. Three seeds at most.
 
-    Fixed models, plan, token worth and MoR of notebook 02 are those of `runs.wide_runs`.
+    Fixed models, plan, token worth and MoR of notebook 02 are those of `runs.known_depth_runs`.
     """
     size = SIZES["usual"]
     make = partial(known_depth_runs, s, experiment="field-wide", size=size)

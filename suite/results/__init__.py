@@ -9,7 +9,6 @@ from .dial import (
     dial_table,
     draw_dial,
     measure_dial,
-    measure_text_dial,
     text_dial_table,
 )
 from .field import (

@@ -25,39 +25,25 @@ DEEP_DIAL, TEXT_DIAL = "known_depth_dial_deep.json", "text_dial.json"
 SHARES = (0.1, 0.2, 0.28, 0.34, 0.38, 0.42, 0.6)
 
 
-def measure_dial(specs: list[Run], shares: tuple[float, ...] = SHARES) -> pd.DataFrame:
-    """One row a run and depth asked for: E, loss, `by_hops`, and the rank correlation `r` of depth with k.
+def measure_dial(specs: list[Run], depths: tuple[float, ...] | None = None) -> pd.DataFrame:
+    """One row a run and depth asked for, on held-out text: E, loss, accuracy (%); on the task of known depth
+    also `by_hops`, and the rank correlation `r` of depth with k.
 
-    Measured on held-out lines; the price is set on validation lines. Runs that are not finished are trained.
-    shares: of the tokens that run more than the first layer.
+    The price, or MoR's thresholds, are set on validation text. Runs that are not finished are trained.
+    depths: by default those at which SHARES of the tokens run more than the first layer.
     """
     rows = []
     for spec in specs:
         model, record, task = trained_model(spec)
-        lines = task.windows("heldout", model.cfg.max_len)
-        for share in shares:
-            target = round(1 + share * (model.cfg.n_layers - 1), 2)
-            seen = morlib.score(morlib.at_depth(model, task, target), lines)
+        windows = task.windows("heldout", model.cfg.max_len)
+        for target in depths or [round(1 + share * (model.cfg.n_layers - 1), 2) for share in SHARES]:
+            seen = morlib.score(morlib.at_depth(model, task, target), windows)
             found = morlib.metrics(seen)
             row = dict(run=record["id"], model=spec.model, seed=spec.train.seed, target=target)
-            row |= {name: found[name] for name in ("loss", "effective_depth")}
-            rows.append(row | dict(r=follows(seen, lines, task), by_hops=task.by_hops(seen, lines)))
-    return pd.DataFrame(rows)
-
-
-def measure_text_dial(specs: list[Run], depths: tuple[float, ...] = (4, 6, 8, 10)) -> pd.DataFrame:
-    """One row a run on text and depth asked for: E, loss and accuracy (%) on held-out text.
-
-    The price, or MoR's thresholds, are set on validation text. Runs that are not finished are trained.
-    """
-    rows = []
-    for spec in specs:
-        model, record, text = trained_model(spec)
-        names = dict(run=record["id"], model=spec.model, seed=spec.train.seed)
-        for target in depths:
-            found = morlib.evaluate(model, text, "heldout", target_depth=target)
-            kept = {name: found[name] for name in ("loss", "accuracy", "effective_depth")}
-            rows.append(names | dict(target=target) | kept)
+            row |= {name: found[name] for name in ("loss", "accuracy", "effective_depth")}
+            if hasattr(task, "answers"):
+                row |= dict(r=follows(seen, windows, task), by_hops=task.by_hops(seen, windows))
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -65,7 +65,6 @@ ASIDE = (*CONTROLS, "lora-uptrained")
 # In these nothing learns who is deep
 NO_CHOICE = (*FIXED, *CONTROLS, "lora", "lora-uptrained", "sliced", "moe-top1", "moe-top2")
 EDGE = 0.01  # a layer has a choice where it runs a share of the tokens between this and all but this
-NO_RECORD = "no record yet"
 SEEDS, MOST_SEEDS = 3, 6  # of each system; of fixed depth and of those that were best with the first three
 BEST = (*FIXED, "worth", "mor-moe", "mor-expert", "mor-token")
 BEST_ON_TEXT = (*FIXED, "moe-top1", "moe-top2", "mod", "mor")
@@ -159,31 +158,22 @@ def with_costs(records: pd.DataFrame, costs: pd.DataFrame) -> pd.DataFrame:
 # ---- Tables ----
 
 
-def names_of(records: pd.DataFrame, labels: Sequence[str]) -> dict[str, str]:
-    """Each label in words; a fixed model by its number of layers, where a record says it."""
+def names_of(records: pd.DataFrame) -> dict[str, str]:
+    """Each label that records are of, in words; a fixed model by its number of layers."""
     layers = layers_by_model(records)
-    unknown = dict(zip(FIXED, ("half of the layers", "more than half of the layers", "all layers")))
-    names = {}
-    for label in labels:
-        named = NAMES.get(label, label)
-        n = layers.get(label)
-        names[label] = unknown.get(label, named) if n is None else named.format(n=count(n))
-    return names
+    return {label: NAMES.get(label, label).format(n=count(n)) for label, n in layers.items()}
 
 
-def field_table(
-    records: pd.DataFrame, costs: pd.DataFrame, seeds: int = MOST_SEEDS, rows=tuple(NAMES)
-) -> pd.DataFrame:
-    """One row a system, whether it has records or not: means over seeds.
+def field_table(records: pd.DataFrame, costs: pd.DataFrame, seeds: int = MOST_SEEDS) -> pd.DataFrame:
+    """One row a system that has records: means over seeds.
 
     way: per cent of the way from half of the layers to all, in loss. costs: of `suite.cost`, by run. seeds:
     how many there are to be at most; a row that is not among the best is to have three. Empty where nothing
     was measured.
     """
-    names, scored, table = names_of(records, rows), with_costs(records, costs), {}
-    for label in rows:
-        own = scored[scored["model"] == label]
-        table[names[label]] = row_of(own, seeds) if len(own) else {"seeds": NO_RECORD}
+    names, scored, table = names_of(records), with_costs(records, costs), {}
+    for label in rows_of(records):
+        table[names[label]] = row_of(scored[scored["model"] == label], seeds)
     return pd.DataFrame.from_dict(table, orient="index").fillna("").rename_axis("system")
 
 
@@ -223,7 +213,7 @@ def answers_table(records: pd.DataFrame) -> pd.DataFrame:
     a record."""
     if records.empty:
         return pd.DataFrame({"seeds": []}).rename_axis("system")
-    names, table = names_of(records, list(NAMES)), {}
+    names, table = names_of(records), {}
     hops = by_hops(records)
     for label in rows_of(records):
         own = records[records["model"] == label]
@@ -427,7 +417,7 @@ def on_text_sentence(records: pd.DataFrame, costs: pd.DataFrame) -> str:
     losses = records.groupby("model")["loss"].mean().to_dict() if len(records) else {}
     if not {"fixed-half", "fixed-deep"} <= set(losses):
         return ""
-    names, told = names_of(records, FIXED), field_sentence(records, costs)
+    names, told = names_of(records), field_sentence(records, costs)
     worth = f"{losses['fixed-half'] - losses['fixed-deep']:.3f} nats"
     start = f"On text, where {names['fixed-deep']} are worth {worth} over {names['fixed-half']}: "
     scored, fallen = with_costs(records, costs), ahead_of_fixed(records, costs)[2]
@@ -463,7 +453,7 @@ def field_headline(costs: pd.DataFrame, folder: Path | None = None) -> None:
     if short:
         told = [answer, *told]
         answer = f"Ahead of fixed layers at equal operations: {short[0].lower()}{short[1:]}"
-    show(answer, table[table["seeds"] != NO_RECORD][shown], "\n\n".join(filter(None, told)))
+    show(answer, table[shown], "\n\n".join(filter(None, told)))
     way_to_all_layers(records, costs)
 
 
@@ -481,7 +471,7 @@ def choices_table(records: pd.DataFrame, costs: pd.DataFrame, without=()) -> pd.
     scored = scored[scored.groupby("model")["seed"].transform("size") > 1]
     if not {"fixed-half", "fixed-deep"} <= set(scored["model"]):
         return pd.DataFrame(columns=columns)
-    names, means = names_of(scored, list(NAMES)), scored.groupby("model").mean(numeric_only=True)
+    names, means = names_of(scored), scored.groupby("model").mean(numeric_only=True)
     rows = []
     for question, (among, what) in questions_of(means).items():
         known = among.dropna(subset=[what])
@@ -544,7 +534,7 @@ def loss_against_operations(records: pd.DataFrame, costs: pd.DataFrame) -> Figur
 
 def draw_systems(axes: Sequence[Axes], scored: pd.DataFrame) -> dict[int, tuple]:
     """Draw the means and ranges of seeds of all systems into each panel; the marks, by their numbers."""
-    names, marks = names_of(scored, list(NAMES)), {}
+    names, marks = names_of(scored), {}
     for label in rows_of(scored):
         own, look = scored[scored["model"] == label], field_look(label)
         cost, mean = own["operations"].mean() / 1e3, own["loss"].mean()
@@ -580,7 +570,7 @@ def way_to_all_layers(records: pd.DataFrame, costs: pd.DataFrame) -> Figure:
     figure_style()
     scored = with_costs(records, costs).dropna(subset=["way"])
     means = scored.groupby("model")["way"].mean().sort_values()
-    names = names_of(records, list(NAMES))
+    names = names_of(records)
     figure, ax = plt.subplots(figsize=(8.5, 1.4 + 0.28 * len(means)))
     for place, label in enumerate(means.index):
         own, look = scored[scored["model"] == label]["way"], field_look(label)

@@ -34,7 +34,6 @@ from .known_depth import (
     rate_runs,
     size_of,
     wide_front_runs,
-    wide_runs,
     wsd_runs,
 )
 from .leads import deep_lead_runs, lead_runs

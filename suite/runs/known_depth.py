@@ -149,7 +149,7 @@ def size_of(s: Settings) -> dict:
 
 
 def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
-    """Fixed depth whole and halved, and six ways to choose who is deep at about half of the cost.
+    """Fixed depth whole and halved, and seven ways to choose who is deep at about half of the cost.
 
     size: in place of the preset's, for instance NARROW.
     """
@@ -158,11 +158,13 @@ def known_depth_models(s: Settings, size: dict | None = None) -> Changes:
     fixed, routed = dict(routing="none"), dict(target_depth=target)
     mor, own_rate = routed | dict(routing="mor"), dict(router_lr=size.get("lr", RATE) / 8)
     spread = round((target - 1) / (N - 1) - 0.005, 3)  # so that one layer runs everyone, as in the plan
+    as_worth = WORTH_TRAINING | dict(router_lr=size.get("lr", RATE))
     return {
         "fixed-half": (fixed | dict(n_layers=N // 2), {}),
         "fixed-deep": (fixed, {}),
         "planted": (dict(routing=PLANS[size["task"].rsplit("-", 1)[0]]), {}),
-        "worth": (routed | dict(routing="worth"), WORTH_TRAINING | dict(router_lr=size.get("lr", RATE))),
+        "worth": (routed | dict(routing="worth"), as_worth),
+        "worth-by-windows": (routed | dict(routing="worth-by-windows"), as_worth),
         "blind": (routed | dict(routing="blind-tokens"), dict(depth_warmup=0.2)),
         "mor": (mor, own_rate),
         "mor-spread": (mor | dict(capacity=spread), own_rate),
@@ -210,7 +212,7 @@ def map_runs(s: Settings) -> list[Run]:
 def chains_runs(s: Settings) -> list[Run]:
     """The models of the known depth on the second task, and a fixed model of three layers."""
     models = known_depth_models(s, CHAINS)
-    worth, training = models["worth"]
+    worth, training = models.pop("worth-by-windows")
     models["worth-whole-windows"] = (worth | dict(routing="worth-whole-windows"), training)
     models["fixed-between"] = fixed_between(CHAINS["layers"])
     return known_depth_runs(s, models, "chains", CHAINS)
@@ -259,37 +261,22 @@ def rate_runs(s: Settings) -> list[Run]:
 def wsd_runs(s: Settings) -> list[Run]:
     """The main models in the setting NARROW_WSD, and half of the layers in twice the steps."""
     models = known_depth_models(s, NARROW_WSD) | {"fixed-between": fixed_between(NARROW["layers"])}
-    models["worth-by-windows"] = by_windows(models)
     asked = {label: models[label] for label in models if label not in ("blind", "mor-spread")}
     return also_longer(s, asked, "known-depth-wsd", NARROW_WSD)
-
-
-def by_windows(models: Changes) -> tuple[dict, dict]:
-    """Token worth that learns `ByWindows`, as an entry of Changes, given Changes that hold token worth."""
-    model, training = models["worth"]
-    return model | dict(routing="worth-by-windows"), training
 
 
 def narrow_runs(s: Settings) -> list[Run]:
     """The models of the known depth in the setting NARROW, half of its layers in twice the steps, and:
 
     fixed-shared: all layers, of two blocks in turn. mor-free: MoR as the sources write it, with recursion and
-    no depth that it is held to. mor-spread-warm: "mor-spread", trained as token worth is. worth-by-windows:
-    token worth that learns `ByWindows`.
+    no depth that it is held to. mor-spread-warm: "mor-spread", trained as token worth is.
     """
     models = known_depth_models(s, NARROW)
     spread, _ = models["mor-spread"]
     models["fixed-shared"] = (dict(routing="none", shared_blocks=2), {})
     models["mor-free"] = (dict(routing="mor", max_recursions=2), models["mor"][1])
     models["mor-spread-warm"] = (spread, models["worth"][1])
-    models["worth-by-windows"] = by_windows(models)
     return also_longer(s, models, "field", NARROW)
-
-
-def wide_runs(s: Settings) -> list[Run]:
-    """The models of the known depth in the preset's own setting, and token worth that learns `ByWindows`."""
-    models = known_depth_models(s)
-    return known_depth_runs(s, models | {"worth-by-windows": by_windows(models)})
 
 
 def wide_front_runs(s: Settings) -> list[Run]:
@@ -302,15 +289,13 @@ def four_wide_runs(s: Settings) -> list[Run]:
     """The main models in the setting FOUR_WIDE_WSD."""
     models = known_depth_models(s, FOUR_WIDE_WSD)
     models["fixed-between"] = fixed_between(FOUR_WIDE_WSD["layers"])
-    models["worth-by-windows"] = by_windows(models)
     asked = ("fixed-half", "fixed-between", "fixed-deep", "planted", "worth", "worth-by-windows", "mor")
     return known_depth_runs(s, {x: models[x] for x in asked}, "known-depth-4", FOUR_WIDE_WSD)
 
 
 def deep_runs(s: Settings) -> list[Run]:
     """The same in the setting DEEP."""
-    models = known_depth_models(s, DEEP)
-    return known_depth_runs(s, models | {"worth-by-windows": by_windows(models)}, "known-depth-12", DEEP)
+    return known_depth_runs(s, known_depth_models(s, DEEP), "known-depth-12", DEEP)
 
 
 def also_longer(s: Settings, models: Changes, experiment: str, size: dict) -> list[Run]:
