@@ -5,7 +5,6 @@ from .figures import (
     growth_curves,
     milliseconds_against_depth,
     parts_of_a_step,
-    shares_of_a_step,
     time_against_depth,
 )
 from .flops import arithmetic, flops, training_flops

@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..results import figure_style
-from ..results.figures import AMBER, BLACK, BLUE, GREEN, GREY, PINK, SKY, VERMILLION, legend_of
+from ..results.figures import AMBER, BLACK, BLUE, GREEN, GREY, PINK, SKY, VERMILLION, legend_of, stacked_bars
 
 PALE, YELLOW = "#DDDDDD", "#F0E442"
-PART_COLOURS = (BLUE, SKY, "#999999", YELLOW, VERMILLION, PINK, PALE)
-PART_HATCHES = ("", "", "", "", "///", "...", "")
+PART_LOOKS = (  # of `probes.PARTS`: colour and hatch
+    *((colour, "") for colour in (BLUE, SKY, "#999999", YELLOW)),
+    *((VERMILLION, "///"), (PINK, "..."), (PALE, "")),
+)
 
 
 def time_against_depth(record: dict) -> Figure:
@@ -88,36 +90,9 @@ def _one_panel(ax: Axes, points: pd.DataFrame) -> None:
             ax.plot(own["E"], own["milliseconds"], label=label, **look)
 
 
-def shares_of_a_step(shares: dict[str, float]) -> Figure:
-    """The parts of a training step as bars, in per cent of its time, the largest first."""
-    figure_style()
-    shares = pd.Series(shares).sort_values() * 100
-    figure, ax = plt.subplots(figsize=(7, 0.6 + 0.34 * len(shares)))
-    of_routing = [part in ("router", "packing") for part in shares.index]
-    colours = [VERMILLION if own else BLUE for own in of_routing]
-    bars = ax.barh(shares.index, shares, color=colours, edgecolor="white")
-    for bar, own in zip(bars, of_routing):
-        bar.set_hatch("///" if own else "")
-    ax.bar_label(bars, fmt="%.1f %%", padding=4, fontsize=9)
-    ax.set(xlabel="share of a training step's time (%)", xlim=(0, 1.12 * shares.max()))
-    ax.tick_params(axis="y", length=0)
-    return figure
-
-
 def parts_of_a_step(milliseconds: pd.DataFrame) -> Figure:
     """The parts of a training step, side by side in one bar a model; milliseconds [model, part]."""
-    figure_style()
-    figure, ax = plt.subplots(figsize=(9, 1.4 + 0.6 * len(milliseconds)))
-    left = 0
-    for part, colour, hatch in zip(milliseconds, PART_COLOURS, PART_HATCHES):
-        look = dict(color=colour, hatch=hatch, edgecolor="white")
-        ax.barh(milliseconds.index, milliseconds[part], left=left, label=part, **look)
-        left = left + milliseconds[part]
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    ax.set(xlabel="milliseconds of a training step")
-    legend_of(figure, ax, 4)
-    return figure
+    return stacked_bars(milliseconds, PART_LOOKS, "milliseconds of a training step")
 
 
 def break_even_rates(even: pd.DataFrame, skipped: float) -> Figure:

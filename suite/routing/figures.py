@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import morlib
 
 from ..results import figure_style, forest, heat_map
-from ..results.figures import AMBER, BLUE, GREY, SKY, Look, legend_of, look_of, marker_of
+from ..results.figures import AMBER, BLUE, GREY, SKY, Look, legend_of, look_of, marker_of, stacked_bars
 from .difficulty import DIFFICULTY, MEASURES
 from .findings import over_seeds
 
@@ -27,7 +27,7 @@ SHARES = {
     "layer": (BLUE, ""),
     "position": (AMBER, "xx"),
     "token read": (SKY, "//"),
-    "rest": ("#eeeeee", ".."),
+    "rest": ("#D9D9D9", ""),
 }
 
 
@@ -131,22 +131,10 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def stacked_variance(variance: pd.DataFrame) -> Figure:
     """Shares of the variance of decisions that each factor explains, a bar a text and router."""
-    figure_style()
-    means = variance.groupby(["text", "model"], sort=False)[list(SHARES)].mean()
-    labels = [f"{text}, {ROUTERS[model]}" for text, model in means.index]
-    figure, ax = plt.subplots(figsize=(9.5, 1 + 0.42 * len(means)))
-    left = np.zeros(len(means))
-    for column, (colour, hatch) in SHARES.items():
-        width = means[column].clip(lower=0).to_numpy()
-        edge = GREY if column == "rest" else "white"
-        name = "context, or chance" if column == "rest" else column
-        ax.barh(labels, width, left=left, color=colour, hatch=hatch, edgecolor=edge, label=name)
-        left = left + width
-    ax.set(xlabel="share of the variance of decisions (%)", xlim=(0, 100))
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    legend_of(figure, ax, 4)
-    return figure
+    means = variance.groupby(["text", "model"], sort=False)[list(SHARES)].mean().clip(lower=0)
+    means.index = [f"{text}, {ROUTERS[model]}" for text, model in means.index]
+    means = means.rename(columns={"rest": "context, or chance"})
+    return stacked_bars(means, SHARES.values(), "share of the variance of decisions (%)")
 
 
 def formation_lines(formation: pd.DataFrame) -> Figure:
