@@ -435,7 +435,7 @@ def test_every_figure_is_drawn_and_named(made, recwarn, draw, table):
 def test_tokens_by_layers_shows_the_decisions(made):
     passages = made[3]
     figure = routing.tokens_by_layers(passages, rows=8)
-    image = figure.axes[0].images[0].get_array()
+    image = figure.axes[0].collections[0].get_array().reshape(8, -1)
     assert np.array_equal(image, np.array(passages[0]["runs"][:8]))
     matplotlib.pyplot.close(figure)
 

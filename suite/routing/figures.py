@@ -180,23 +180,17 @@ def tokens_by_layers(passages: list[dict], rows: int = 32) -> Figure:
     figure, axes = plt.subplots(1, len(passages), figsize=size, squeeze=False)
     for ax, part in zip(axes[0], passages):
         runs = np.array(part["runs"][:rows])  # [rows, N]
-        image = ax.imshow(runs, cmap=shades, vmin=-0.5, vmax=most + 0.5, aspect="auto")
+        cells = dict(edgecolor="white", linewidth=0.8)
+        image = ax.pcolormesh(runs, cmap=shades, vmin=-0.5, vmax=most + 0.5, **cells)
         words = [token.replace("\n", "newline").replace(" ", "\u2423") for token in part["tokens"][:rows]]
-        ax.set(title=part["title"], xlabel="layer", xticks=range(runs.shape[1]), yticks=range(len(words)))
-        ax.set_xticklabels(range(1, runs.shape[1] + 1))
-        ax.set_yticklabels(words, fontsize=11 if part["lang"] == "bn" else 10)
-        lattice(ax, runs.shape)
+        ax.set(title=part["title"], xlabel="layer")
+        ax.set_xticks(np.arange(runs.shape[1]) + 0.5, range(1, runs.shape[1] + 1))
+        ax.set_yticks(np.arange(len(words)) + 0.5, words, fontsize=11 if part["lang"] == "bn" else 10)
+        ax.invert_yaxis()
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
     axes[0, 0].set_ylabel("token read, from the passage's beginning downwards")
     bar = figure.colorbar(image, ax=axes[0, -1], ticks=range(most + 1), shrink=0.3, anchor=(0, 1))
     words = ["skip", "run once", "run twice", *(f"run {runs} times" for runs in range(3, most + 1))]
     bar.ax.set_yticklabels(words[: most + 1])
     return figure
-
-
-def lattice(ax: Axes, shape: tuple[int, int]) -> None:
-    """White lines between the cells of an image."""
-    ax.spines[:].set_visible(False)
-    ax.set_yticks(np.arange(0.5, shape[0] - 1), minor=True)
-    ax.set_xticks(np.arange(0.5, shape[1] - 1), minor=True)
-    ax.grid(which="minor", color="white", linewidth=0.8)
-    ax.tick_params(which="both", length=0)
