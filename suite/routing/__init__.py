@@ -48,7 +48,6 @@ from .gain import (
     gain_sentence,
     gain_table,
     measure_gain,
-    save_contexts,
 )
 from .interventions import Planned, applications, forced, oracle, plans
 from .tables import (
