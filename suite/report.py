@@ -13,7 +13,6 @@ from .files import REFERENCE, ROOT, write_whole
 from .results.tables import count, markdown
 from .routing.answers import sentence as difficulty_sentence
 from .routing.answers import short as short_difficulty
-from .routing.answers import verdict_lines
 from .routing.findings import FILE as ROUTING_FINDINGS
 from .runs import PAIRS, stored_records
 
@@ -456,8 +455,9 @@ def difficulty() -> list[str]:
     subjects = stored_subjects()
     if not subjects:
         return []
-    lines, gain = lines_of(verdict_lines(subjects)), results.stored_table(routing.GAIN)
-    parts = ["## Does depth follow difficulty?", difficulty_sentence(subjects), lines]
+    verdicts, gain = routing.verdict_table(subjects).reset_index(), results.stored_table(routing.GAIN)
+    parts = ["## Does depth follow difficulty?", difficulty_sentence(subjects)]
+    parts += ["Rank correlation of depth with difficulty (95 % interval over seeds):", markdown(verdicts)]
     if gain.empty:
         return parts
     parts += ["### Where depth pays", routing.gain_sentence(gain)]

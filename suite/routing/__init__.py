@@ -11,7 +11,7 @@ from .bangla import (
     script_shares,
     segmentation,
 )
-from .difficulty import groups, verdict
+from .difficulty import groups
 from .figures import (
     change_forest,
     correlation_forest,

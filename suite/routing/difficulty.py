@@ -99,17 +99,6 @@ def controls(known: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
     }
 
 
-def verdict(correlations: pd.DataFrame) -> str:
-    """Whether depth follows difficulty, in words and numbers: the `answer`, and MoR's rank correlations.
-
-    correlations: one row a model and seed, with columns `raw`, `given` and `same` (see `controls`).
-    """
-    means = mean_correlations(correlations)
-    texts = {c: spelt(*means[c]) for c in means}
-    numbers = f"rank correlation {texts['raw']}; given frequency and position {texts['given']}; "
-    return f"{answer(correlations)}: {numbers}given the token and position {texts['same']}"
-
-
 def spelt(mean: float, low: float, high: float, digits: int = 2) -> str:
     """A mean with its sign, and its interval if it has one."""
     reach = f" [{low:+.{digits}f}, {high:+.{digits}f}]" if np.isfinite(low) else ""
