@@ -128,8 +128,7 @@ def readme_part() -> str:
         told = f"{difficulty_sentence(subjects)} {COLOURED}"
         lines.append(bullet("05_routing_analysis", DIFFICULTY, short_difficulty(subjects), told))
     for record in cost.speed_records():
-        told = cost.training_sentence(record) if cost.short(record) else ""
-        lines.append(bullet("06_deployment", TIME, cost.short(record), told))
+        lines.append(bullet("06_deployment", TIME, cost.short(record), cost.training_sentence(record)))
     known = results.main_records()
     if results.answerable(known):
         front = results.front_records()
@@ -436,8 +435,8 @@ def speed() -> list[str]:
     parts = []
     for record in cost.speed_records():
         table = cost.ratios(record).rename_axis("side by side, in one process")
-        parts += [f"## {TIME}", f"*{cost.about(record)}*", cost.sentence(record)]
-        parts += [markdown(table)]
+        told = filter(None, (cost.short(record), cost.training_sentence(record)))
+        parts += [f"## {TIME}", f"*{cost.about(record)}*", *told, markdown(table)]
     return parts
 
 

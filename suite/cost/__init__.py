@@ -25,14 +25,11 @@ from .probes import (
 )
 from .speed import (
     about,
-    beyond_operations,
-    cache_sentence,
     first_table,
     headline,
     machine,
     operations_and_time,
     ratios,
-    sentence,
     short,
     speed_records,
     stored_milliseconds,
