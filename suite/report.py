@@ -12,7 +12,6 @@ from .files import REFERENCE, ROOT, write_whole
 from .results.tables import count, markdown
 from .routing.answers import sentence as difficulty_sentence
 from .routing.answers import short as short_difficulty
-from .routing.answers import verdict_lines
 from .routing.findings import FILE as ROUTING_FINDINGS
 from .runs import PAIRS, stored_records
 
@@ -128,8 +127,7 @@ def readme_part() -> str:
         told = f"{difficulty_sentence(subjects)} {COLOURED}"
         lines.append(bullet("05_routing_analysis", DIFFICULTY, short_difficulty(subjects), told))
     for record in cost.speed_records():
-        told = cost.training_sentence(record) if cost.short(record) else ""
-        lines.append(bullet("06_deployment", TIME, cost.short(record), told))
+        lines.append(bullet("06_deployment", TIME, cost.short(record), cost.training_sentence(record)))
     known = results.main_records()
     if results.answerable(known):
         front = results.front_records()
@@ -433,8 +431,8 @@ def speed() -> list[str]:
     parts = []
     for record in cost.speed_records():
         table = cost.ratios(record).rename_axis("side by side, in one process")
-        parts += [f"## {TIME}", f"*{cost.about(record)}*", cost.sentence(record)]
-        parts += [markdown(table)]
+        told = filter(None, (cost.short(record), cost.training_sentence(record)))
+        parts += [f"## {TIME}", f"*{cost.about(record)}*", *told, markdown(table)]
     return parts
 
 
@@ -452,8 +450,9 @@ def difficulty() -> list[str]:
     subjects = stored_subjects()
     if not subjects:
         return []
-    lines, gain = lines_of(verdict_lines(subjects)), results.stored_table(routing.GAIN)
-    parts = ["## Does depth follow difficulty?", difficulty_sentence(subjects), lines]
+    verdicts, gain = routing.verdict_table(subjects).reset_index(), results.stored_table(routing.GAIN)
+    parts = ["## Does depth follow difficulty?", difficulty_sentence(subjects)]
+    parts += ["Rank correlation of depth with difficulty (95 % interval over seeds):", markdown(verdicts)]
     if gain.empty:
         return parts
     parts += ["### Where depth pays", routing.gain_sentence(gain)]

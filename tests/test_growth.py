@@ -227,7 +227,8 @@ def test_findings_name_where_routing_breaks_even(record):
 def test_breaking_even_where_it_comes_and_goes(record):
     points = cost.table_of(record).query("kind == 'training step' and axis == 'batch'")
     assert grown.pays(points.assign(high=[0.9, 1.1, 0.9])) == "at 1, 16"
-    assert np.isnan(grown.skip_rate(points.assign(routed=2e-4, E=[3, 6, 9]), 12))
+    fixed = points["fixed"].median()
+    assert np.isnan(cost.break_even([3, 6, 9], [2e-4] * 3, fixed, 12)), "times that do not fall"
 
 
 def test_time_between_and_beyond_widths(record):

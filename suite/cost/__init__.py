@@ -5,7 +5,6 @@ from .figures import (
     growth_curves,
     milliseconds_against_depth,
     parts_of_a_step,
-    shares_of_a_step,
     time_against_depth,
 )
 from .flops import arithmetic, flops, training_flops
@@ -26,14 +25,11 @@ from .probes import (
 )
 from .speed import (
     about,
-    beyond_operations,
-    cache_sentence,
     first_table,
     headline,
     machine,
     operations_and_time,
     ratios,
-    sentence,
     short,
     speed_records,
     stored_milliseconds,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from ..results import figure_style
-from ..results.figures import AMBER, BLACK, BLUE, GREEN, GREY, PINK, SKY, VERMILLION, legend_of
+from ..results.figures import AMBER, BLACK, BLUE, GREEN, GREY, PINK, SKY, VERMILLION, legend_of, stacked_bars
 
 PALE, YELLOW = "#DDDDDD", "#F0E442"
-PART_COLOURS = (BLUE, SKY, "#999999", YELLOW, VERMILLION, PINK, PALE)
-PART_HATCHES = ("", "", "", "", "///", "...", "")
+PART_LOOKS = (  # of `probes.PARTS`: colour and hatch
+    *((colour, "") for colour in (BLUE, SKY, "#999999", YELLOW)),
+    *((VERMILLION, "///"), (PINK, "..."), (PALE, "")),
+)
 
 
 def time_against_depth(record: dict) -> Figure:
@@ -58,11 +59,23 @@ def milliseconds_against_depth(table: pd.DataFrame) -> Figure:
     On the dotted line time would follow depth exactly, from nothing to the fixed model's time.
     """
     figure_style()
+    looks = {
+        "blind": ("blind routing", dict(marker="o", color=BLUE, linestyle="-", zorder=2)),
+        "decided once": ("decided once", dict(marker="D", color=SKY, linestyle="--", zorder=2)),
+        "with a router": ("with a router", dict(marker="s", color=VERMILLION, linestyle="", zorder=3)),
+        "fixed": ("fixed", dict(marker="*", color=BLACK, linestyle="", markersize=12, zorder=4)),
+    }
     panels = list(table.groupby("panel", sort=False))
     rows = -(-len(panels) // 2)
     figure, axes = plt.subplots(rows, 2, figsize=(9, 0.6 + 3.3 * rows), squeeze=False)
     for ax, (title, points) in zip(axes.flat, panels):
-        _one_panel(ax, points)
+        fixed = points[points["kind"] == "fixed"].sort_values("E").iloc[-1]
+        ideal = [0, fixed["E"]], [0, fixed["milliseconds"]]
+        ax.plot(*ideal, color=GREY, linestyle=":", label="time follows depth")
+        for kind, (label, look) in looks.items():
+            own = points[points["kind"] == kind].sort_values("E")
+            if len(own):
+                ax.plot(own["E"], own["milliseconds"], label=label, **look)
         ax.set(title=title, xlim=(0, None), ylim=(0, None))
     for ax in axes[-1]:
         ax.set_xlabel("effective depth E (applications a token)")
@@ -72,52 +85,9 @@ def milliseconds_against_depth(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _one_panel(ax: Axes, points: pd.DataFrame) -> None:
-    fixed = points[points["kind"] == "fixed"].sort_values("E").iloc[-1]
-    ideal = [0, fixed["E"]], [0, fixed["milliseconds"]]
-    ax.plot(*ideal, color=GREY, linestyle=":", label="time follows depth")
-    looks = {
-        "blind": ("blind routing", dict(marker="o", color=BLUE, linestyle="-", zorder=2)),
-        "decided once": ("decided once", dict(marker="D", color=SKY, linestyle="--", zorder=2)),
-        "with a router": ("with a router", dict(marker="s", color=VERMILLION, linestyle="", zorder=3)),
-        "fixed": ("fixed", dict(marker="*", color=BLACK, linestyle="", markersize=12, zorder=4)),
-    }
-    for kind, (label, look) in looks.items():
-        own = points[points["kind"] == kind].sort_values("E")
-        if len(own):
-            ax.plot(own["E"], own["milliseconds"], label=label, **look)
-
-
-def shares_of_a_step(shares: dict[str, float]) -> Figure:
-    """The parts of a training step as bars, in per cent of its time, the largest first."""
-    figure_style()
-    shares = pd.Series(shares).sort_values() * 100
-    figure, ax = plt.subplots(figsize=(7, 0.6 + 0.34 * len(shares)))
-    of_routing = [part in ("router", "packing") for part in shares.index]
-    colours = [VERMILLION if own else BLUE for own in of_routing]
-    bars = ax.barh(shares.index, shares, color=colours, edgecolor="white")
-    for bar, own in zip(bars, of_routing):
-        bar.set_hatch("///" if own else "")
-    ax.bar_label(bars, fmt="%.1f %%", padding=4, fontsize=9)
-    ax.set(xlabel="share of a training step's time (%)", xlim=(0, 1.12 * shares.max()))
-    ax.tick_params(axis="y", length=0)
-    return figure
-
-
 def parts_of_a_step(milliseconds: pd.DataFrame) -> Figure:
     """The parts of a training step, side by side in one bar a model; milliseconds [model, part]."""
-    figure_style()
-    figure, ax = plt.subplots(figsize=(9, 1.4 + 0.6 * len(milliseconds)))
-    left = 0
-    for part, colour, hatch in zip(milliseconds, PART_COLOURS, PART_HATCHES):
-        look = dict(color=colour, hatch=hatch, edgecolor="white")
-        ax.barh(milliseconds.index, milliseconds[part], left=left, label=part, **look)
-        left = left + milliseconds[part]
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    ax.set(xlabel="milliseconds of a training step")
-    legend_of(figure, ax, 4)
-    return figure
+    return stacked_bars(milliseconds, PART_LOOKS, "milliseconds of a training step")
 
 
 def break_even_rates(even: pd.DataFrame, skipped: float) -> Figure:
@@ -160,35 +130,31 @@ def growth_curves(points: pd.DataFrame) -> Figure:
     A ring marks where routing is faster than the fixed model.
     """
     figure_style()
-    kinds = list(points["kind"].unique())
-    figure, axes = plt.subplots(len(kinds), 4, figsize=(11, 0.6 + 2.7 * len(kinds)), squeeze=False)
-    for row, kind in zip(axes, kinds):
-        for ax, (axis, (label, base)) in zip(row, GROWTH.items()):
-            own = points[(points["kind"] == kind) & (points["axis"] == axis)]
-            _one_growth(ax, own, base)
-            ax.set(xlabel=label, title=kind if ax is row[0] else "")
-        row[0].set_ylabel("microseconds a token")
-    legend_of(figure, axes.flat[0], 4)
-    return figure
-
-
-def _one_growth(ax: Axes, points: pd.DataFrame, base: int | None) -> None:
     looks = {
         "fixed": ("fixed", dict(color=BLACK, marker="*", markersize=9)),
         "routed": ("routing that decides once", dict(color=BLUE, marker="o")),
         "ideal": ("if time followed depth", dict(color=GREY, linestyle=":")),
     }
-    for column, (label, look) in looks.items():
-        ax.plot(points["value"], 1e6 * points[column], label=label, **look)
-    faster = points[points["high"] < 1]
     ring = dict(marker="o", markersize=12, markerfacecolor="none", markeredgecolor=GREEN, linestyle="")
-    ax.plot(faster["value"], 1e6 * faster["routed"], label="faster than fixed", **ring)
-    if base:
-        ax.set_xscale("log", base=base)
-        ax.set_yscale("log")
-        ax.set_xticks(points["value"], [f"{value:g}" for value in points["value"]])
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
-        ax.minorticks_off()
-    else:
-        ax.set_ylim(0, None)
+    kinds = list(points["kind"].unique())
+    figure, axes = plt.subplots(len(kinds), 4, figsize=(11, 0.6 + 2.7 * len(kinds)), squeeze=False)
+    for kind, row in zip(kinds, axes):
+        for ax, (axis, (label, base)) in zip(row, GROWTH.items()):
+            own = points[(points["kind"] == kind) & (points["axis"] == axis)]
+            for column, (name, look) in looks.items():
+                ax.plot(own["value"], 1e6 * own[column], label=name, **look)
+            faster = own[own["high"] < 1]
+            ax.plot(faster["value"], 1e6 * faster["routed"], label="faster than fixed", **ring)
+            ax.set(xlabel=label, title=kind if ax is row[0] else "")
+            if base:
+                ax.set_xscale("log", base=base)
+                ax.set_yscale("log")
+                ax.set_xticks(own["value"], [f"{value:g}" for value in own["value"]])
+                ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                ax.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+                ax.minorticks_off()
+            else:
+                ax.set_ylim(0, None)
+        row[0].set_ylabel("microseconds a token")
+    legend_of(figure, axes.flat[0], 4)
+    return figure

@@ -40,12 +40,6 @@ def pays(points: pd.DataFrame) -> str:
     return "at " + ", ".join(f"{value:g}" for value in faster)
 
 
-def skip_rate(points: pd.DataFrame, layers: int) -> float:
-    """The share of skipped applications above which routing pays, from its times at several depths E."""
-    fixed = points["fixed"].median()
-    return break_even(points["E"].tolist(), points["routed"].tolist(), fixed, layers)
-
-
 def findings(record: dict) -> list[str]:
     """A sentence for each kind and axis: what routing saves, and where it breaks even, with quartiles."""
     lines, layers = [], record["sweep"]["layers"]
@@ -53,7 +47,8 @@ def findings(record: dict) -> list[str]:
         first, last = points.iloc[0], points.iloc[-1]
         if axis == "depth":
             if len(points) > 1:
-                rate = skip_rate(points, layers)
+                fixed = points["fixed"].median()
+                rate = break_even(points["E"].tolist(), points["routed"].tolist(), fixed, layers)
                 even = "at no depth" if np.isnan(rate) else f"from {100 * rate:.0f} % of the work skipped on"
                 lines.append(f"{kind}, against depth: by a line through the points, routing pays {even}.")
             continue

@@ -256,17 +256,13 @@ def energy_counter(device: torch.device | str) -> tuple | None:
             nvml.nvmlDeviceGetTotalEnergyConsumption(card)
             return lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(card) / 1000, "NVML, the whole card"
     zones = POWER_ZONES.glob("intel-rapl:*") if device.type == "cpu" else ()
-    counters = [zone / "energy_uj" for zone in zones if is_package(zone)]
-    readable = [path for path in counters if os.access(path, os.R_OK)]
+    names = [zone / "name" for zone in zones]
+    # Of processors alone: a zone within one, or the whole board, counts the same joules again
+    packages = [name.parent for name in names if name.is_file() and name.read_text().startswith("package")]
+    readable = [zone / "energy_uj" for zone in packages if os.access(zone / "energy_uj", os.R_OK)]
     if readable:
         return lambda: sum(int(path.read_text()) for path in readable) / 1e6, "RAPL, the whole package"
     return None
-
-
-def is_package(zone: Path) -> bool:
-    """Whether a zone of RAPL is a processor; one within it or the whole board counts its joules again."""
-    name = zone / "name"
-    return name.is_file() and name.read_text().startswith("package")
 
 
 def energy_a_token(call: Timed, tokens: int, device: torch.device | str, seconds: float = 2.0) -> float | str:

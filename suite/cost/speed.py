@@ -16,7 +16,7 @@ import morlib
 
 from ..files import REFERENCE, ROOT, sha256
 from ..results import show
-from ..results.tables import share_words, span
+from ..results.tables import share_words
 from ..runs import pick_device
 from .figures import time_against_depth
 from .flops import flops, training_flops
@@ -208,49 +208,19 @@ def short(record: dict) -> str:
 
 
 def training_sentence(record: dict) -> str:
-    """Ratios of times of a training step at both sizes, with a router, and blind: decided once, or at each
-    layer where a record has no other."""
-    rows, N = record["rows"], record["sizes"]["model"]["n_layers"]
-    small, routed = (rows[key] for key in ("train-small", "train-8-router"))
-    third, width = share_words(1 - routed["E"] / N), record["sizes"]["model"]["d_model"]
-    if {"once-8", "train-once-8"} <= set(rows):  # alike at both widths
-        chance = f"{rows['train-once-8']['measured']:.2f} where chance decides once"
-        small_chance = f", and {rows['once-8']['measured']:.2f} where chance decides once for all layers"
-    else:
-        chance, small_chance = f"{rows['train-8']['measured']:.2f} where chance decides", ""
+    """Ratios of times of a training step at both sizes, with a router and where chance decides once; empty
+    where they are not measured."""
+    if not short(record):
+        return ""
+    rows, sizes = record["rows"], record["sizes"]["model"]
+    keys = ("train-small", "once-8", "train-8-router", "train-once-8")
+    small, once, wide, once_wide = (f"{rows[key]['measured']:.2f}" for key in keys)
+    third = share_words(1 - rows["train-8-router"]["E"] / sizes["n_layers"])  # alike at both widths
     return (
         f"At the size of experiment 1 a training step in which MoR's router skips {third} of the work takes "
-        f"{small['measured']:.2f} of the fixed model's time{small_chance}. At the sources' size (width "
-        f"{width}) it takes {routed['measured']:.2f}, and {chance}."
-    )
-
-
-def sentence(record: dict) -> str:
-    """Ratios of times in a few sentences: training at both sizes, with a router and blind; decoding."""
-    rows, N = record["rows"], record["sizes"]["model"]["n_layers"]
-    needed = ("train-small", "train-8-router", "train-8", "decode-1", "decode-32")
-    if not all(key in rows for key in needed):
-        return "This record does not hold training and decoding: `make bench` measures them."
-    one, many = rows["decode-1"], rows["decode-32"]
-    half = share_words(1 - one["E"] / N)
-    return (
-        f"{training_sentence(record)} Decoding there that skips {half} takes {one['measured']:.2f} with one "
-        f"sequence and {many['measured']:.2f} with 32, where chance decides at each layer (few new tokens)."
-        f"{further_sentence(rows)}"
-    )
-
-
-def further_sentence(rows: dict) -> str:
-    """The same of asking a router at each layer, and of deciding once; nothing where a record has no such
-    rows."""
-    needed = ("decode-router-1", "decode-router-32", "decode-once-1", "decode-once-32")
-    if not all(key in rows for key in needed):
-        return ""
-    one, many, once, once_many = (f"{rows[key]['measured']:.2f}" for key in needed)
-    return (
-        f" Over a longer text, an untrained router of MoR takes {one} and {many}, and chance that "
-        "decides once for all layers "
-        f"{once} and {once_many}."
+        f"{small} of the fixed model's time, and {once} where chance decides once for all layers. At the "
+        f"sources' size (width {sizes['d_model']}) it takes {wide}, and {once_wide} where "
+        "chance decides once."
     )
 
 
@@ -262,7 +232,8 @@ def headline(folder: Path | None = None) -> None:
     for record in records:
         N, width = (record["sizes"]["model"][name] for name in ("n_layers", "d_model"))
         size = f"Models of {N} layers, of width {width} unless a row says *experiment 1's size*"
-        answer = f"{short(record)} {sentence(record)}".strip()
+        answer = f"{short(record)} {training_sentence(record)}".strip()
+        answer = answer or "This record does not hold training at both sizes: `make bench` measures it."
         show(answer, first_table(record), f"{size}; {about(record)}. {HOW_TO_READ}")
         time_against_depth(record)
 
@@ -293,27 +264,6 @@ def operations_and_time(record: dict) -> pd.DataFrame:
                 columns.setdefault((words, name), {})[label] = value
     table = pd.DataFrame(columns).astype(float)
     return table / table.loc["fixed"]
-
-
-def beyond_operations(table: pd.DataFrame) -> str:
-    """How much more time than operations routing takes, in a sentence; table: `operations_and_time`."""
-    kinds = ("forward pass", "training step")
-    routed = table.drop("fixed")
-    more = pd.concat([routed[kind, "time"] - routed[kind, "operations"] for kind in kinds])
-    return f"Time less operations, in shares of the fixed model's: {span(more.min(), more.max())}."
-
-
-def cache_sentence(record: dict) -> str:
-    """What a cache saves, and what skipping saves of the cache; empty where a record has no such rows."""
-    rows = record["rows"]
-    if not {"generation", "cache"} <= set(rows):
-        return ""
-    faster = 1 / rows["generation"]["measured"]
-    length, held = record["sizes"]["generated"], rows["cache"]
-    return (
-        f"A cache makes generation of {length} tokens {faster:.0f} times as fast. At E = {held['E']:.0f} it "
-        f"holds {held['note']}."
-    )
 
 
 def stored_milliseconds(record: dict) -> pd.DataFrame:

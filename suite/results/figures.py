@@ -252,19 +252,12 @@ def accuracy_against_depth(
 
 def actions_by_layer(records: pd.DataFrame, model: str = "mor") -> Figure:
     """What a model's routers first decide at each layer on held-out text: shares of tokens (%)."""
-    figure_style()
     own = records[records["model"] == model]["record"]
     rates = np.mean([np.asarray(record["metrics"]["action_rates"])[:, 0] for record in own], axis=0)  # [N, 3]
-    layers = np.arange(1, len(rates) + 1)
-    figure, ax = plt.subplots(figsize=(7, 3.6))
-    bottom = np.zeros(len(rates))
-    looks = zip(morlib.ACTIONS, ("#D9D9D9", BLUE, VERMILLION), ("", "", "///"))
-    for action, (name, colour, hatch) in enumerate(looks):
-        share = 100 * rates[:, action]
-        ax.bar(layers, share, bottom=bottom, label=name, color=colour, hatch=hatch, edgecolor="white")
-        bottom += share
-    ax.set(xlabel="layer", ylabel="share of tokens (%)", xticks=layers, ylim=(0, 100))
-    legend_of(figure, ax)
+    table = pd.DataFrame(100 * rates, range(1, len(rates) + 1), morlib.ACTIONS)
+    looks = (("#D9D9D9", ""), (BLUE, ""), (VERMILLION, "///"))
+    figure = stacked_bars(table[::-1], looks, "share of tokens (%)")  # the first layer lowest
+    figure.axes[0].set_ylabel("layer")
     return figure
 
 
@@ -341,6 +334,26 @@ def bars(values: pd.Series, unit: str) -> Figure:
     ax.set(xlabel=unit, xlim=(0, 1.1 * values.max()))
     ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
+    return figure
+
+
+def stacked_bars(table: pd.DataFrame, looks: Sequence[tuple[str, str]], unit: str) -> Figure:
+    """A bar a row, from top to bottom, of parts side by side: a column is a part, its look colour and hatch.
+
+    unit: what the parts are measured in, along x.
+    """
+    figure_style()
+    figure, ax = plt.subplots(figsize=(9, 1.4 + 0.36 * len(table)))
+    left = np.zeros(len(table))
+    for (part, width), (colour, hatch) in zip(table.items(), looks):
+        look = dict(color=colour, hatch=hatch, edgecolor="white", label=part)
+        ax.barh(table.index.astype(str), width, left=left, **look)
+        left = left + width.to_numpy()
+    ax.set(xlabel=unit, xlim=(0, left.max()))
+    ax.margins(y=0.02)
+    ax.invert_yaxis()
+    ax.tick_params(axis="y", length=0)
+    legend_of(figure, ax, 4)
     return figure
 
 

@@ -11,7 +11,7 @@ from .bangla import (
     script_shares,
     segmentation,
 )
-from .difficulty import groups, verdict
+from .difficulty import groups
 from .figures import (
     change_forest,
     correlation_forest,
@@ -48,7 +48,6 @@ from .gain import (
     gain_sentence,
     gain_table,
     measure_gain,
-    save_contexts,
 )
 from .interventions import Planned, applications, forced, oracle, plans
 from .tables import (

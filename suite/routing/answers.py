@@ -1,4 +1,4 @@
-"""The first thing a reader sees of notebook 05: one sentence, four columns, one picture."""
+"""The first thing a reader sees of notebook 05: one sentence, one table, one picture."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pandas as pd
 
 from ..results import show, signed
 from ..results.tables import in_seeds, span
-from .difficulty import answer, mean_correlations, verdict
+from .difficulty import answer, mean_correlations
 from .figures import depth_by_tenth
 from .findings import Subject, rates, stored_findings, stored_subjects, verdicts
+from .tables import verdict_table
 
 LEADS = {
     "yes": "The router gives harder tokens more depth",
@@ -34,7 +35,7 @@ def headline() -> None:
         print("No stored finding ships with this copy: run the notebook to make one.")
         return
     subjects = stored_subjects()
-    show(sentence(subjects), table(subjects), origin(subjects))
+    show(sentence(subjects), verdict_table(subjects).reset_index(), origin(subjects))
     depth_by_tenth(rates(subjects))
 
 
@@ -78,29 +79,14 @@ def sentence(subjects: list[Subject]) -> str:
     return f"{lead}: {', and '.join(parts)}; {in_seeds(seeds)}."
 
 
-def table(subjects: list[Subject]) -> pd.DataFrame:
-    """Depth against each difficulty: rank correlation, its interval over seeds, and the verdict."""
-    rows = []
-    for name, measure, part in cases(subjects, ("entropy", "surprisal")):
-        mean, low, high = mean_correlations(part)["raw"]
-        names = {"depth against": f"{measure}, {name}", "rank correlation": signed(mean)}
-        rows.append(names | {"95 % interval": span(low, high), "verdict": answer(part)})
-    return pd.DataFrame(rows).set_index("depth against")
-
-
 def origin(subjects: list[Subject]) -> str:
     """Where the numbers come from, and what the words mean."""
     made, config = stored_findings(), subjects[0].about["config"]["model"]
     return (
         "*Depth*: how often layers were run for a token. Difficulty is judged by a separate model that runs "
         f"all of its {config['n_layers']} layers for every token. *Entropy*: how unsure that model is before "
-        "the next token comes. *Surprisal*: how unlikely it held the token that came. "
+        "the next token comes. *Surprisal*: how unlikely it held the token that came. The columns hold rank "
+        "correlations of depth with difficulty and their 95 % intervals over seeds. "
         f"{made['places']} held-out windows a text, {made['seeds']} seeds, models of width "
         f"{config['d_model']}, preset {made['preset']}, recipe {made['recipe']}."
     )
-
-
-def verdict_lines(subjects: list[Subject]) -> list[str]:
-    """The whole verdicts, one line a text and measure."""
-    parts = cases(subjects, ("entropy", "surprisal"))
-    return [f"{name}, {measure}: {verdict(part)}" for name, measure, part in parts]

@@ -15,10 +15,9 @@ from torch import Tensor
 
 import morlib
 
-from ..results.stats import LEAST_SEEDS, interval, rank_correlation, variance_explained
+from ..results.stats import LEAST_SEEDS, interval
 from ..texts import ngram_surprisal
 from .bangla import kinds
-from .interventions import applications
 
 MEASURES = {
     "surprisal": "surprisal of the next token (nats)",
@@ -51,29 +50,20 @@ def places(corpus, reference, most: int) -> tuple[Tensor, dict[str, np.ndarray]]
     # The reference model has not predicted a window's first token
     unknown = np.full((len(windows), 1), np.nan)
     kind, in_word = kinds(corpus.tokenizer, ids)
+    after = torch.cat([corpus.ids["val"][-2:], ids])  # so that the first places have a context, too
+    trigrams = ngram_surprisal(corpus.ids["train"], after, 3, corpus.vocab_size)[0]  # of the whole part
+    count = torch.bincount(corpus.ids["train"], minlength=corpus.vocab_size).numpy()  # [V]
     return windows, dict(
         surprisal=surprisal,
         entropy=scored["entropy"].numpy(),
-        ngram=trigram_surprisal(corpus)[target],
+        ngram=trigrams[target],
         read=np.concatenate([unknown, surprisal[:, :-1]], axis=1),
-        frequency=frequency(corpus)[ids.numpy()[read]],
+        frequency=1000 * count[ids.numpy()[read]] / count.sum(),
         position=np.broadcast_to(np.arange(read.shape[1]), read.shape),
         in_word=in_word[read],
         kind=kind[read],
         token=ids.numpy()[read],
     )
-
-
-def trigram_surprisal(corpus) -> np.ndarray:
-    """Surprisal (nats) [tokens] of held-out text by trigrams of the training part, across windows."""
-    with_context = torch.cat([corpus.ids["val"][-2:], corpus.ids["heldout"]])
-    return ngram_surprisal(corpus.ids["train"], with_context, 3, corpus.vocab_size)[0]
-
-
-def frequency(corpus) -> np.ndarray:
-    """How often each token [V] occurs in 1,000 of the training part."""
-    count = torch.bincount(corpus.ids["train"], minlength=corpus.vocab_size).numpy()
-    return 1000 * count / count.sum()
 
 
 def groups(values: np.ndarray, most: int = 10) -> np.ndarray:
@@ -96,22 +86,6 @@ def rates(actions: Tensor, group: np.ndarray) -> pd.DataFrame:
     return frame.groupby("group").agg(places=("depth", "size"), **means)
 
 
-def rates_by(measure: str, known: dict[str, np.ndarray], scores: dict) -> pd.DataFrame:
-    """`rates` of each model and seed by groups of one measure; `middle` is the mean of a group's values.
-
-    scores: (model, seed) to what `morlib.score` gives.
-    """
-    values = known[measure]
-    named = measure == "kind"
-    group = values if named else groups(values.astype(float))
-    middle = pd.Series(values.flatten()).groupby(group.flatten()).agg("first" if named else "mean")
-    tables = []
-    for (model, seed), score in scores.items():
-        table = rates(score["actions"], group).assign(middle=middle, measure=measure, model=model, seed=seed)
-        tables.append(table.drop(index=-1, errors="ignore").rename_axis("group").reset_index())
-    return pd.concat(tables, ignore_index=True)
-
-
 # ---- Is it real? ----
 
 
@@ -123,48 +97,6 @@ def controls(known: dict[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
         "given": [groups(known["frequency"], 20), known["position"], known["in_word"]],
         "same": [known["token"], known["position"]],
     }
-
-
-def correlations_with(known: dict[str, np.ndarray], scores: dict) -> pd.DataFrame:
-    """Rank correlation `r` of depth with each difficulty under each control, for each model and seed,
-    with its 95 % interval over windows, `low` to `high`."""
-    rows, factors = [], controls(known)
-    for (model, seed), score in scores.items():
-        depth = score["depth"].numpy().astype(float)
-        for measure in DIFFICULTY:
-            for control, given in factors.items():
-                r, low, high = rank_correlation(depth, known[measure], given)
-                names = dict(model=model, seed=seed, measure=measure, control=control)
-                rows.append(names | dict(r=r, low=low, high=high))
-    return pd.DataFrame(rows)
-
-
-def variance_by(known: dict[str, np.ndarray], scores: dict, vocab_size: int) -> pd.DataFrame:
-    """Shares (%) of the variance of single decisions that the layer explains, then the position in each
-    layer, then the token read in each layer, for each model and seed; and the same two shares of a
-    place's depth."""
-    rows = []
-    for (model, seed), score in scores.items():
-        runs = applications(score["actions"]).numpy()  # [N, n, L]
-        layer, L = np.arange(len(runs))[:, None, None], runs.shape[-1]
-        factors = dict(layer=layer, position=layer * L + known["position"])
-        factors["token read"] = layer * vocab_size + known["token"]
-        of_depth = {"position": known["position"], "token read": known["token"]}
-        shares = variance_explained(score["depth"].numpy(), of_depth)
-        row = dict(model=model, seed=seed) | variance_explained(runs, factors)
-        rows.append(row | {f"{name} (of depth)": shares[name] for name in of_depth})
-    return pd.DataFrame(rows)
-
-
-def verdict(correlations: pd.DataFrame) -> str:
-    """Whether depth follows difficulty, in words and numbers: the `answer`, and MoR's rank correlations.
-
-    correlations: one row a model and seed, with columns `raw`, `given` and `same` (see `controls`).
-    """
-    means = mean_correlations(correlations)
-    texts = {c: spelt(*means[c]) for c in means}
-    numbers = f"rank correlation {texts['raw']}; given frequency and position {texts['given']}; "
-    return f"{answer(correlations)}: {numbers}given the token and position {texts['same']}"
 
 
 def spelt(mean: float, low: float, high: float, digits: int = 2) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import morlib
 
 from ..results import figure_style, forest, heat_map
-from ..results.figures import AMBER, BLUE, GREY, SKY, Look, legend_of, look_of, marker_of
+from ..results.figures import AMBER, BLUE, GREY, SKY, Look, legend_of, look_of, marker_of, stacked_bars
 from .difficulty import DIFFICULTY, MEASURES
 from .findings import over_seeds
 
@@ -27,7 +27,7 @@ SHARES = {
     "layer": (BLUE, ""),
     "position": (AMBER, "xx"),
     "token read": (SKY, "//"),
-    "rest": ("#eeeeee", ".."),
+    "rest": ("#D9D9D9", ""),
 }
 
 
@@ -131,22 +131,10 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def stacked_variance(variance: pd.DataFrame) -> Figure:
     """Shares of the variance of decisions that each factor explains, a bar a text and router."""
-    figure_style()
-    means = variance.groupby(["text", "model"], sort=False)[list(SHARES)].mean()
-    labels = [f"{text}, {ROUTERS[model]}" for text, model in means.index]
-    figure, ax = plt.subplots(figsize=(9.5, 1 + 0.42 * len(means)))
-    left = np.zeros(len(means))
-    for column, (colour, hatch) in SHARES.items():
-        width = means[column].clip(lower=0).to_numpy()
-        edge = GREY if column == "rest" else "white"
-        name = "context, or chance" if column == "rest" else column
-        ax.barh(labels, width, left=left, color=colour, hatch=hatch, edgecolor=edge, label=name)
-        left = left + width
-    ax.set(xlabel="share of the variance of decisions (%)", xlim=(0, 100))
-    ax.invert_yaxis()
-    ax.tick_params(axis="y", length=0)
-    legend_of(figure, ax, 4)
-    return figure
+    means = variance.groupby(["text", "model"], sort=False)[list(SHARES)].mean().clip(lower=0)
+    means.index = [f"{text}, {ROUTERS[model]}" for text, model in means.index]
+    means = means.rename(columns={"rest": "context, or chance"})
+    return stacked_bars(means, SHARES.values(), "share of the variance of decisions (%)")
 
 
 def formation_lines(formation: pd.DataFrame) -> Figure:
@@ -192,23 +180,17 @@ def tokens_by_layers(passages: list[dict], rows: int = 32) -> Figure:
     figure, axes = plt.subplots(1, len(passages), figsize=size, squeeze=False)
     for ax, part in zip(axes[0], passages):
         runs = np.array(part["runs"][:rows])  # [rows, N]
-        image = ax.imshow(runs, cmap=shades, vmin=-0.5, vmax=most + 0.5, aspect="auto")
+        cells = dict(edgecolor="white", linewidth=0.8)
+        image = ax.pcolormesh(runs, cmap=shades, vmin=-0.5, vmax=most + 0.5, **cells)
         words = [token.replace("\n", "newline").replace(" ", "\u2423") for token in part["tokens"][:rows]]
-        ax.set(title=part["title"], xlabel="layer", xticks=range(runs.shape[1]), yticks=range(len(words)))
-        ax.set_xticklabels(range(1, runs.shape[1] + 1))
-        ax.set_yticklabels(words, fontsize=11 if part["lang"] == "bn" else 10)
-        lattice(ax, runs.shape)
+        ax.set(title=part["title"], xlabel="layer")
+        ax.set_xticks(np.arange(runs.shape[1]) + 0.5, range(1, runs.shape[1] + 1))
+        ax.set_yticks(np.arange(len(words)) + 0.5, words, fontsize=11 if part["lang"] == "bn" else 10)
+        ax.invert_yaxis()
+        ax.spines[:].set_visible(False)
+        ax.tick_params(length=0)
     axes[0, 0].set_ylabel("token read, from the passage's beginning downwards")
     bar = figure.colorbar(image, ax=axes[0, -1], ticks=range(most + 1), shrink=0.3, anchor=(0, 1))
     words = ["skip", "run once", "run twice", *(f"run {runs} times" for runs in range(3, most + 1))]
     bar.ax.set_yticklabels(words[: most + 1])
     return figure
-
-
-def lattice(ax: Axes, shape: tuple[int, int]) -> None:
-    """White lines between the cells of an image."""
-    ax.spines[:].set_visible(False)
-    ax.set_yticks(np.arange(0.5, shape[0] - 1), minor=True)
-    ax.set_xticks(np.arange(0.5, shape[1] - 1), minor=True)
-    ax.grid(which="minor", color="white", linewidth=0.8)
-    ax.tick_params(which="both", length=0)

@@ -21,7 +21,7 @@ import morlib
 
 from .. import runs
 from ..files import REFERENCE, outputs, write_whole
-from ..results.stats import interval, spearman
+from ..results.stats import interval, rank_correlation, spearman, variance_explained
 from . import difficulty, interventions, textpage
 
 FILE = "routing_findings.json"
@@ -198,16 +198,34 @@ def models(subject: Subject) -> pd.DataFrame:
 
 @gathered("rates")
 def rates(subject: Subject) -> pd.DataFrame:
-    """What is spent in each tenth of each measure: see `difficulty.rates_by`."""
-    known, scores = subject.material.known, subject.material.scores
-    tables = [difficulty.rates_by(measure, known, scores) for measure in difficulty.MEASURES]
+    """`difficulty.rates` of each model and seed by groups of each measure; `middle` is the mean of a group's
+    values."""
+    known, tables = subject.material.known, []
+    for measure in difficulty.MEASURES:
+        values, named = known[measure], measure == "kind"
+        group = values if named else difficulty.groups(values.astype(float))
+        middle = pd.Series(values.flatten()).groupby(group.flatten()).agg("first" if named else "mean")
+        for (model, seed), score in subject.material.scores.items():
+            names = dict(middle=middle, measure=measure, model=model, seed=seed)
+            table = difficulty.rates(score["actions"], group).assign(**names)
+            tables.append(table.drop(index=-1, errors="ignore").rename_axis("group").reset_index())
     return pd.concat(tables, ignore_index=True)
 
 
 @gathered("correlations")
 def correlations(subject: Subject) -> pd.DataFrame:
-    """Rank correlation of depth with each difficulty: see `difficulty.correlations_with`."""
-    return difficulty.correlations_with(subject.material.known, subject.material.scores)
+    """Rank correlation `r` of depth with each difficulty under each control, for each model and seed,
+    with its 95 % interval over windows, `low` to `high`."""
+    rows, known = [], subject.material.known
+    factors = difficulty.controls(known)
+    for (model, seed), score in subject.material.scores.items():
+        depth = score["depth"].numpy().astype(float)
+        for measure in difficulty.DIFFICULTY:
+            for control, given in factors.items():
+                r, low, high = rank_correlation(depth, known[measure], given)
+                names = dict(model=model, seed=seed, measure=measure, control=control)
+                rows.append(names | dict(r=r, low=low, high=high))
+    return pd.DataFrame(rows)
 
 
 def verdicts(subjects: list[Subject]) -> pd.DataFrame:
@@ -223,9 +241,20 @@ def verdicts(subjects: list[Subject]) -> pd.DataFrame:
 
 @gathered("variance")
 def variance(subject: Subject) -> pd.DataFrame:
-    """What makes depth vary: see `difficulty.variance_by`."""
-    material = subject.material
-    return difficulty.variance_by(material.known, material.scores, material.corpus.vocab_size)
+    """Shares (%) of the variance of single decisions that the layer explains, then the position in each
+    layer, then the token read in each layer, for each model and seed; and the same two shares of a
+    place's depth."""
+    known, rows = subject.material.known, []
+    for (model, seed), score in subject.material.scores.items():
+        ran = interventions.applications(score["actions"]).numpy()  # [N, n, L]
+        layer, L = np.arange(len(ran))[:, None, None], ran.shape[-1]
+        factors = dict(layer=layer, position=layer * L + known["position"])
+        factors["token read"] = layer * subject.material.corpus.vocab_size + known["token"]
+        of_depth = {"position": known["position"], "token read": known["token"]}
+        shares = variance_explained(score["depth"].numpy(), of_depth)
+        row = dict(model=model, seed=seed) | variance_explained(ran, factors)
+        rows.append(row | {f"{name} (of depth)": shares[name] for name in of_depth})
+    return pd.DataFrame(rows)
 
 
 @gathered("interventions")
@@ -254,13 +283,8 @@ def oracles(subject: Subject) -> pd.DataFrame:
 @gathered("layers")
 def layers(subject: Subject) -> pd.DataFrame:
     """First decisions of each layer of each trained router on held-out text (%): skip, forward, recurse."""
-    records = subject.material.records
-    return layers_of(records[records["model"] == "mor"])
-
-
-def layers_of(records: pd.DataFrame) -> pd.DataFrame:
-    tables = []
-    for record in records["record"]:
+    tables, records = [], subject.material.records
+    for record in records[records["model"] == "mor"]["record"]:
         first = 100 * np.asarray(record["metrics"]["action_rates"])[:, 0]  # [N, 3]
         table = pd.DataFrame(first, columns=list(morlib.ACTIONS))
         table.insert(0, "layer", np.arange(1, len(first) + 1))

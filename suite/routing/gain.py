@@ -8,9 +8,6 @@ measured how much of the whole gain the first of them carry.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -20,13 +17,11 @@ from matplotlib.figure import Figure
 import morlib
 
 from .. import runs
-from ..files import write_whole
 from ..results import TEXT_NAMES
 from ..results.figures import figure_style
 from ..results.headlines import seeds_so_far
 from ..results.stats import LEAST_SEEDS, interval
 from ..results.tables import with_interval
-from ..runs.whole_tokens import CONTEXTS
 from ..texts import context_numbers
 
 GAIN = "depth_gain.json"  # the table of `measure_gain` that ships
@@ -79,7 +74,8 @@ def deep_contexts(specs: list[runs.Run], share: float = 1 / 3) -> dict:
     """The contexts of three tokens that promise most, such that they hold a share of the training text.
 
     Learned from the training text by all seeds of the specs, of `runs.long_runs`. A context is one of the
-    `texts.context_numbers`. `save_contexts` writes them for `suite.field.told`.
+    `texts.context_numbers`. `suite.field.told` reads what is returned as JSON, from
+    `runs.whole_tokens.CONTEXTS`.
     """
     scored, ids, windows = scores([spec for spec in specs if spec.model != "mor"])
     read, vocabulary = windows["train"], runs.trained_model(specs[0])[0].cfg.vocab_size
@@ -156,11 +152,6 @@ def carried_by(value: np.ndarray, gain: np.ndarray) -> list[float]:
 
 
 # ---- What is stored and shown ----
-
-
-def save_contexts(found: dict, path: Path = CONTEXTS) -> None:
-    """Write what `deep_contexts` found as JSON."""
-    write_whole(path, (json.dumps(found) + "\n").encode())
 
 
 def carried_share(table: pd.DataFrame, way: str, what: str = "accuracy") -> np.ndarray:
