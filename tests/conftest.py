@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import morlib
-from suite import texts
+from suite import results, texts
 
 torch.set_num_threads(1)
 
@@ -13,6 +13,12 @@ torch.set_num_threads(1)
 def scratch(tmp_path, monkeypatch):
     monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "outputs"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def goals():
+    """The goals of all settings of hops as the stored records reach them; to be read alone."""
+    return results.known_goals(results.known_settings())
 
 
 @pytest.fixture

@@ -25,8 +25,14 @@ def test_words_lose_their_intervals_and_keep_what_else_they_say(told, short):
     assert results.without_intervals(told) == short
 
 
-def test_every_number_of_the_readme_stands_in_the_table_with_its_interval():
-    part, table = report.readme_part(), results.glance_table()
+@pytest.fixture(scope="module")
+def table():
+    """All answers, of the records that ship; to be read alone."""
+    return results.glance_table()
+
+
+def test_every_number_of_the_readme_stands_in_the_table_with_its_interval(table):
+    part = report.readme_part()
     assert not re.search(r"9[05] % interval ", part)
     shown = [value.replace("\u2212", "-") for value in table["points"]]
     told = [value.replace("\u2212", "-") for value in re.findall(r"([+\u2212][\d.]+) points", part)]
@@ -38,8 +44,8 @@ def test_every_number_of_the_readme_stands_in_the_table_with_its_interval():
         assert value in rounded or value.replace("-", "\u2212") in token_worth_on_text
 
 
-def test_each_cell_on_text_is_a_comparison_of_its_experiment_with_a_row_in_the_table():
-    table, told = results.text_table(), results.glance_table()
+def test_each_cell_on_text_is_a_comparison_of_its_experiment_with_a_row_in_the_table(table):
+    told, table = table, results.text_table()
     assert len(table) == len(glance.TEXTS) and list(table)[1:] == list(glance.AGAINST)
     front = runs.stored_records("pareto")
     for experiment, row in zip(glance.TEXTS, table.to_dict("records")):
@@ -81,8 +87,7 @@ def test_what_the_protocol_of_the_sources_shows_is_told_from_its_records():
     assert results.protocol_sentence(records[records["model"] != "fixed-long"]) == ""
 
 
-def test_a_row_is_the_comparison_of_its_models():
-    table = results.glance_table()
+def test_a_row_is_the_comparison_of_its_models(table):
     row = table[table["who against whom"] == "MoR (equal epochs) against 6 layers"].iloc[0]
     c = results.compare(runs.stored_records("exp2"), "mor-equal-epochs", "fixed-shallow")
     assert row["points"] == results.signed(c["mean"])
@@ -97,8 +102,9 @@ def test_without_records_there_is_no_row(tmp_path, monkeypatch):
     assert report.glance() == []
 
 
-def test_the_page_has_a_table_a_text_with_each_row_once():
-    table, parts = results.glance_table(), report.glance()
+def test_the_page_has_a_table_a_text_with_each_row_once(table, monkeypatch):
+    monkeypatch.setattr(results, "glance_table", lambda: table)
+    parts = report.glance()
     texts = [part.strip("*") for part in parts[2::2]]
     assert texts == ["tinyshakespeare", "tinyshakespeare, halves", "bangla-wikipedia, 90/10", "hops-8-6"]
     rows = [line for part in parts[3::2] for line in part.splitlines()[2:]]

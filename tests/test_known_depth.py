@@ -736,7 +736,7 @@ def test_what_notebook_07_says_of_mor_in_the_wide_setting_holds():
     assert all(1.9 < own["x"] < 2.5 for own in depth)
 
 
-def test_what_notebook_07_says_where_the_rate_stays_high_holds():
+def test_what_notebook_07_says_where_the_rate_stays_high_holds(goals):
     records = runs.stored_records("known-depth-wsd")
     hops = results.known_depth.with_hops(records).pivot_table(index="seed", columns="model", values="hops")
     for model, least in (("worth", 89), ("worth-by-windows", 91)):
@@ -747,7 +747,6 @@ def test_what_notebook_07_says_where_the_rate_stays_high_holds():
     assert set(alike) == {"no difference shown"}
     for model in ("fixed-between", "fixed-half-long"):
         assert (hops["worth"] - hops[model] < 6).sum() == 1, "comes near token worth at a seed"
-    goals = results.known_goals(results.known_settings())
     plan = goals[goals["goal"].str.startswith("the plan")]["found"]
     high = plan[plan.index.str.startswith("narrow, a rate that stays high")]
     assert high.tolist() == ["5 of 6", "1 of 6"]
