@@ -1,5 +1,6 @@
 """Shared by all tests: one thread, outputs in a scratch folder, small models, small texts."""
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -13,6 +14,22 @@ torch.set_num_threads(1)
 def scratch(tmp_path, monkeypatch):
     monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "outputs"))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_open_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def moved():
+    """Records in which a model's accuracy is so many points higher."""
+
+    def moved(records, model, points):
+        return records.assign(accuracy=records["accuracy"] + points * (records["model"] == model))
+
+    return moved
 
 
 @pytest.fixture(scope="session")

@@ -131,12 +131,7 @@ def test_counting_is_named_where_it_is_ahead():
     assert "guesses right more often" in by_guess and "lower loss" not in by_guess
 
 
-def moved(records, model, points):
-    """Records in which a model's accuracy is so many points higher."""
-    return records.assign(accuracy=records["accuracy"] + points * (records["model"] == model))
-
-
-def test_an_experiment_s_short_answer_follows_the_records(tmp_path):
+def test_an_experiment_s_short_answer_follows_the_records(tmp_path, moved):
     exp1, exp2 = runs.stored_records("exp1"), runs.stored_records("exp2")
     eight = "no better than eight fixed layers"
     assert results.short_answer("exp1", exp1) == f"Yes, but {eight}; not after longer training."
@@ -158,14 +153,14 @@ def test_an_experiment_s_short_answer_follows_the_records(tmp_path):
 
 
 @pytest.mark.parametrize("seeds, told", [(6, "after longer training too"), (3, "open after longer training")])
-def test_what_becomes_of_an_answer_after_longer_training(monkeypatch, seeds, told):
+def test_what_becomes_of_an_answer_after_longer_training(monkeypatch, moved, seeds, told):
     long = moved(runs.stored_records("exp1-long"), "mor", 0.7)
     long = long[long["seed"] < seeds]
     monkeypatch.setattr(headlines, "stored_records", lambda name, folder=None: long)
     assert told in results.short_answer("exp1", runs.stored_records("exp1"))
 
 
-def test_worse_by_less_than_the_margin_is_equal_and_better_by_less_is_better():
+def test_worse_by_less_than_the_margin_is_equal_and_better_by_less_is_better(moved):
     exp2 = runs.stored_records("exp2")
     less = results.compare(exp2, "mor-source-protocol", "fixed-long")
     more = results.compare(exp2, "fixed-long", "mor-source-protocol")
@@ -176,7 +171,7 @@ def test_worse_by_less_than_the_margin_is_equal_and_better_by_less_is_better():
     assert results.short_answer("exp2", moved(exp2, "mor-equal-epochs", 2.0)) == "Yes."
 
 
-def test_what_depth_is_worth_and_who_gets_more_of_it():
+def test_what_depth_is_worth_and_who_gets_more_of_it(moved):
     tables = [results.long_records(name) for name in ("exp1", "exp1-thin")]
     worth = [results.compare(t, "fixed-deep", "fixed-shallow")["mean"] for t in tables]
     start, end = (
