@@ -317,11 +317,8 @@ def test_a_run_that_is_watched_ends_as_one_that_is_not(tmp_path):
     assert seen["weights"] == alone["weights"], "to look changes nothing"
 
 
-def test_the_watched_line_is_saved_and_drawn(tmp_path):
+def test_the_watched_line_is_told_and_drawn():
     table = results.stored_table(results.PLAN_FOUND)
-    results.save_table(table, tmp_path / "plan.json")
-    assert results.stored_table("plan.json", tmp_path).equals(table)
-    assert results.stored_table("none.json", tmp_path).empty
     own = results.narrow_records()
     assert table["run"].iloc[0] in {r["id"] for r in own[own["model"] == "worth"]["record"]}
     assert list(table["step"]) == list(plan_found.STEPS)
