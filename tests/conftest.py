@@ -1,10 +1,11 @@
 """Shared by all tests: one thread, outputs in a scratch folder, small models, small texts."""
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 
 import morlib
-from suite import texts
+from suite import results, texts
 
 torch.set_num_threads(1)
 
@@ -13,6 +14,28 @@ torch.set_num_threads(1)
 def scratch(tmp_path, monkeypatch):
     monkeypatch.setenv("MORLIB_OUTPUTS", str(tmp_path / "outputs"))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_open_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def moved():
+    """Records in which a model's accuracy is so many points higher."""
+
+    def moved(records, model, points):
+        return records.assign(accuracy=records["accuracy"] + points * (records["model"] == model))
+
+    return moved
+
+
+@pytest.fixture(scope="session")
+def goals():
+    """The goals of all settings of hops as the stored records reach them; to be read alone."""
+    return results.known_goals(results.known_settings())
 
 
 @pytest.fixture

@@ -361,8 +361,8 @@ def test_the_headline_begins_with_what_holds_on_both_tasks(monkeypatch):
     first = results.field_sentence(results.stored_field(), costs)
     assert shown[1][0] == first and first in shown[0][2], "the answer, or what is said after it"
     for sentence in (results.stays_high_sentence, results.second_lead_sentence):
-        assert sentence(costs) and all(sentence(costs) in parts[2] for parts in shown)
-    plt.close("all")
+        told = sentence(costs)
+        assert told and all(told in parts[2] for parts in shown)
 
 
 def test_on_text_it_is_accuracy_that_is_right():
@@ -414,7 +414,7 @@ def test_figures_draw_what_is_there():
 
 
 def test_numbers_stand_beside_their_marks_and_apart():
-    figure, ax = plt.subplots()
+    _, ax = plt.subplots()
     marks = [(0.0, 0.0), (0.02, 0.0), (1.0, 1.0)]
     ax.plot(*zip(*marks), "o")
     number_marks(ax, dict(enumerate(marks, 1)), [(0.0, 0.02)])
@@ -425,7 +425,6 @@ def test_numbers_stand_beside_their_marks_and_apart():
         others = [ax.transData.transform(mark) for mark in [*marks, (0.0, 0.02)]]
         others += [other for other in places if other is not place]
         assert min(np.linalg.norm(place - other) for other in others) > 6, "no number on a mark or a number"
-    plt.close(figure)
 
 
 def test_a_run_that_goes_on_from_another_is_not_mistaken_for_one_that_does_not():

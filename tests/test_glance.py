@@ -25,8 +25,14 @@ def test_words_lose_their_intervals_and_keep_what_else_they_say(told, short):
     assert results.without_intervals(told) == short
 
 
-def test_every_number_of_the_readme_stands_in_the_table_with_its_interval():
-    part, table = report.readme_part(), results.glance_table()
+@pytest.fixture(scope="module")
+def table():
+    """All answers, of the records that ship; to be read alone."""
+    return results.glance_table()
+
+
+def test_every_number_of_the_readme_stands_in_the_table_with_its_interval(table):
+    part = report.readme_part()
     assert not re.search(r"9[05] % interval ", part)
     shown = [value.replace("\u2212", "-") for value in table["points"]]
     told = [value.replace("\u2212", "-") for value in re.findall(r"([+\u2212][\d.]+) points", part)]
@@ -38,8 +44,8 @@ def test_every_number_of_the_readme_stands_in_the_table_with_its_interval():
         assert value in rounded or value.replace("-", "\u2212") in token_worth_on_text
 
 
-def test_each_cell_on_text_is_a_comparison_of_its_experiment_with_a_row_in_the_table():
-    table, told = results.text_table(), results.glance_table()
+def test_each_cell_on_text_is_a_comparison_of_its_experiment_with_a_row_in_the_table(table):
+    told, table = table, results.text_table()
     assert len(table) == len(glance.TEXTS) and list(table)[1:] == list(glance.AGAINST)
     front = runs.stored_records("pareto")
     for experiment, row in zip(glance.TEXTS, table.to_dict("records")):
@@ -81,8 +87,7 @@ def test_what_the_protocol_of_the_sources_shows_is_told_from_its_records():
     assert results.protocol_sentence(records[records["model"] != "fixed-long"]) == ""
 
 
-def test_a_row_is_the_comparison_of_its_models():
-    table = results.glance_table()
+def test_a_row_is_the_comparison_of_its_models(table):
     row = table[table["who against whom"] == "MoR (equal epochs) against 6 layers"].iloc[0]
     c = results.compare(runs.stored_records("exp2"), "mor-equal-epochs", "fixed-shallow")
     assert row["points"] == results.signed(c["mean"])
@@ -97,8 +102,9 @@ def test_without_records_there_is_no_row(tmp_path, monkeypatch):
     assert report.glance() == []
 
 
-def test_the_page_has_a_table_a_text_with_each_row_once():
-    table, parts = results.glance_table(), report.glance()
+def test_the_page_has_a_table_a_text_with_each_row_once(table, monkeypatch):
+    monkeypatch.setattr(results, "glance_table", lambda: table)
+    parts = report.glance()
     texts = [part.strip("*") for part in parts[2::2]]
     assert texts == ["tinyshakespeare", "tinyshakespeare, halves", "bangla-wikipedia, 90/10", "hops-8-6"]
     rows = [line for part in parts[3::2] for line in part.splitlines()[2:]]
@@ -125,12 +131,7 @@ def test_counting_is_named_where_it_is_ahead():
     assert "guesses right more often" in by_guess and "lower loss" not in by_guess
 
 
-def moved(records, model, points):
-    """Records in which a model's accuracy is so many points higher."""
-    return records.assign(accuracy=records["accuracy"] + points * (records["model"] == model))
-
-
-def test_an_experiment_s_short_answer_follows_the_records(tmp_path):
+def test_an_experiment_s_short_answer_follows_the_records(tmp_path, moved):
     exp1, exp2 = runs.stored_records("exp1"), runs.stored_records("exp2")
     eight = "no better than eight fixed layers"
     assert results.short_answer("exp1", exp1) == f"Yes, but {eight}; not after longer training."
@@ -152,14 +153,14 @@ def test_an_experiment_s_short_answer_follows_the_records(tmp_path):
 
 
 @pytest.mark.parametrize("seeds, told", [(6, "after longer training too"), (3, "open after longer training")])
-def test_what_becomes_of_an_answer_after_longer_training(monkeypatch, seeds, told):
+def test_what_becomes_of_an_answer_after_longer_training(monkeypatch, moved, seeds, told):
     long = moved(runs.stored_records("exp1-long"), "mor", 0.7)
     long = long[long["seed"] < seeds]
     monkeypatch.setattr(headlines, "stored_records", lambda name, folder=None: long)
     assert told in results.short_answer("exp1", runs.stored_records("exp1"))
 
 
-def test_worse_by_less_than_the_margin_is_equal_and_better_by_less_is_better():
+def test_worse_by_less_than_the_margin_is_equal_and_better_by_less_is_better(moved):
     exp2 = runs.stored_records("exp2")
     less = results.compare(exp2, "mor-source-protocol", "fixed-long")
     more = results.compare(exp2, "fixed-long", "mor-source-protocol")
@@ -170,7 +171,7 @@ def test_worse_by_less_than_the_margin_is_equal_and_better_by_less_is_better():
     assert results.short_answer("exp2", moved(exp2, "mor-equal-epochs", 2.0)) == "Yes."
 
 
-def test_what_depth_is_worth_and_who_gets_more_of_it():
+def test_what_depth_is_worth_and_who_gets_more_of_it(moved):
     tables = [results.long_records(name) for name in ("exp1", "exp1-thin")]
     worth = [results.compare(t, "fixed-deep", "fixed-shallow")["mean"] for t in tables]
     start, end = (

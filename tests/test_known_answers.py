@@ -63,9 +63,7 @@ def test_each_goal_is_judged_by_the_records():
     assert told == f"Goals reached: wide, token worth, six seeds: {won} of {results.tables.count(len(table))}"
 
 
-def test_goals_stand_side_by_side_in_one_order_and_one_router_a_table():
-    settings = results.known_settings()
-    goals = results.known_goals(settings)
+def test_goals_stand_side_by_side_in_one_order_and_one_router_a_table(goals):
     for router in results.ROUTERS:
         table = results.goals_side_by_side(goals, router)
         own = goals[goals["router"] == router]
@@ -136,8 +134,7 @@ def test_what_few_seeds_reach_is_counted_apart():
     )
 
 
-def test_the_wide_setting_is_also_judged_by_fixed_models_that_others_trained_in_it():
-    goals = results.known_goals(results.known_settings())
+def test_the_wide_setting_is_also_judged_by_fixed_models_that_others_trained_in_it(goals):
     wide = goals[goals.index.str.startswith("wide, token worth, six")].set_index("goal")
     longer = wide.loc["25 points ahead of half of the layers in twice the steps"]
     between = wide.loc["25 points ahead of a fixed depth between half and all"]
@@ -149,8 +146,7 @@ def test_the_wide_setting_is_also_judged_by_fixed_models_that_others_trained_in_
     assert longer["found"].startswith(f"\u2212{lines['fixed 3, 8000 steps', 0] - hops[0]:.1f}; one")
 
 
-def test_depth_does_not_rise_with_hops_at_a_routers_own_depth():
-    goals = results.known_goals(results.known_settings())
+def test_depth_does_not_rise_with_hops_at_a_routers_own_depth(goals):
     own = goals[goals["goal"] == "depth rises with the number of hops"]
     assert len(own) == 3 and own["reached"].str.startswith("no").all()
     dial = results.stored_table(results.DIAL)
@@ -163,8 +159,7 @@ def test_depth_does_not_rise_with_hops_at_a_routers_own_depth():
     assert told in results.dial_sentence(dial)
 
 
-def test_what_notebook_07_says_of_the_plan_in_half_of_the_steps_holds():
-    goals = results.known_goals(results.known_settings())
+def test_what_notebook_07_says_of_the_plan_in_half_of_the_steps_holds(goals):
     own = goals[goals["goal"].str.contains("in half of the steps") & (goals["router"] == "worth")]["found"]
     plan = re.compile(r"The plan: no(?: so far)?, (\d+) %")
     share = {name.partition(", token worth")[0]: int(plan.search(found)[1]) for name, found in own.items()}
@@ -322,11 +317,8 @@ def test_a_run_that_is_watched_ends_as_one_that_is_not(tmp_path):
     assert seen["weights"] == alone["weights"], "to look changes nothing"
 
 
-def test_the_watched_line_is_saved_and_drawn(tmp_path):
+def test_the_watched_line_is_told_and_drawn():
     table = results.stored_table(results.PLAN_FOUND)
-    results.save_table(table, tmp_path / "plan.json")
-    assert results.stored_table("plan.json", tmp_path).equals(table)
-    assert results.stored_table("none.json", tmp_path).empty
     own = results.narrow_records()
     assert table["run"].iloc[0] in {r["id"] for r in own[own["model"] == "worth"]["record"]}
     assert list(table["step"]) == list(plan_found.STEPS)
@@ -618,8 +610,7 @@ def test_a_notebook_keeps_a_colour_that_is_rare():
     assert np.abs(kept - blue).sum(-1).min() < 16
 
 
-def test_a_goal_says_of_how_many_seeds_it_is_found():
-    goals = results.known_goals(results.known_settings())
+def test_a_goal_says_of_how_many_seeds_it_is_found(goals):
     deep = goals[goals.index.str.startswith("twelve layers, token worth, by windows")]
     found = deep.set_index("goal")["found"]
     assert found[found.index.str.startswith("90 %")].iloc[0].endswith("; one of six seeds")

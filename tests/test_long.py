@@ -17,12 +17,6 @@ from suite.runs.experiments import LONG, ROUTED
 FLOORS = {"2": dict(heldout=dict(loss=2.5)), "5": dict(heldout=dict(loss=1.9, accuracy=49.3))}
 
 
-@pytest.fixture(autouse=True)
-def no_open_figures():
-    yield
-    plt.close("all")
-
-
 def record(
     model,
     seed,

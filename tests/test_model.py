@@ -12,7 +12,8 @@ import torch.nn.functional as F
 import morlib
 from morlib import FORWARD, NOT_ASKED, RECURSE, SKIP
 
-POLICIES = ("none", "mor", "random", "frozen")
+ROUTED = ("none", "mor", "random")
+POLICIES = (*ROUTED, "frozen")  # a router of mor that does not learn
 SHAPES = [
     dict(max_recursions=1, shared_blocks=None, granularity="token", norm="pre"),
     dict(max_recursions=2, shared_blocks=None, granularity="token", norm="post"),
@@ -116,16 +117,8 @@ def test_exploring_packed_equals_the_masked_reference(make_model, monkeypatch, s
     assert of_packed.abs().max() > 1e-4 and torch.allclose(of_packed, of_masked, atol=1e-6)
 
 
-@pytest.mark.parametrize("action", (SKIP, FORWARD, RECURSE))
-def test_packed_equals_masked_when_none_or_all_are_active(make_model, monkeypatch, action):
-    rates = [[[float(a == action) for a in range(3)]] * 2] * 3
-    model, x = make_model(routing="random", action_rates=rates), tokens()
-    packed = assert_equals_masked(model, x, monkeypatch)
-    assert (packed.depth == {SKIP: 0, FORWARD: 3, RECURSE: 6}[action]).all()
-
-
-@pytest.mark.parametrize("dice", range(12))
-@pytest.mark.parametrize("routing", POLICIES)
+@pytest.mark.parametrize("dice", range(10, 16))  # these draw every value of each choice
+@pytest.mark.parametrize("routing", ROUTED)
 @pytest.mark.parametrize("training", (False, True))
 def test_depth_is_what_hooks_on_the_blocks_count(make_model, dice, routing, training):
     draw = random.Random(dice)
@@ -264,30 +257,19 @@ def test_the_learned_router_when_none_or_all_are_active(make_model, monkeypatch,
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("routing", POLICIES)
-def test_no_future_leak(make_model, shape, routing):
-    model, x = make_model(routing=routing, **shape), tokens()
-    before = model(x).logits
+@pytest.mark.parametrize("routing", ROUTED)
+def test_it_is_causal_and_cached_is_uncached(make_model, shape, routing):
+    model, x = make_model(routing=routing, **shape), tokens(B=3, L=12)
+    whole, cache = model(x), morlib.Cache()
     for t in (1, 4, 8):
         changed = x.clone()
         changed[:, t] = (changed[:, t] + 1) % 11
         after = model(changed).logits
-        assert torch.allclose(before[:, :t], after[:, :t], atol=1e-5)
-        assert not torch.allclose(before[:, t], after[:, t], atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("routing", POLICIES)
-def test_cached_equals_uncached(make_model, shape, routing):
-    model, x = make_model(routing=routing, **shape), tokens(B=3, L=12)
-    whole = model(x)
-    cache, logits, depth = morlib.Cache(), [], []
-    for piece in x.split([4, 1, 1, 3, 1, 1, 1], dim=1):
-        out = model(piece, cache)
-        logits.append(out.logits)
-        depth.append(out.depth)
-    assert (torch.cat(depth, 1) == whole.depth).all()
-    assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
+        assert torch.allclose(whole.logits[:, :t], after[:, :t], atol=1e-5)
+        assert not torch.allclose(whole.logits[:, t], after[:, t], atol=1e-5)
+    parts = [model(piece, cache) for piece in x.split([4, 1, 1, 3, 1, 1, 1], dim=1)]
+    assert torch.equal(torch.cat([part.depth for part in parts], 1), whole.depth)
+    assert torch.allclose(torch.cat([part.logits for part in parts], 1), whole.logits, atol=1e-4)
     assert cache.tokens() == int(whole.depth.sum()), "the cache holds exactly the executed tokens"
     held = cache.bytes() - sum(t.nbytes for t in cache.prefix.values())
     assert held == 2 * 16 * 4 * int(whole.depth.sum()), "and nothing more is allocated"
@@ -332,30 +314,24 @@ def test_a_policy_that_is_none_is_refused(monkeypatch):
         morlib.ModelConfig(vocab_size=5, routing="mine")
 
 
-@pytest.mark.parametrize("target", (6.0, 8.0, 12.0))
 @torch.no_grad()
-def test_a_large_batch_decodes_as_it_reads_and_its_cache_follows_the_depth(make_model, target):
+def test_a_large_batch_decodes_as_it_reads_and_its_cache_follows_the_depth(make_model):
     """Rows that hold differently many tokens, or all as many; what is allocated is read off the tensors."""
-    x, allocated = tokens(B=32, L=150), {}
-    for routing in ("none", "random"):
-        model = make_model(
-            routing=routing,
-            target_depth=None if routing == "none" else target,
-            max_recursions=1,
-            max_len=150,
-            n_layers=12,
-        )
+    x, shape = tokens(B=32, L=150), dict(max_recursions=1, max_len=150, n_layers=12)
+    for routing, target in (("none", None), ("random", 6.0), ("random", 8.0)):
+        model = make_model(routing=routing, target_depth=target, **shape)
         whole, cache, logits = model(x), morlib.Cache(), []
         for piece in x.split([7] + [1] * 143, dim=1):
             logits.append(model(piece, cache).logits)
         assert torch.allclose(torch.cat(logits, 1), whole.logits, atol=1e-4)
         assert cache.tokens() == int(whole.depth.sum())
         assert cache.bytes() == sum(kv.numel() * 4 for step in cache.steps.values() for kv in step.kv)
-        allocated[routing], share = cache.bytes(), whole.depth.float().mean().item() / 12
         assert cache.bytes() <= 2 * 16 * 4 * cache.tokens() * morlib.StepCache.GROWTH * 1.005, (
             "little more than what is held"
         )
-    assert allocated["random"] / allocated["none"] == pytest.approx(share, rel=0.01)
+        if routing == "none":
+            of_all = cache.bytes()
+        assert cache.bytes() / of_all == pytest.approx(whole.depth.float().mean().item() / 12, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -484,7 +460,7 @@ def test_a_depth_budget_adds_up(R, target):
 
 @pytest.mark.parametrize("R", (1, 2, 3))
 @pytest.mark.parametrize("estimator", ("scaled", "gumbel"))
-@pytest.mark.parametrize("target", (3.0, 6.0, 8.0, 10.0, 12.0, 15.0))
+@pytest.mark.parametrize("target", (3.0, 8.0, 12.0, 15.0))
 def test_calibration_meets_its_target(make_model, R, target, estimator):
     if target > 12 * R:
         pytest.skip("beyond N * R")

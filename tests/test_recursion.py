@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
@@ -116,7 +115,6 @@ def test_what_is_shown_is_what_was_measured():
     assert "up to two hops" in told and "98 % after two, 70 % after three, 50 % after four (one seed" in told
     lines = {line.get_label(): line for line in results.draw_recursion(table).axes[0].lines}
     assert lines["keys of each recursion"].get_ydata().tolist() == [90.0, 80.0, 4.0, 3.0]
-    plt.close("all")
 
 
 def test_hops_beyond_a_cycle_go_round_it():

@@ -1,6 +1,7 @@
 """Statistics have known answers; tables, sentences and RESULTS.md follow the records."""
 
 import dataclasses
+import functools
 import json
 import re
 
@@ -17,12 +18,6 @@ from suite.results import figures, headlines, stats, tables
 from suite.routing import bangla_findings
 
 EXPERIMENTS = ("exp1", "exp2", "bangla")
-
-
-@pytest.fixture(autouse=True)
-def no_open_figures():
-    yield
-    plt.close("all")
 
 
 # ---- Over seeds ----
@@ -84,12 +79,17 @@ def test_paired_comparison():
         results.compare(table(dict(a=base, b=base)), "c", "b")
 
 
+def of_gaps(gaps):
+    """What `compare` finds of these gaps between two models, a and b."""
+    c = stats.tested(np.array(gaps)) | dict(margin=0.5, a="a", b="b")
+    return c | dict(claim=stats.claim_of(c))
+
+
+@functools.cache
 def random_comparisons(n=400):
+    """To be read alone."""
     rng = np.random.default_rng(0)
-    for _ in range(n):
-        base = rng.normal(40, 1, 6)
-        gap = rng.normal(0, 0.5) + rng.normal(0, rng.choice([0.05, 0.3, 1.0]), 6)
-        yield results.compare(table(dict(a=base + gap, b=base)), "a", "b")
+    return [of_gaps(rng.normal(0, 0.5) + rng.normal(0, rng.choice([0.05, 0.3, 1.0]), 6)) for _ in range(n)]
 
 
 def test_interval_and_p_cannot_contradict_a_claim():
@@ -210,38 +210,25 @@ def test_markdown_keeps_decimals_and_leaves_out_a_running_number():
     assert repr(results.Text("**a**")) == results.Text("**a**")._repr_markdown_() == "**a**"
 
 
-def scaled(records, model, points):
-    """Records in which a model's accuracy is so many points higher."""
-    records = records.copy()
-    records.loc[records["model"] == model, "accuracy"] += points
-    return records
-
-
-def test_the_first_sentence_follows_the_records():
-    exp1 = runs.stored_records("exp1")
-    assert "as accurate as twelve layers, within half a point" in results.sentence("exp1", exp1)
-    assert "no better than eight fixed layers" in results.sentence("exp1", exp1)
-    better = results.sentence("exp1", scaled(exp1, "mor", 2.0))
+def test_the_first_sentence_follows_the_records(moved):
+    exp1, exp2 = runs.stored_records("exp1"), runs.stored_records("exp2")
+    told = results.sentence("exp1", exp1)
+    assert "as accurate as twelve layers, within half a point" in told
+    assert "no better than eight fixed layers" in told
+    assert "(\u22120.26 points, 90 % interval \u22120.49 to \u22120.04; six seeds)" in told
+    better = results.sentence("exp1", moved(exp1, "mor", 2.0))
     assert "MoR is more accurate than twelve layers" in better and "and better than eight" in better
-    assert "less accurate than twelve layers" in results.sentence("exp1", scaled(exp1, "mor", -2.0))
-    assert "(\u22120.26 points, 90 % interval \u22120.49 to \u22120.04; six seeds)" in results.sentence(
-        "exp1", exp1
-    )
-    few = exp1[exp1["seed"] < 2]
-    assert "not shown to differ from twelve layers" in results.sentence(
-        "exp1", few
-    ) and "nan" not in results.sentence("exp1", few)
-    exp2 = runs.stored_records("exp2")
-    assert "no better than six fixed layers" in results.sentence("exp2", exp2)
+    assert "less accurate than twelve layers" in results.sentence("exp1", moved(exp1, "mor", -2.0))
+    few = results.sentence("exp1", exp1[exp1["seed"] < 2])
+    assert "not shown to differ from twelve layers" in few and "nan" not in few
+    told = results.sentence("exp2", exp2)
+    assert "no better than six fixed layers" in told and "and in loss worse (+0.0097 nats" in told
     less = "gains +2.45 points on them, but is a little less accurate than six layers that train as long"
-    assert less in results.sentence("exp2", exp2)
-    assert "and in loss worse (+0.0097 nats" in results.sentence("exp2", exp2)
-    assert "and is more accurate than six layers that train as long" in results.sentence(
-        "exp2", scaled(exp2, "mor-source-protocol", 2.0)
-    )
-    assert "a little more accurate than twelve layers" in results.sentence(
-        "bangla", runs.stored_records("bangla")
-    )
+    assert less in told
+    better = results.sentence("exp2", moved(exp2, "mor-source-protocol", 2.0))
+    assert "and is more accurate than six layers that train as long" in better
+    told = results.sentence("bangla", runs.stored_records("bangla"))
+    assert "a little more accurate than twelve layers" in told
 
 
 def test_loss_is_told_where_it_shows_what_accuracy_does_not():
@@ -636,8 +623,7 @@ def test_the_reference_folder_holds_the_picture_of_the_front():
 
 
 def test_undecided_and_equal_is_said_to_be_both():
-    made = stats.tested(np.array([-0.1, -0.35, -0.3, -0.02, -0.3, 0.02]))
-    c = made | dict(margin=0.5, a="a", b="b", claim=stats.claim_of(made | dict(margin=0.5, a="a", b="b")))
+    c = of_gaps([-0.1, -0.35, -0.3, -0.02, -0.3, 0.02])
     assert c["high"] < 0 and c["p"] > 0.05 and c["claim"].startswith("undecided")
     assert tables.verdict_words(c) == "undecided, yet equal within half a point"
     stored = stats.compare(runs.stored_records("exp1-long"), "mor", "fixed-at-E")

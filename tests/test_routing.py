@@ -430,7 +430,6 @@ def test_every_figure_is_drawn_and_named(made, recwarn, draw, table):
     figure.canvas.draw()
     assert all(ax.get_xlabel() for ax in figure.axes)
     assert not [w for w in recwarn if "missing from font" in str(w.message)]
-    matplotlib.pyplot.close(figure)
 
 
 def test_tokens_by_layers_shows_the_decisions(made):
@@ -438,7 +437,6 @@ def test_tokens_by_layers_shows_the_decisions(made):
     figure = routing.tokens_by_layers(passages, rows=8)
     image = figure.axes[0].collections[0].get_array().reshape(8, -1)
     assert np.array_equal(image, np.array(passages[0]["runs"][:8]))
-    matplotlib.pyplot.close(figure)
 
 
 def test_over_seeds_is_students_t_and_falls_back_on_windows():
