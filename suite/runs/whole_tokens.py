@@ -11,7 +11,7 @@ from morlib import Decision, ModelConfig, StepInput
 
 from ..files import REFERENCE
 
-# Written by `suite.routing.save_contexts`, read by `suite.field.told`
+# Made by `suite.routing.deep_contexts`, read by `suite.field.told`
 CONTEXTS = REFERENCE / "depth_pays.json"
 
 
