@@ -188,15 +188,6 @@ def test_stored_records_need_no_device(monkeypatch):
         runs.settings({})
 
 
-def test_runs_side_by_side_take_a_card_each():
-    with devices.claim_card(0, 2) as first, devices.claim_card(1, 2) as second:
-        assert {first, second} == {0, 1}
-        with devices.claim_card(5, 2) as third:
-            assert third == 1, "where all are taken they are shared"
-    with devices.claim_card(3, 2) as free, devices.claim_card(0, 1) as single:
-        assert free == 0 and single is None
-
-
 def test_each_notebook_prints_the_device_and_why():
     for path in sorted((files.ROOT / "notebooks").glob("*.ipynb"))[1:]:  # the first trains nothing
         code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
