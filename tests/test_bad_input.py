@@ -165,22 +165,14 @@ TEXTS = {
         "by its path, or by a list .*, not as 1984",
     ),
     "a pattern of nothing": (lambda here: texts.load_corpus(str(here / "*.md")), r"no file matches .*\*.md"),
-    "an empty file": (text(b""), "text.txt is empty"),
     "only a mark": (text(b"\xef\xbb\xbf"), "text.txt is empty"),
     "only white space": (text(" \n\r\n\t "), "text.txt is empty"),
     "Latin-1": (text("déjà vu ".encode("latin-1") * 50), "not UTF-8: byte 1 is 0xe9; save it as UTF-8"),
-    "UTF-16 with a mark": (text((LONG).encode("utf-16")), "not UTF-8: byte 0 is 0xff"),
     "UTF-16 without a mark": (
         text(LONG.encode("utf-16-le")),
         "holds a NUL byte .character 1.: it is no plain text, or it is UTF-16",
     ),
-    "NUL bytes": (text(LONG + "\0"), "holds a NUL byte"),
-    "lone surrogates": (
-        text(LONG.encode() + "\ud800".encode("utf-8", "surrogatepass")),
-        "not UTF-8: byte 3960 is 0xed",
-    ),
     "cut inside a character": (text("ক".encode() * 50 + "ক".encode()[:2]), "not UTF-8"),
-    "an image": (text(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(range(256))), "not UTF-8: byte 0 is 0x89"),
     "a line of a gigabyte": (huge, "text.txt has 1,000,000,000 bytes: cut it to 200,000,000 or less"),
     "too short to split": (text("ab"), "too short to split"),
     "shorter than a window": (
@@ -189,7 +181,6 @@ TEXTS = {
     ),
     "an unknown split": (text(LONG, split="thirds"), "split must be one of full, halves, 90/10"),
     "an unknown tokenizer": (text(LONG, tokenizer="words"), "tokenizer must be char or sentencepiece"),
-    "negative max_chars": (text(LONG, max_chars=-5), "max_chars must be 1 or more, not -5"),
     "max_chars of zero": (text(LONG, max_chars=0), "max_chars must be 1 or more, not 0"),
     "max_chars as text": (text(LONG, max_chars="100"), "max_chars must be int, not str '100'"),
     "fractional subwords": (
@@ -208,10 +199,6 @@ TOKENIZERS = {
         r"tokenizer model .*\.model is damaged .*: delete it",
     ),
     "an empty tokenizer model": (piece_model(lambda data: b""), r"tokenizer model .*\.model is damaged"),
-    "a text for a tokenizer model": (
-        piece_model(lambda data: b"no model at all"),
-        r"tokenizer model .*\.model is damaged",
-    ),
     "a character never seen": (
         lambda here: texts.CharTokenizer("abc").encode("abé"),
         r"unknown character 'é' \(U\+00E9\) at position 2",
@@ -284,10 +271,7 @@ PARAMETERS = {
     "a dictionary for a number": (parameter(epochs={}), "epochs must be int, not dict"),
 }
 PROMPTS = {
-    "an empty prompt": (written(""), "prompt"),
-    "a prompt in another script": (written("বাংলা"), r"unknown character 'ব' \(U\+09AC\) at position 0"),
     "a lone surrogate in a prompt": (written("a\udc80"), r"unknown character '\\udc80' \(U\+DC80\)"),
-    "NUL in a prompt": (written("a\0"), r"unknown character '\\x00'"),
     "a text for ids": (generated("the"), "the prompt must be an int64 tensor of token ids, not str"),
     "no prompt": (generated(None), "the prompt must be an int64 tensor of token ids, not NoneType"),
     "a negative temperature": (
@@ -299,7 +283,6 @@ PROMPTS = {
         "temperature must be 0 or more, not nan",
     ),
     "half a token": (generated(torch.tensor([1]), 2.5), "max_new_tokens must be int, not float 2.5"),
-    "a temperature below zero in writing": (written("the", temperature=-1), "temperature must be 0 or more"),
 }
 SAVED = {
     "a foreign model": (
@@ -324,7 +307,6 @@ RECORDS = {
         record(lambda text: text[:500]),
         r"record exp1_.*\.json is refused .*: delete it to do the run again",
     ),
-    "an empty record": (record(lambda text: ""), r"record exp1_.*\.json is refused"),
     "a record that is a list": (record(lambda text: "[1, 2]"), r"record exp1_.*\.json is refused"),
     "a record without metrics": (record(without_metrics), "refused .it has no metrics"),
     "a record with a loss of nan": (

@@ -188,15 +188,6 @@ def test_stored_records_need_no_device(monkeypatch):
         runs.settings({})
 
 
-def test_runs_side_by_side_take_a_card_each():
-    with devices.claim_card(0, 2) as first, devices.claim_card(1, 2) as second:
-        assert {first, second} == {0, 1}
-        with devices.claim_card(5, 2) as third:
-            assert third == 1, "where all are taken they are shared"
-    with devices.claim_card(3, 2) as free, devices.claim_card(0, 1) as single:
-        assert free == 0 and single is None
-
-
 def test_each_notebook_prints_the_device_and_why():
     for path in sorted((files.ROOT / "notebooks").glob("*.ipynb"))[1:]:  # the first trains nothing
         code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
@@ -214,7 +205,8 @@ def on_cpu(monkeypatch, dtype):
 def test_half_precision_trains_and_goes_on_where_it_was(small_text, monkeypatch, tmp_path, dtype):
     """The float16 of a T4 with its gradient scaler, and bfloat16, on the CPU itself."""
     on_cpu(monkeypatch, dtype)
-    one, scales, gradients = spec(small_text), [], morlib.Training.gradients
+    one = spec(small_text, dataclasses.replace(TINY, epochs=1))  # 8 steps
+    scales, gradients = [], morlib.Training.gradients
     expected = runs.run(one)
     losses = [point["train_loss"] for point in expected["history"]]
     assert losses[-1] < losses[0]
@@ -222,7 +214,7 @@ def test_half_precision_trains_and_goes_on_where_it_was(small_text, monkeypatch,
 
     def interrupted(training, batch):
         scales.append(training.scaler.get_scale())
-        if len(scales) == 9:
+        if len(scales) == 5:
             raise RuntimeError("stopped here")
         return gradients(training, batch)
 
@@ -230,7 +222,7 @@ def test_half_precision_trains_and_goes_on_where_it_was(small_text, monkeypatch,
     with pytest.raises(RuntimeError, match="stopped here"):
         runs.run(one, checkpoint_seconds=0.0)
     assert strip(runs.run(one)) == strip(expected)
-    assert len(scales) == 9 + 8
+    assert len(scales) == 5 + 4
     assert (scales[0] > 1) == (dtype == torch.float16), "float16 alone needs its loss scaled"
 
 

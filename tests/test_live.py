@@ -1,4 +1,4 @@
-"""Seeing a model learn: the bar, a live curve, stopping early."""
+"""Seeing a model learn: a live curve, and one that is kept."""
 
 import re
 from types import SimpleNamespace
@@ -9,16 +9,6 @@ import pandas as pd
 import morlib
 from suite import results
 from suite.files import ROOT
-
-
-def test_the_bar_shows_loss_and_depth(make_model, corpus, quick_training, capsys, monkeypatch):
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    model = make_model(vocab_size=corpus.vocab_size, target_depth=2.0)
-    monkeypatch.setattr(morlib, "tqdm", lambda **how: __import__("tqdm").tqdm(**how, mininterval=0))
-    morlib.train(model, corpus, quick_training, progress=True)
-    shown = capsys.readouterr().err
-    assert "loss=" in shown
-    assert "E=" in shown
 
 
 def test_a_live_curve_draws_each_point_and_the_validation_loss(make_model, corpus, quick_training):
@@ -33,14 +23,6 @@ def test_a_live_curve_draws_each_point_and_the_validation_loss(make_model, corpu
     validation = curve.axes[0].lines[1].get_ydata()
     assert list(validation) == [point["val_loss"] for point in training.history]
     assert plt.get_fignums() == opened  # the cell shows it once
-
-
-def test_a_hook_stops_a_training_which_is_then_measured(make_model, corpus, quick_training):
-    model = make_model(vocab_size=corpus.vocab_size, target_depth=2.0)
-    training = morlib.train(model, corpus, quick_training, after_step=lambda t: t.step == 3)
-    assert training.step == 3 < training.steps
-    assert training.history[-1]["step"] == 3
-    assert not model.training
 
 
 def test_the_readme_says_how_to_keep_a_curve(make_model, corpus, quick_training, tmp_path, monkeypatch):

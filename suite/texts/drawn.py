@@ -80,13 +80,17 @@ class Drawn:
         surprisal, correct = (values.reshape(lines.shape)[:, 1:] for values in found)
         return dict(loss=float(surprisal.mean()), accuracy=float(100 * correct.mean()))
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of the held-out lines."""
+        return files.sha256(self.windows("heldout", self.length).numpy().tobytes())
+
     def describe(self) -> dict:
-        """What a record says of the task. The hash is that of the held-out lines."""
-        lines = self.windows("heldout", self.length)
+        """What a record says of the task."""
         sizes = {part: n * self.length for part, n in WINDOWS.items()} | dict(train="drawn without end")
         return dict(
             name=self.name,
-            sha256=files.sha256(lines.numpy().tobytes()),
+            sha256=self.sha256,
             split=self.split,
             source=self.source,
             tokenizer="symbols",
