@@ -496,7 +496,13 @@ def test_what_notebook_07_says_of_four_wide_layers_holds():
     assert (round(three.min()), round(three.max())) == (29, 96)
     lead = results.known_depth.compare_hops(results.known_depth.with_hops(records), "worth", "fixed-between")
     assert [round(lead[name]) for name in ("mean", "low", "high")] == [28, 4, 53]  # 3.5 and 52.5
-    assert (hops["worth"][four.index] - four).abs().max() < 0.5 and len(four) == 1
+    assert len(four) == 6 and [round(x) for x in (four.min(), four.mean(), four.max())] == [73, 89, 100]
+    solved = results.known_depth.with_hops(records[records["model"] == "fixed-deep"])["solved"]
+    assert solved.sum() == 2
+    mor, windows = hops["mor"].dropna(), hops["worth-by-windows"].dropna()
+    assert len(mor) == 3 and (round(mor.min()), round(mor.max())) == (55, 69)
+    assert (mor < four[mor.index]).all() and (mor < hops["worth"][mor.index]).all()
+    assert windows.round().tolist() == [99]
     own = records[records["model"] == "worth"]
     for record in own["record"]:
         depth = record["metrics"]["details"]["depth_by_kind"]
@@ -508,6 +514,9 @@ def test_what_notebook_07_says_of_four_wide_layers_holds():
     verdicts = results.hops_verdicts(records).set_index("token worth against")["verdict"]
     assert verdicts["two layers"] == verdicts["three layers"] == "better"
     assert verdicts["the plan written down"] == "undecided: two tests disagree"
+    assert verdicts["four layers"] == "no difference shown"
+    ahead = results.known_depth.compare_hops(results.known_depth.with_hops(records), "worth", "fixed-deep")
+    assert [round(ahead[name]) for name in ("mean", "low", "high")] == [10, -1, 22]
     behind = results.known_depth.compare_hops(results.known_depth.with_hops(records), "worth", "planted")
     assert round(behind["mean"], 1) == -0.7
 
