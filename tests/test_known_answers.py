@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -295,6 +296,17 @@ def test_the_way_to_all_layers_is_shown_where_three_seeds_have_both_ends():
     assert table.loc["token worth", "way (%)"] == round(way)
     assert table.loc["three layers", "way (%)"] == 0 and table.loc["six layers", "way (%)"] == 100
     assert "way (%)" not in results.hops_table(wide[wide["seed"] < 2])
+
+
+def test_a_dial_on_text_measures_the_depths_that_are_asked_for_and_no_hops(corpus, make_model, monkeypatch):
+    sizes = dict(n_layers=4, max_recursions=1, vocab_size=corpus.vocab_size)
+    model = make_model(routing="worth", target_depth=2.0, **sizes)
+    monkeypatch.setattr(results.dial, "trained_model", lambda spec: (model, dict(id="a"), corpus))
+    spec = SimpleNamespace(model="worth", train=SimpleNamespace(seed=0))
+    table, kept = results.measure_dial([spec], (1.5, 3)), ["loss", "accuracy", "effective_depth"]
+    assert table["target"].tolist() == [1.5, 3] and not {"r", "by_hops"} & set(table)
+    held = morlib.evaluate(model, corpus, target_depth=3)
+    assert table[kept].iloc[1].tolist() == [held[name] for name in kept]
 
 
 # ---- One line while it is learnt ----
