@@ -395,10 +395,10 @@ def field() -> list[str]:
     return parts
 
 
-STUDIES: dict[str, tuple[str, Callable]] = {  # its title, and what gives its table, or its parts
+STUDIES: dict[str, tuple[str, Callable]] = {  # its title, and what gives its table, or its text
     "pareto": (
         "The front: loss and accuracy against effective depth",
-        lambda records: [FRONT, lines_of(results.front_lines(records))],
+        lambda records: f"{FRONT}\n\n{lines_of(results.front_lines(records))}",
     ),
     "estimators": ("How the router learns: validation text, the best first", results.by_validation),
     "recursions": ("What recursing buys: validation text, the best first", results.by_validation),
@@ -421,8 +421,8 @@ def studies() -> list[str]:
         records = stored_records(study)
         if len(records):
             shown = told(records)
-            parts += [f"## {title}", about(records)]
-            parts += shown if isinstance(shown, list) else [markdown(shown)]
+            shown = shown if isinstance(shown, str) else markdown(shown)
+            parts += [f"## {title}", about(records), shown]
     return parts
 
 

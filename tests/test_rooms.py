@@ -192,13 +192,14 @@ def test_every_stored_record_has_the_identity_of_its_content():
         record = runs.read_record(path)
         fields = record["config"]["model"]
         estimator = fields["estimator"]
-        lead, gone = fields["routing"].removeprefix("worth: "), dict(estimator="cut", routing="worth")
-        known = dict(estimator=estimator in GONE, routing=lead in GONE_LEADS)
-        cfg = morlib.ModelConfig(**fields | {name: gone[name] for name, is_gone in known.items() if is_gone})
-        for name in gone:
+        lead = fields["routing"].removeprefix("worth: ")
+        instead = dict(estimator="cut") if estimator in GONE else {}
+        instead |= dict(routing="worth") if lead in GONE_LEADS else {}
+        cfg = morlib.ModelConfig(**fields | instead)
+        for name in instead:
             object.__setattr__(cfg, name, fields[name])
         tc = morlib.TrainConfig(**record["config"]["train"])
-        code = lead.replace(" ", "-") if known["routing"] else code_of(cfg.routing)
+        code = lead.replace(" ", "-") if lead in GONE_LEADS else code_of(cfg.routing)
         parent = record.get("parent", "")
         identity = records.run_id(cfg, tc, Described(record["data"]), code, parent, record["preset"])
         if "stopped_at" in record:  # it is not that of the whole run, and says so

@@ -212,7 +212,8 @@ def map_runs(s: Settings) -> list[Run]:
 def chains_runs(s: Settings) -> list[Run]:
     """The models of the known depth on the second task, and a fixed model of three layers."""
     models = known_depth_models(s, CHAINS)
-    worth, training = models.pop("worth-by-windows")
+    del models["worth-by-windows"]
+    worth, training = models["worth"]
     models["worth-whole-windows"] = (worth | dict(routing="worth-whole-windows"), training)
     models["fixed-between"] = fixed_between(CHAINS["layers"])
     return known_depth_runs(s, models, "chains", CHAINS)
